@@ -1,0 +1,1 @@
+"""What every part speaks: ids, errors, clock, resources. Imports nothing of ours."""

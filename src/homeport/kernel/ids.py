@@ -1,0 +1,64 @@
+"""Object ids: ``<prefix>-<alphanumerics>``, exactly one dash.
+
+The official client splits ids at the dash, matches app ids against 22 alphanumerics, and
+recognises remote frames by task ids of 26 upper-case alphanumerics that do not end in ``V``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import string
+from typing import Final
+
+_ALPHABET: Final = string.digits + string.ascii_letters
+_UPPER: Final = string.digits + string.ascii_uppercase
+_LENGTH: Final = 22
+_TASK_LENGTH: Final = 26
+
+APP: Final = "ap"
+FUNCTION: Final = "fu"
+CLASS: Final = "cs"
+DEFINITION: Final = "de"
+CALL: Final = "fc"
+INPUT: Final = "in"
+IMAGE: Final = "im"
+MOUNT: Final = "mo"
+SECRET: Final = "st"
+ENVIRONMENT: Final = "en"
+BLOB: Final = "bl"
+TASK: Final = "ta"
+WORKSPACE: Final = "ac"
+NODE: Final = "no"
+
+_ID: Final = re.compile(r"^([a-z]{2})-([0-9A-Za-z]{16,32})$")
+
+
+def new(prefix: str) -> str:
+    """A fresh random id with ``prefix`` (131 bits; tasks 134 bits)."""
+    if prefix == TASK:
+        body = "".join(secrets.choice(_UPPER) for _ in range(_TASK_LENGTH - 1))
+        return f"{prefix}-{body}{secrets.choice(_UPPER.replace('V', ''))}"
+    return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))}"
+
+
+def derive(prefix: str, *parts: str | bytes) -> str:
+    """The same id for the same ``parts``, always: identity by content or by idempotency key."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    number = int.from_bytes(digest.digest(), "big")
+    characters: list[str] = []
+    for _ in range(_LENGTH):
+        number, index = divmod(number, len(_ALPHABET))
+        characters.append(_ALPHABET[index])
+    return f"{prefix}-{''.join(characters)}"
+
+
+def is_id(value: str, prefix: str) -> bool:
+    """Whether ``value`` is a well-formed id of kind ``prefix``."""
+    match = _ID.match(value)
+    return match is not None and match.group(1) == prefix

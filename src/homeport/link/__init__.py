@@ -1,0 +1,1 @@
+"""The messages between server and node, and their framing. Imports kernel only."""

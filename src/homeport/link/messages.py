@@ -1,0 +1,444 @@
+"""What server and node say to each other.
+
+One connection, opened by the node (``GET /_node/link`` with an HTTP upgrade on the server's port),
+carries length-prefixed msgpack frames both ways (see ``framing.py``). Every message is a tagged
+struct; unknown tags end the connection, so both sides must speak ``PROTOCOL``.
+
+Delivery rules:
+
+* Messages of one direction arrive in order. After a reconnect the node sends ``Hello`` with all it
+  runs; the server answers ``Welcome`` and both re-send what was not acknowledged.
+* The node keeps ``Outputs`` and ``TaskExited`` until the server acknowledged their ``seq``
+  (``Ack``): outputs are durable in the server before they are forgotten in the node.
+* An input handed to a task is the node's until it reports an output for it, gives it back
+  (``InputsReturned``) or reports the task's end; then the server decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from homeport.kernel.resources import Limits, Resources
+
+PROTOCOL = 1
+FRAME_BYTES_MAX = 256 * 1024 * 1024
+"""A frame carries at most a batch of outputs or one forwarded request (≤ 128 MiB each)."""
+
+
+class Message(msgspec.Struct, tag=True, array_like=True):
+    """Base of all link messages."""
+
+
+# ── values ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Result(msgspec.Struct, array_like=True):
+    """How an attempt or a task's start ended; the fields of the protocol's ``GenericResult``.
+
+    ``status`` is one of the ``STATUS_*`` numbers below. ``data`` is an inline payload,
+    ``data_blob_id`` names one in the blob store (at most one is set).
+    """
+
+    status: int
+    exception: str = ""
+    traceback: str = ""
+    serialized_tb: bytes = b""
+    tb_line_cache: bytes = b""
+    data: bytes | None = None
+    data_blob_id: str = ""
+
+
+STATUS_SUCCESS = 1
+STATUS_FAILURE = 2
+STATUS_TERMINATED = 3
+STATUS_TIMEOUT = 4
+STATUS_INIT_FAILURE = 5
+STATUS_INTERNAL_FAILURE = 6
+
+
+class InputItem(msgspec.Struct, array_like=True):
+    """One attempt of an input on its way to a container. ``args`` or ``args_blob_id`` is set."""
+
+    input_id: str
+    call_id: str
+    retry_count: int
+    args: bytes | None
+    args_blob_id: str
+    data_format: int
+    method_name: str
+    invocation_type: int
+    """``FunctionCallInvocationType`` of the protocol (decides blob thresholds in the container)."""
+    final: bool = False
+    """The container is to exit after this input (``final_input``)."""
+
+
+class OutputItem(msgspec.Struct, array_like=True):
+    """The end of one attempt. Times are Unix seconds."""
+
+    input_id: str
+    retry_count: int
+    result: Result
+    data_format: int
+    started_at: float
+    finished_at: float
+
+
+class LogEntry(msgspec.Struct, array_like=True):
+    """A piece of a container's output: ``fd`` 1 stdout, 2 stderr, 3 system; ``time_ns`` Unix ns."""
+
+    fd: int
+    time_ns: int
+    data: str
+    input_id: str = ""
+    call_id: str = ""
+
+
+class MountRef(msgspec.Struct, frozen=True, array_like=True):
+    """A set of files to appear in the container, by the digest of its manifest.
+
+    The manifest (``GET /_node/mounts/<digest>``) lists absolute file names, SHA-256 and mode;
+    contents come from ``GET /_node/files/<sha256>``. ``compile`` asks for bytecode made by the
+    container's own Python, once per (digest, Python).
+    """
+
+    digest: str
+    compile: bool = False
+
+
+class ManifestFile(msgspec.Struct, frozen=True, array_like=True):
+    """One file of a mount: absolute ``name`` in the container, permission bits ``mode``."""
+
+    name: str
+    sha256: str
+    mode: int
+    size: int
+
+
+class ImageConfig(msgspec.Struct, frozen=True, array_like=True):
+    """What an image says about running in it (the OCI image config's fields)."""
+
+    env: dict[str, str] = {}
+    workdir: str = ""
+    user: str = ""
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    shell: list[str] = []
+
+
+class VolumeRef(msgspec.Struct, frozen=True, array_like=True):
+    """A volume at ``path`` in the container (data plane: not built yet)."""
+
+    volume_id: str
+    path: str
+    read_only: bool = False
+
+
+class RunningTask(msgspec.Struct, array_like=True):
+    """A task the node still has, as said in ``Hello``: with every input it holds for it."""
+
+    task_id: str
+    ready: bool
+    inputs: list[tuple[str, int]]
+    """``(input_id, retry_count)`` of inputs delivered and not yet reported as outputs."""
+
+
+# ── node → server ─────────────────────────────────────────────────────────────────────────────
+
+
+class Hello(Message):
+    """First message of a connection. ``capacity`` is what the server may place on this node."""
+
+    protocol: int
+    node_id: str
+    version: str
+    capacity: Resources
+    runtimes: list[str]
+    gpu_type: str
+    running: list[RunningTask]
+
+
+class TaskReady(Message):
+    """The container asked for its first input (or, a server container, said it is up)."""
+
+    task_id: str
+    time: float
+
+
+class InputsStarted(Message):
+    """These attempts were handed to the container. ``(input_id, retry_count)`` pairs."""
+
+    task_id: str
+    inputs: list[tuple[str, int]]
+    time: float
+
+
+class Outputs(Message):
+    """Ends of attempts, in the order the container gave them. Acknowledged by ``Ack(seq)``."""
+
+    seq: int
+    task_id: str
+    items: list[OutputItem]
+
+
+class InputsReturned(Message):
+    """Attempts that were delivered but never started in the container: to be queued again."""
+
+    task_id: str
+    inputs: list[tuple[str, int]]
+
+
+class TaskInitFailed(Message):
+    """The container reported a failed start (RPC ``TaskResult``): import, ``@enter``, ASGI factory.
+
+    After a ``TaskExited`` with ``ready`` it is a failed ``@exit`` instead.
+    """
+
+    task_id: str
+    result: Result
+
+
+class TaskStopping(Message):
+    """The container asked to stop fetching (RPC ``ContainerStop`` for itself)."""
+
+    task_id: str
+
+
+class TaskExited(Message):
+    """The container is gone, with all its processes. Acknowledged by ``Ack(seq)``.
+
+    ``unfinished`` are the attempts it had started and not finished, ``unstarted`` those delivered
+    to the node but never handed to it. ``reason`` is a sentence for the log when it was not a
+    normal end; ``stderr_tail`` its last lines.
+    """
+
+    seq: int
+    task_id: str
+    returncode: int
+    oom_killed: bool
+    was_ready: bool
+    unfinished: list[tuple[str, int]]
+    unstarted: list[tuple[str, int]]
+    reason: str
+    stderr_tail: str
+    start_failed: bool = False
+    """The runtime could not start it at all (``reason`` says why)."""
+
+
+class Logs(Message):
+    """Output of a task, in order."""
+
+    task_id: str
+    entries: list[LogEntry]
+
+
+class RpcRequest(Message):
+    """A container's RPC that the node does not answer itself, forwarded with its identity.
+
+    Answered by ``RpcReply`` messages with the same ``rpc_id`` (unique per connection).
+    """
+
+    rpc_id: int
+    task_id: str
+    path: str
+    metadata: list[tuple[str, str]]
+    body: bytes
+    timeout_s: float
+
+
+class RpcCancel(Message):
+    """The container cancelled that RPC."""
+
+    rpc_id: int
+
+
+class BuildLog(Message):
+    """Output of an image build, in order."""
+
+    build_id: str
+    entries: list[LogEntry]
+
+
+class BuildFinished(Message):
+    """An image build ended. ``error`` is empty on success. Acknowledged by ``Ack(seq)``."""
+
+    seq: int
+    build_id: str
+    error: str
+    layers: list[str]
+    """Layer keys, lowest first, including the base's."""
+    config: ImageConfig
+    python_version: str
+    """What ``python -VV`` printed in the image; empty when it has none."""
+    libc_version: str = ""
+
+
+class Ping(Message):
+    """Liveness, every ``Welcome.heartbeat_s``; ``load`` is the one-minute load average."""
+
+    load: float
+
+
+# ── server → node ─────────────────────────────────────────────────────────────────────────────
+
+
+class Welcome(Message):
+    """Answer to ``Hello``. ``lost_tasks`` are unknown to the server: the node ends them.
+
+    ``blob_root`` is the server's file store if the node may find it on its own disk (same
+    machine): then files are linked, not fetched.
+    """
+
+    server_id: str
+    heartbeat_s: float
+    http_url: str
+    blob_root: str
+    lost_tasks: list[str]
+    known_inputs: list[tuple[str, str, int]]
+    """``(task_id, input_id, retry_count)`` that the server still wants from this node's tasks."""
+
+
+class Ack(Message):
+    """All node messages with a ``seq`` up to this one are durable in the server."""
+
+    seq: int
+
+
+class StartTask(Message):
+    """Start a function container.
+
+    ``arguments`` is the serialized ``ContainerArguments`` of the client's protocol, ``env`` the
+    complete environment but for what only the node knows (its socket and file paths).
+    """
+
+    task_id: str
+    function_id: str
+    app_id: str
+    command: list[str]
+    layers: list[str]
+    mounts: list[MountRef]
+    env: dict[str, str]
+    workdir: str
+    arguments: bytes
+    python: str
+    """The image's Python as ``3.11``, for bytecode of ``compile`` mounts."""
+    limits: Limits
+    runtime: str
+    """Isolation back end to use; empty = the node's default."""
+    startup_timeout_s: float
+    input_timeout_s: float
+    max_concurrent: int
+    target_concurrent: int
+    batch_max_size: int
+    batch_linger_ms: int
+    single_use: bool
+    is_server: bool
+    block_network: bool
+    untrusted: bool
+    """No control-plane access: forwarded RPCs are refused."""
+    volumes: list[VolumeRef] = []
+
+
+class DeliverInputs(Message):
+    """Attempts for a task, to be handed out in order."""
+
+    task_id: str
+    inputs: list[InputItem]
+
+
+class CancelInputs(Message):
+    """End these inputs: drop those not started, cancel those running (the node escalates).
+
+    Each of them comes back as an output with ``STATUS_TERMINATED``.
+    """
+
+    task_id: str
+    input_ids: list[str]
+
+
+class StopTask(Message):
+    """End a task. ``graceful``: no further inputs, finish the running ones, exit handlers.
+
+    Otherwise: interrupt now (exit handlers run), kill after ``grace_s`` seconds.
+    """
+
+    task_id: str
+    graceful: bool
+    grace_s: float
+
+
+class RpcReply(Message):
+    """One response message of a forwarded RPC, or its end.
+
+    ``status`` is -1 for a message of a stream that goes on, else the gRPC status number that ends
+    the RPC; a unary success carries ``body`` and status 0.
+    """
+
+    rpc_id: int
+    status: int
+    body: bytes
+    message: str = ""
+    trailers: list[tuple[str, str]] = []
+
+
+class BuildFile(msgspec.Struct, array_like=True):
+    """A small file of the build context that travels inline; ``name`` is relative to its root."""
+
+    name: str
+    data: bytes
+    mode: int = 0o644
+
+
+class BuildImage(Message):
+    """Build one image: ``dockerfile`` on top of the layers of ``base`` images.
+
+    ``bases`` maps the names usable in ``FROM`` (``base``) to (layers, config). A ``FROM`` of any
+    other name is a registry image, which the node finds or bootstraps.
+    """
+
+    build_id: str
+    dockerfile: str
+    bases: dict[str, tuple[list[str], ImageConfig]]
+    context_mount: str
+    """Digest of a mount manifest whose files form the build context; empty = none."""
+    context_files: list[BuildFile]
+    build_args: dict[str, str]
+    secret_env: dict[str, str]
+    builder_version: str
+    limits: Limits
+    timeout_s: float
+    no_cache: bool = False
+
+
+class CancelBuild(Message):
+    """Stop a build; it reports ``BuildFinished`` with an error."""
+
+    build_id: str
+
+
+NodeMessage = (
+    Hello
+    | TaskReady
+    | InputsStarted
+    | Outputs
+    | InputsReturned
+    | TaskInitFailed
+    | TaskStopping
+    | TaskExited
+    | Logs
+    | RpcRequest
+    | RpcCancel
+    | BuildLog
+    | BuildFinished
+    | Ping
+)
+ServerMessage = (
+    Welcome
+    | Ack
+    | StartTask
+    | DeliverInputs
+    | CancelInputs
+    | StopTask
+    | RpcReply
+    | BuildImage
+    | CancelBuild
+)

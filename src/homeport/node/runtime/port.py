@@ -1,0 +1,126 @@
+"""The port behind which isolation tools start containers.
+
+One implementation a tool (``bubblewrap.py``, ``oci.py``); all pass ``tests/contract/test_runtime.py``.
+A runtime never falls back to weaker isolation than its ``Capabilities`` say: what it cannot give
+raises ``RuntimeUnavailableError`` with the fix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from homeport.kernel.resources import Limits
+
+
+class RuntimeUnavailableError(Exception):
+    """This machine cannot run containers this way; the message says what to install or change."""
+
+
+class ContainerStartError(Exception):
+    """The tool refused to start this container; the message carries the tool's own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A file or directory of the host at ``target`` in the container."""
+
+    source: Path
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """One container to start.
+
+    The root file system is an overlay: ``layers`` (lowest first, read-only, shared) under
+    ``upper`` (this container's writes; the runtime creates it and a sibling work directory).
+    After ``remove()`` with ``keep_upper`` the caller owns ``upper`` (an image build commits it).
+    """
+
+    id: str
+    layers: tuple[Path, ...]
+    upper: Path
+    command: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str = "/"
+    user: str = ""
+    """``uid``, ``name``, ``uid:gid`` or empty for root, resolved in the image's /etc/passwd."""
+    hostname: str = ""
+    limits: Limits = field(default_factory=Limits)
+    binds: tuple[Bind, ...] = ()
+    network: str = "nat"
+    """``nat`` (an ``eth0`` with a way out), ``none`` (loopback only), ``host`` (builds only)."""
+    stdout_fd: int = -1
+    stderr_fd: int = -1
+    """Open descriptors the container's output goes to (the caller's pipes); -1 = /dev/null."""
+    tmpfs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended. ``returncode`` is negative for a signal (-9 = SIGKILL).
+
+    ``oom_killed`` only if the kernel's own counter for this container moved.
+    """
+
+    returncode: int
+    oom_killed: bool
+    memory_limit_mb: int = 0
+
+
+class Container(Protocol):
+    """A started container. All methods may be called after its end."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def pid(self) -> int:
+        """Host pid of the container's first process (its init)."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """IPv4 address of its ``eth0``; empty without one."""
+        ...
+
+    @property
+    def netns(self) -> str:
+        """Path under which its network namespace can be joined (``/proc/PID/ns/net`` or a bind)."""
+        ...
+
+    async def wait(self) -> Exit:
+        """Until its command ended (not until its pipes close) and all its processes are gone."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the container's *command* (e.g. SIGINT to the entrypoint)."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL every process of the container."""
+        ...
+
+    async def remove(self, *, keep_upper: bool = False) -> None:
+        """Undo everything: mounts, cgroup, network, directories. Idempotent; kills first."""
+        ...
+
+
+class Runtime(Protocol):
+    """Starts containers with one isolation tool."""
+
+    @property
+    def name(self) -> str:
+        """``bubblewrap``, ``runc``, ``crun``, ``runsc``."""
+        ...
+
+    async def start(self, spec: ContainerSpec) -> Container:
+        """Start it. Raises ``ContainerStartError`` or ``RuntimeUnavailableError``."""
+        ...
+
+    async def sweep(self) -> int:
+        """Undo what containers of an earlier, crashed node left behind; returns how many."""
+        ...

@@ -1,0 +1,75 @@
+"""Who calls, and with what: the second argument of every RPC handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from homeport.kernel.errors import PermissionDeniedError
+from homeport.transport.dispatch import Trailers
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentity:
+    """A person or program with a token (client types CLIENT and the JS/Go SDKs)."""
+
+    token_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIdentity:
+    """A container, known by the socket it speaks through; its node vouches for it."""
+
+    task_id: str
+    app_id: str
+    environment: str
+    """Name of the environment its app lives in: the default of its look-ups."""
+    function_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnonymousIdentity:
+    """No credentials: only the methods on the short public list accept it."""
+
+
+Identity = ClientIdentity | TaskIdentity | AnonymousIdentity
+
+
+@dataclass(slots=True)
+class Context:
+    """One RPC's surroundings.
+
+    ``http_base`` is the URL (no trailing slash) under which *this caller* reaches the HTTP
+    gateway: clients by the authority they used, containers by their node's relay.
+    """
+
+    method: str
+    request_id: str
+    identity: Identity
+    client_version: str
+    """``x-modal-client-version``, e.g. ``1.6.4``; empty if not said."""
+    client_type: int
+    """``x-modal-client-type``: 1 client, 3 container, 7–9 JS/Go SDKs."""
+    http_base: str
+    idempotency_key: str = ""
+    """``x-idempotency-key``: constant over the retries of one logical unary call."""
+    timeout_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    trailers: Trailers = field(default_factory=list[tuple[str, str]])
+
+    def warn(self, text: str) -> None:
+        """Show ``text`` once at the client (``x-modal-warning``, clients 1.6+)."""
+        self.trailers.append(("x-modal-warning", quote(text)))
+
+    @property
+    def task(self) -> TaskIdentity:
+        """The calling container; raises ``PermissionDeniedError`` for any other caller."""
+        if isinstance(self.identity, TaskIdentity):
+            return self.identity
+        raise PermissionDeniedError(f"{self.method} is for containers only")
+
+    @property
+    def environment(self) -> str:
+        """The environment that an empty ``environment_name`` means for this caller."""
+        return self.identity.environment if isinstance(self.identity, TaskIdentity) else ""

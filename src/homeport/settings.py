@@ -1,0 +1,118 @@
+"""What an installation can be told, with defaults that need nothing.
+
+Sources, weakest first: the defaults below, ``<home>/homeport.toml``, ``HOMEPORT_*`` environment
+variables, command-line options.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from homeport.kernel.errors import InvalidError
+
+DEFAULT_PORT = 7460
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one installation. Times in seconds, sizes in bytes unless the name says else."""
+
+    home: Path
+    """The folder that holds all state."""
+    host: str = "127.0.0.1"
+    """Address the server listens on."""
+    port: int = DEFAULT_PORT
+    workspace: str = "homeport"
+    """Name shown to clients as the workspace."""
+    durability: Literal["process", "power"] = "process"
+    """What acknowledged data survives: the death of any process, or also power loss."""
+    default_runtime: str = ""
+    """Isolation back end of function containers; empty = the node's best (bubblewrap)."""
+    message_bytes_max: int = 256 * 1024 * 1024
+    """Largest gRPC message accepted."""
+    heartbeat_s: float = 2.0
+    """How often a node says it is alive; missing five of them counts as gone."""
+    app_heartbeat_timeout_s: float = 120.0
+    """An ephemeral app whose client is silent that long is stopped."""
+    result_retention_s: float = 7 * 86400.0
+    """How long results of ``spawn`` stay readable."""
+    log_retention_s: float = 7 * 86400.0
+    inputs_pending_max: int = 200_000
+    """Inputs waiting in one call before back-pressure (clients wait and retry)."""
+    default_milli_cpu: int = 125
+    """CPU a container is given when its function asks for none."""
+    default_memory_mb: int = 128
+    """Memory a container is counted with when its function asks for none."""
+    default_memory_limit_mb: int = 0
+    """Hard memory limit of such a container; 0 = half of the node's memory."""
+    pids_max: int = 4096
+    """Processes and threads in one container."""
+    containers_max: int = 1000
+    """Containers at once on one node, whatever they ask for."""
+    log_level: str = "info"
+
+    @property
+    def database_path(self) -> Path:
+        return self.home / "homeport.db"
+
+    @property
+    def blob_root(self) -> Path:
+        return self.home / "blobs"
+
+    @property
+    def node_root(self) -> Path:
+        return self.home / "node"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.home / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.home / "logs"
+
+
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """``$HOMEPORT_HOME`` or ``~/.homeport``."""
+    return Path(environ.get("HOMEPORT_HOME") or Path.home() / ".homeport").absolute()
+
+
+def load(
+    home: Path | None = None, environ: Mapping[str, str] = os.environ, **overrides: Any
+) -> Settings:
+    """Read the settings of the installation in ``home``.
+
+    Raises ``InvalidError`` naming the source and the field for values that do not fit.
+    """
+    home = (home or default_home(environ)).absolute()
+    values: dict[str, Any] = {}
+    file = home / "homeport.toml"
+    if file.exists():
+        try:
+            values.update(tomllib.loads(file.read_text()))
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidError(f"{file} is not valid TOML: {error}") from None
+    for name in Settings.__struct_fields__:
+        text = environ.get(f"HOMEPORT_{name.upper()}")
+        if text is not None and name != "home":
+            values[name] = text
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    unknown = sorted(set(values) - set(Settings.__struct_fields__))
+    if unknown:
+        raise InvalidError(f"unknown settings in {file}: {', '.join(unknown)}")
+    values["home"] = str(home)
+    try:
+        return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise InvalidError(f"a setting does not fit: {error}") from None
+
+
+def _decode(kind: type[Any], value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise TypeError(f"no way to read a {kind}")

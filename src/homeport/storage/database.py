@@ -1,0 +1,234 @@
+"""The database: one writer with group commit, readers beside it.
+
+All changes go through one thread that gathers what is waiting into one transaction: a caller's
+``write`` or ``append`` returns when that transaction is committed, so *acknowledged means durable*
+and a hundred waiting callers share one commit. Tables are SQLAlchemy Core tables on ``metadata``
+(each feature's ``store.py`` owns its own); the schema itself comes from ``migrations/``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+
+from homeport.kernel.errors import UnavailableError
+from homeport.storage.migrations import migrate
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+_GROUP_MAX = 2_000
+"""Operations in one transaction: bounds how long a commit can keep the first waiter."""
+
+log = structlog.get_logger(__name__)
+
+metadata = sa.MetaData()
+"""Every table of the installation."""
+
+
+@dataclass(slots=True)
+class _Write:
+    function: Callable[[Connection], Any]
+    future: asyncio.Future[Any]
+
+
+@dataclass(slots=True)
+class _Append:
+    statement: sa.Executable
+    rows: Sequence[Row]
+    future: asyncio.Future[Any]
+
+
+@dataclass(slots=True)
+class _Stop:
+    pass
+
+
+class Database:
+    """The installation's database; created by ``main.py``, used by the features' stores.
+
+    ``durability``: ``process`` survives the death of any process (the default), ``power`` also
+    survives power loss, at the price of an ``fsync`` a commit.
+    """
+
+    def __init__(self, url: str, *, durability: Literal["process", "power"] = "process") -> None:
+        self._url = url
+        self._durability = durability
+        self._queue: queue.SimpleQueue[_Write | _Append | _Stop] = queue.SimpleQueue()
+        self._engine: Engine = sa.create_engine(url, pool_size=4, max_overflow=2)
+        self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="db-read")
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if url.startswith("sqlite"):
+            event.listen(self._engine, "connect", self._configure_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+
+    @classmethod
+    def sqlite(
+        cls, path: Path, *, durability: Literal["process", "power"] = "process"
+    ) -> Database:
+        """The default database: one file at ``path``."""
+        return cls(f"sqlite:///{path}", durability=durability)
+
+    def _configure_sqlite(self, connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's begin event opens transactions itself
+        synchronous = "FULL" if self._durability == "power" else "NORMAL"
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "busy_timeout=10000",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    async def start(self) -> None:
+        """Bring the schema up to date and start the writer."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(migrate, self._engine)
+        self._thread = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Commit what is queued and close."""
+        if self._thread is not None:
+            self._queue.put(_Stop())
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+        self._readers.shutdown(wait=True)
+        self._engine.dispose()
+
+    async def write(self, function: Callable[[Connection], T]) -> T:
+        """Run ``function`` in a (shared) transaction; its result, once committed.
+
+        If it raises, its own changes alone are undone and the exception is the caller's.
+        """
+        future: asyncio.Future[T] = self._new_future()
+        self._queue.put(_Write(function, future))
+        return await future
+
+    def append(self, statement: sa.Executable, rows: Sequence[Row]) -> asyncio.Future[None]:
+        """Queue ``statement`` for ``rows``; the future is done when they are committed.
+
+        Cheaper than ``write``: neighbouring appends of the same statement become one execution.
+        They must not fail by themselves (use ``on conflict do nothing`` or upserts).
+        """
+        future: asyncio.Future[None] = self._new_future()
+        self._queue.put(_Append(statement, rows, future))
+        return future
+
+    async def read(self, function: Callable[[Connection], T]) -> T:
+        """Run a query on a reader thread."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._readers, self._read_sync, function
+        )
+
+    def read_sync(self, function: Callable[[Connection], T]) -> T:
+        """Run a query in the calling thread (start-up and tests only)."""
+        return self._read_sync(function)
+
+    def _read_sync(self, function: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            return function(connection)
+
+    def _new_future(self) -> asyncio.Future[Any]:
+        if self._thread is None:
+            raise UnavailableError("the database is not open")
+        return asyncio.get_running_loop().create_future()
+
+    # ── the writer thread ───────────────────────────────────────────────────────────────────
+
+    def _write_loop(self) -> None:
+        with self._engine.connect() as connection:
+            while True:
+                group, stop = self._next_group()
+                if group:
+                    self._commit_group(connection, group)
+                if stop:
+                    return
+
+    def _next_group(self) -> tuple[list[_Write | _Append], bool]:
+        group: list[_Write | _Append] = []
+        item = self._queue.get()
+        while True:
+            if isinstance(item, _Stop):
+                return group, True
+            group.append(item)
+            if len(group) >= _GROUP_MAX:
+                return group, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return group, False
+
+    def _commit_group(self, connection: Connection, group: list[_Write | _Append]) -> None:
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        try:
+            with connection.begin():
+                index = 0
+                while index < len(group):
+                    item = group[index]
+                    if isinstance(item, _Append):
+                        index = self._execute_appends(connection, group, index, outcomes)
+                    else:
+                        index += 1
+                        try:
+                            with connection.begin_nested():
+                                outcomes.append((item.future, item.function(connection), None))
+                        except Exception as error:  # the caller's, raised at its await
+                            outcomes.append((item.future, None, error))
+        except Exception as error:
+            log.exception("commit failed", operations=len(group))
+            outcomes = [(item.future, None, error) for item in group]
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    @staticmethod
+    def _execute_appends(
+        connection: Connection,
+        group: list[_Write | _Append],
+        index: int,
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]],
+    ) -> int:
+        first = group[index]
+        assert isinstance(first, _Append)
+        rows: list[Row] = []
+        while index < len(group):
+            item = group[index]
+            if not isinstance(item, _Append) or item.statement is not first.statement:
+                break
+            rows.extend(item.rows)
+            outcomes.append((item.future, None, None))
+            index += 1
+        if rows:
+            connection.execute(first.statement, rows)
+        return index
+
+
+def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for future, value, error in outcomes:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # The one writer takes the write lock at once; readers see a snapshot until they finish.
+    connection.exec_driver_sql("BEGIN")
