@@ -1,0 +1,1 @@
+"""Apps: life cycle, layout, deployments."""

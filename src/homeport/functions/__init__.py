@@ -1,0 +1,1 @@
+"""Functions and classes: definitions, variants, look-ups."""

@@ -1,0 +1,83 @@
+"""Use cases of functions and classes: announce, create, look up, bind variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from homeport.functions.model import ClassRecord, FunctionRecord
+from homeport.functions.store import FunctionStore
+from homeport.kernel.errors import NotFoundError
+
+
+class FunctionService:
+    """All functions of the installation, in memory, written through to the store."""
+
+    def __init__(self, store: FunctionStore) -> None:
+        self._store = store
+        self._functions: dict[str, FunctionRecord] = {}
+        self._classes: dict[str, ClassRecord] = {}
+        self._on_change: list[Callable[[FunctionRecord], None]] = []
+
+    async def start(self) -> None:
+        """Read what earlier runs of the server left."""
+        functions, classes = await self._store.load()
+        self._functions = {record.function_id: record for record in functions}
+        self._classes = {record.class_id: record for record in classes}
+
+    def on_change(self, listener: Callable[[FunctionRecord], None]) -> None:
+        """Have ``listener`` called with each record that is created or replaced."""
+        self._on_change.append(listener)
+
+    def find(self, function_id: str) -> FunctionRecord | None:
+        return self._functions.get(function_id)
+
+    def get(self, function_id: str) -> FunctionRecord:
+        """The function; raises ``NotFoundError``."""
+        record = self._functions.get(function_id)
+        if record is None:
+            raise NotFoundError(
+                f"Function with id {function_id!r} not found. It may belong to an app that has "
+                "ended: run or deploy the app again and use the new handle."
+            )
+        return record
+
+    def of_app(self, app_id: str) -> list[FunctionRecord]:
+        return [record for record in self._functions.values() if record.app_id == app_id]
+
+    async def save(self, record: FunctionRecord) -> FunctionRecord:
+        """Create or replace; durable when it returns."""
+        self._functions[record.function_id] = record
+        await self._store.save(record)
+        for listener in self._on_change:
+            listener(record)
+        return record
+
+    async def announce(self, record: FunctionRecord) -> FunctionRecord:
+        """Give a function its id before its definition exists (RPC ``FunctionPrecreate``).
+
+        A function that already exists keeps its definition until it is created anew.
+        """
+        known = self._functions.get(record.function_id)
+        if known is not None and known.spec is not None:
+            return known
+        self._functions[record.function_id] = record
+        await self._store.save(record)
+        return record
+
+    async def save_class(self, record: ClassRecord) -> ClassRecord:
+        self._classes[record.class_id] = record
+        await self._store.save_class(record)
+        return record
+
+    def get_class(self, class_id: str) -> ClassRecord:
+        record = self._classes.get(class_id)
+        if record is None:
+            raise NotFoundError(f"Class with id {class_id!r} not found")
+        return record
+
+    async def forget_app(self, app_id: str) -> None:
+        """Drop the functions of an app that is gone for good."""
+        for record in self.of_app(app_id):
+            del self._functions[record.function_id]
+        self._classes = {k: v for k, v in self._classes.items() if v.app_id != app_id}
+        await self._store.delete_of_app(app_id)
