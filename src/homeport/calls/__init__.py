@@ -1,0 +1,1 @@
+"""Calls, their inputs and outputs: the durable record of all work."""

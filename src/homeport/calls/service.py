@@ -1,0 +1,382 @@
+"""Use cases of calls: record inputs, hand out results, cancel, forget.
+
+Inputs are queued for execution as soon as they are recorded in memory and acknowledged only
+when their transaction is committed: the commit runs beside the execution, not before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
+from homeport.calls.store import CallStore
+from homeport.kernel import ids
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import ConflictError, ExhaustedError, NotFoundError
+from homeport.link.messages import STATUS_TERMINATED, Result
+
+MAP_LINGER_S = 0.03
+"""A map's poll waits this long after the first output to gather more.
+
+Each poll carries a token of every awaited input, so answering one output at a time costs the
+client several times the work of the output itself."""
+ANSWER_BYTES_MAX = 16 * 1024 * 1024
+"""Payload bytes in one answer with outputs (at least one output is always given)."""
+CLEAR_GRACE_S = 60.0
+"""A cleared call stays readable that long: its last poll may have been lost on the way."""
+_DELETE_DELAY_S = 1.0
+
+
+class InputSpec(NamedTuple):
+    """An input as a client hands it in."""
+
+    idx: int
+    args: bytes | None
+    args_blob_id: str
+    data_format: int
+    method_name: str
+
+
+class Executor(Protocol):
+    """Who runs inputs (the scheduler)."""
+
+    def enqueue(self, inputs: Sequence[Input]) -> None:
+        """Run these inputs. Each comes back through ``CallService.finish``."""
+        ...
+
+    def cancel(self, inputs: Sequence[Input], *, terminate_containers: bool) -> None:
+        """End these inputs; those that no task holds are finished at once."""
+        ...
+
+    def work_finished(self, app_id: str) -> None:
+        """The app has no unfinished input any more."""
+        ...
+
+
+class CallService:
+    """All calls that anyone may still ask about."""
+
+    def __init__(
+        self,
+        store: CallStore,
+        executor: Executor,
+        clock: Clock,
+        *,
+        inputs_pending_max: int,
+        result_retention_s: float,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._clock = clock
+        self._inputs_pending_max = inputs_pending_max
+        self._result_retention_s = result_retention_s
+        self._calls: dict[str, Call] = {}
+        self._inputs: dict[str, Input] = {}
+        self._unfinished_of_app: dict[str, int] = {}
+        self._cleared: list[str] = []
+        self._delete_scheduled = False
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> list[Input]:
+        """Read what earlier runs left; returns the inputs that have no output yet."""
+        unfinished: list[Input] = []
+        for call in await self._store.load():
+            self._calls[call.call_id] = call
+            for item in call.inputs.values():
+                self._inputs[item.input_id] = item
+                if item.output is None:
+                    unfinished.append(item)
+                    self._count(call.app_id, 1)
+        self._housekeeping = asyncio.create_task(self._expire_results())
+        return unfinished
+
+    async def stop(self) -> None:
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        for call in self._calls.values():
+            call.wake()
+
+    def _count(self, app_id: str, change: int) -> int:
+        left = self._unfinished_of_app.get(app_id, 0) + change
+        if left:
+            self._unfinished_of_app[app_id] = left
+        else:
+            self._unfinished_of_app.pop(app_id, None)
+        return left
+
+    # ── look-ups ────────────────────────────────────────────────────────────────────────────
+
+    def find(self, call_id: str) -> Call | None:
+        return self._calls.get(call_id)
+
+    def get(self, call_id: str) -> Call:
+        """The call; raises ``NotFoundError``."""
+        call = self._calls.get(call_id)
+        if call is None:
+            raise NotFoundError(
+                f"Function call {call_id!r} not found: its results were taken, have expired, "
+                "or the id is not one of this installation."
+            )
+        return call
+
+    def find_input(self, input_id: str) -> Input | None:
+        return self._inputs.get(input_id)
+
+    def has_work(self, app_id: str) -> bool:
+        """Whether inputs of the app have no output yet."""
+        return app_id in self._unfinished_of_app
+
+    def children_of(self, input_ids: set[str]) -> list[Call]:
+        """Calls that inputs of ``input_ids`` made."""
+        return [call for call in self._calls.values() if call.parent_input_id in input_ids]
+
+    # ── inputs ──────────────────────────────────────────────────────────────────────────────
+
+    async def create(
+        self,
+        *,
+        function_id: str,
+        app_id: str,
+        type_: CallType,
+        invocation: Invocation,
+        parent_input_id: str,
+        inputs: Sequence[InputSpec],
+        key: str,
+    ) -> Call:
+        """Open a call, with its one input if it is unary (RPC ``FunctionMap``).
+
+        The call's id is derived from ``key`` (the idempotency key), so a repeated request finds
+        the call it made, even after a restart.
+        """
+        call_id = ids.derive(ids.CALL, key) if key else ids.new(ids.CALL)
+        call = self._calls.get(call_id)
+        if call is None:
+            call = Call(
+                call_id=call_id,
+                function_id=function_id,
+                app_id=app_id,
+                type=type_,
+                invocation=invocation,
+                parent_input_id=parent_input_id,
+                created_at=self._clock.now(),
+                is_closed=type_ is CallType.UNARY and bool(inputs),
+            )
+            self._calls[call_id] = call
+        durable = self._store.add_call(call)
+        if inputs:
+            durable = self._record(call, inputs)
+        await durable
+        return call
+
+    async def put_inputs(self, call_id: str, inputs: Sequence[InputSpec]) -> list[Input]:
+        """Add inputs to a call; those with a known ``idx`` are the ones already there.
+
+        Raises ``ExhaustedError`` when the call has too many waiting inputs (clients of maps
+        wait and try again).
+        """
+        call = self.get(call_id)
+        if call.cancelled:
+            raise ConflictError(f"Function call {call_id} was cancelled")
+        if call.unfinished + len(inputs) > self._inputs_pending_max:
+            raise ExhaustedError(
+                f"Function call {call_id} has {call.unfinished} unfinished inputs; the limit is "
+                f"{self._inputs_pending_max} (setting inputs_pending_max)."
+            )
+        await self._record(call, inputs)
+        return [call.inputs[item.idx] for item in inputs]
+
+    def _record(self, call: Call, specs: Sequence[InputSpec]) -> asyncio.Future[None]:
+        added: list[Input] = []
+        for spec in specs:
+            if spec.idx in call.inputs:
+                continue
+            item = Input(
+                input_id=ids.derive(ids.INPUT, call.call_id, str(spec.idx)),
+                call=call,
+                idx=spec.idx,
+                args=spec.args,
+                args_blob_id=spec.args_blob_id,
+                data_format=spec.data_format,
+                method_name=spec.method_name,
+            )
+            call.inputs[spec.idx] = item
+            self._inputs[item.input_id] = item
+            added.append(item)
+        if added:
+            self._count(call.app_id, len(added))
+        durable = self._store.add_inputs(added or [call.inputs[spec.idx] for spec in specs])
+        if added:
+            self._executor.enqueue(added)
+        return durable
+
+    async def close(self, call_id: str, input_count: int) -> None:
+        """No more inputs will come for the call (RPC ``FunctionFinishInputs``)."""
+        call = self.get(call_id)
+        call.is_closed = True
+        await self._store.update_call(call)
+        call.wake()
+
+    # ── outputs ─────────────────────────────────────────────────────────────────────────────
+
+    def finish(self, outputs: Sequence[tuple[Input, Output]]) -> list[asyncio.Future[None]]:
+        """Record final results; whoever waits for them is woken at once.
+
+        Returns futures that are done when the results are durable.
+        """
+        by_call: dict[str, list[Output]] = {}
+        for item, output in outputs:
+            if item.output is not None:
+                continue
+            item.output = output
+            item.state = InputState.DONE
+            item.args = None  # no longer needed: a finished input never runs again
+            item.call.outputs.append(output)
+            by_call.setdefault(item.call.call_id, []).append(output)
+        durable: list[asyncio.Future[None]] = []
+        finished_apps: set[str] = set()
+        for call_id, items in by_call.items():
+            call = self._calls.get(call_id)
+            if call is None:
+                continue
+            if not call.cleared:
+                durable.append(self._store.add_outputs(call_id, items))
+            if self._count(call.app_id, -len(items)) == 0:
+                finished_apps.add(call.app_id)
+            if call.unfinished == 0:
+                call.finished_at = self._clock.now()
+            call.wake()
+        for app_id in finished_apps:
+            self._executor.work_finished(app_id)
+        return durable
+
+    async def outputs_after(
+        self, call_id: str, cursor: int, timeout_s: float
+    ) -> tuple[list[Output], int, int]:
+        """A map's poll: outputs from ``cursor`` on, the new cursor, the unfinished count.
+
+        Waits up to ``timeout_s`` for the first, then briefly for more.
+        """
+        call = self.get(call_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        if await call.changed(deadline, lambda: len(call.outputs) > cursor) and call.unfinished:
+            linger = min(deadline, loop.time() + MAP_LINGER_S)
+            await call.changed(linger, lambda: call.unfinished == 0)
+        taken = _within_budget(call.outputs[cursor:])
+        return taken, cursor + len(taken), call.unfinished
+
+    async def outputs_between(
+        self, call_id: str, first: int, last: int, timeout_s: float
+    ) -> tuple[list[Output], int]:
+        """Outputs of the inputs ``first``…``last``: waits until there is at least one."""
+        call = self.get(call_id)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+
+        def present() -> list[Output]:
+            found: list[Output] = []
+            for idx in range(first, last + 1):
+                item = call.inputs.get(idx)
+                if item is not None and item.output is not None:
+                    found.append(item.output)
+            return found
+
+        await call.changed(deadline, lambda: bool(present()) or call.unfinished == 0)
+        return _within_budget(present()), call.unfinished
+
+    def clear(self, call_id: str) -> None:
+        """The caller has its results: forget the call after a grace period."""
+        call = self._calls.get(call_id)
+        if call is None or call.cleared:
+            return
+        call.cleared = True
+        self._cleared.append(call_id)
+        loop = asyncio.get_running_loop()
+        if not self._delete_scheduled:
+            self._delete_scheduled = True
+            loop.call_later(_DELETE_DELAY_S, self._delete_cleared)
+        loop.call_later(CLEAR_GRACE_S, self._forget, call_id)
+
+    def _delete_cleared(self) -> None:
+        self._delete_scheduled = False
+        cleared, self._cleared = self._cleared, []
+        if cleared:
+            self._store.delete_calls(cleared)
+
+    def _forget(self, call_id: str) -> None:
+        call = self._calls.pop(call_id, None)
+        if call is None:
+            return
+        for item in call.inputs.values():
+            self._inputs.pop(item.input_id, None)
+        if call.unfinished:
+            self._count(call.app_id, -call.unfinished)
+
+    async def _expire_results(self) -> None:
+        """Forget results that nobody fetched within the retention period."""
+        while True:
+            await asyncio.sleep(min(600.0, max(1.0, self._result_retention_s / 10)))
+            horizon = self._clock.now() - self._result_retention_s
+            old = [
+                call.call_id
+                for call in self._calls.values()
+                if call.finished_at and call.finished_at < horizon and call.unfinished == 0
+            ]
+            if old:
+                self._store.delete_calls(old)
+                for call_id in old:
+                    self._forget(call_id)
+
+    # ── ends ────────────────────────────────────────────────────────────────────────────────
+
+    async def cancel(self, call_id: str, *, terminate_containers: bool) -> None:
+        """Cancel a call and the calls its inputs made (RPC ``FunctionCallCancel``)."""
+        pending = [self.get(call_id)]
+        while pending:
+            call = pending.pop()
+            call.cancelled = True
+            call.is_closed = True
+            await self._store.update_call(call)
+            pending.extend(self.children_of({item.input_id for item in call.inputs.values()}))
+            self._cancel_inputs(list(call.inputs.values()), terminate_containers)
+
+    def cancel_app(self, app_id: str) -> None:
+        """Cancel every unfinished input of an app."""
+        for call in list(self._calls.values()):
+            if call.app_id == app_id and not call.cancelled:
+                call.cancelled = True
+                call.is_closed = True
+                self._store.update_call(call)
+                self._cancel_inputs(list(call.inputs.values()), terminate_containers=False)
+
+    def _cancel_inputs(self, inputs: list[Input], terminate_containers: bool) -> None:
+        unfinished = [item for item in inputs if item.output is None]
+        for item in unfinished:
+            item.cancelled = True
+        if unfinished:
+            self._executor.cancel(unfinished, terminate_containers=terminate_containers)
+
+
+def terminated(item: Input, now: float, reason: str = "") -> Output:
+    """The output of an input that was cancelled."""
+    return Output(
+        input_id=item.input_id,
+        idx=item.idx,
+        result=Result(STATUS_TERMINATED, exception=reason or "Input was cancelled by user"),
+        data_format=0,
+        task_id=item.task_id,
+        started_at=now,
+        finished_at=now,
+    )
+
+
+def _within_budget(outputs: Sequence[Output]) -> list[Output]:
+    taken: list[Output] = []
+    size = 0
+    for output in outputs:
+        size += len(output.result.data or b"") + len(output.result.serialized_tb)
+        if taken and size > ANSWER_BYTES_MAX:
+            break
+        taken.append(output)
+    return taken

@@ -1,0 +1,319 @@
+"""RPC handlers of functions and classes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from modal_proto import api_pb2
+
+from homeport.apps.service import AppService
+from homeport.environments.service import EnvironmentService
+from homeport.functions.model import Autoscaler, ClassRecord, FunctionRecord, FunctionSpec
+from homeport.functions.service import FunctionService
+from homeport.functions.wire import (
+    autoscaler_message,
+    autoscaler_of,
+    canonical_params,
+    created_handle,
+    definition_id,
+    function_data,
+    function_of,
+    precreated_handle,
+    spec_of,
+    with_options,
+)
+from homeport.kernel import ids
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.rpc.context import Context
+
+
+class PoolStats(Protocol):
+    """Numbers of a function's pool of containers."""
+
+    backlog: int
+    tasks: int
+    running_inputs: int
+    headroom: int
+
+
+class Pools(Protocol):
+    """What the scheduler tells and is told about a function's containers."""
+
+    def stats(self, function_id: str) -> PoolStats: ...
+
+    def override(self, function_id: str, changes: Autoscaler) -> Autoscaler:
+        """Change scaling until the next deploy; returns the settings in force."""
+        ...
+
+    def settings(self, function_id: str) -> Autoscaler: ...
+
+    def check_placeable(self, spec: FunctionSpec) -> list[str]:
+        """Sentences about what this installation cannot give in full.
+
+        Raises ``InvalidError`` for what it cannot give at all (a GPU no node has).
+        """
+        ...
+
+
+class FunctionsRpc:
+    """Functions and classes: announce, create, look up, bind, scale."""
+
+    def __init__(
+        self,
+        functions: FunctionService,
+        apps: AppService,
+        environments: EnvironmentService,
+        pools: Pools,
+        clock: Clock,
+    ) -> None:
+        self._functions = functions
+        self._apps = apps
+        self._environments = environments
+        self._pools = pools
+        self._clock = clock
+
+    async def FunctionPrecreate(
+        self, request: api_pb2.FunctionPrecreateRequest, ctx: Context
+    ) -> api_pb2.FunctionPrecreateResponse:
+        app = self._apps.require_live(request.app_id)
+        _refuse_web(request.webhook_config, request.function_name)
+        for method in request.method_definitions.values():
+            _refuse_web(method.webhook_config, method.function_name)
+        function_id = request.existing_function_id or ids.derive(
+            ids.FUNCTION, app.app_id, request.function_name
+        )
+        handle = precreated_handle(request, app.app_id)
+        await self._functions.announce(
+            FunctionRecord(
+                function_id=function_id,
+                app_id=app.app_id,
+                tag=request.function_name,
+                handle=handle.SerializeToString(),
+                created_at=self._clock.now(),
+            )
+        )
+        return api_pb2.FunctionPrecreateResponse(function_id=function_id, handle_metadata=handle)
+
+    async def FunctionCreate(
+        self, request: api_pb2.FunctionCreateRequest, ctx: Context
+    ) -> api_pb2.FunctionCreateResponse:
+        app = self._apps.require_live(request.app_id)
+        function = function_of(request)
+        _refuse_unbuilt(function)
+        function_id = request.existing_function_id or ids.derive(
+            ids.FUNCTION, app.app_id, function.function_name, definition_id(function)
+        )
+        has_schedule = function.HasField("schedule") or request.HasField("schedule")
+        spec = spec_of(
+            function,
+            function_id=function_id,
+            app_id=app.app_id,
+            client_version=ctx.client_version,
+            has_schedule=has_schedule,
+        )
+        warnings = self._pools.check_placeable(spec)
+        handle = created_handle(function, app.app_id)
+        data = function_data(function)
+        await self._functions.save(
+            FunctionRecord(
+                function_id=function_id,
+                app_id=app.app_id,
+                tag=function.function_name,
+                handle=handle.SerializeToString(),
+                created_at=self._clock.now(),
+                spec=spec,
+                definition=function.SerializeToString(),
+                data=data.SerializeToString(),
+            )
+        )
+        return api_pb2.FunctionCreateResponse(
+            function_id=function_id,
+            function=function,
+            handle_metadata=handle,
+            function_data=data,
+            server_warnings=[api_pb2.Warning(message=text) for text in warnings],
+        )
+
+    async def FunctionGet(
+        self, request: api_pb2.FunctionGetRequest, ctx: Context
+    ) -> api_pb2.FunctionGetResponse:
+        environment = self._environments.resolve(request.environment_name or ctx.environment).name
+        app = self._apps.require_deployed(request.app_name, environment)
+        function_id = app.layout.function_ids.get(request.object_tag)
+        if function_id is None:
+            raise NotFoundError(_missing_function(request, sorted(app.layout.function_ids)))
+        record = self._functions.get(function_id)
+        response = api_pb2.FunctionGetResponse(function_id=function_id)
+        response.handle_metadata.ParseFromString(record.handle)
+        response.function.ParseFromString(record.data)
+        return response
+
+    async def FunctionGetById(
+        self, request: api_pb2.FunctionGetByIdRequest, ctx: Context
+    ) -> api_pb2.FunctionGetByIdResponse:
+        record = self._functions.get(request.function_id)
+        response = api_pb2.FunctionGetByIdResponse()
+        response.handle_metadata.ParseFromString(record.handle)
+        response.function.ParseFromString(record.data)
+        return response
+
+    async def FunctionBindParams(
+        self, request: api_pb2.FunctionBindParamsRequest, ctx: Context
+    ) -> api_pb2.FunctionBindParamsResponse:
+        base = self._functions.get(request.function_id)
+        record = self._bound(base, request)
+        if self._functions.find(record.function_id) is None or self._is_outdated(record):
+            self._pools.check_placeable(record.require_spec())
+            await self._functions.save(record)
+        response = api_pb2.FunctionBindParamsResponse(bound_function_id=record.function_id)
+        response.handle_metadata.ParseFromString(record.handle)
+        return response
+
+    def _is_outdated(self, record: FunctionRecord) -> bool:
+        known = self._functions.get(record.function_id)
+        return known.definition != record.definition
+
+    def _bound(
+        self, base: FunctionRecord, request: api_pb2.FunctionBindParamsRequest
+    ) -> FunctionRecord:
+        """The variant of ``base`` for these parameters and options; its id follows from them."""
+        base_spec = base.require_spec()
+        definition = with_options(
+            api_pb2.Function.FromString(base.definition), request.function_options
+        )
+        function_id = ids.derive(
+            ids.FUNCTION,
+            base.function_id,
+            canonical_params(request.serialized_params),
+            request.function_options.SerializeToString(deterministic=True),
+        )
+        handle = created_handle(definition, base.app_id)
+        handle.base_function_id = base.function_id
+        return FunctionRecord(
+            function_id=function_id,
+            app_id=base.app_id,
+            tag=base.tag,
+            handle=handle.SerializeToString(),
+            created_at=self._clock.now(),
+            spec=spec_of(
+                definition,
+                function_id=function_id,
+                app_id=base.app_id,
+                client_version=base_spec.client_version,
+                has_schedule=False,
+                base_function_id=base.function_id,
+                serialized_params=request.serialized_params,
+            ),
+            definition=definition.SerializeToString(),
+            data=function_data(definition).SerializeToString(),
+        )
+
+    # ── classes ─────────────────────────────────────────────────────────────────────────────
+
+    async def ClassCreate(
+        self, request: api_pb2.ClassCreateRequest, ctx: Context
+    ) -> api_pb2.ClassCreateResponse:
+        app = self._apps.require_live(request.app_id)
+        class_id = request.existing_class_id or (
+            ids.derive(ids.CLASS, app.app_id, ctx.idempotency_key)
+            if ctx.idempotency_key
+            else ids.new(ids.CLASS)
+        )
+        await self._functions.save_class(ClassRecord(class_id, app.app_id))
+        return api_pb2.ClassCreateResponse(
+            class_id=class_id, handle_metadata=api_pb2.ClassHandleMetadata()
+        )
+
+    async def ClassGet(
+        self, request: api_pb2.ClassGetRequest, ctx: Context
+    ) -> api_pb2.ClassGetResponse:
+        environment = self._environments.resolve(request.environment_name or ctx.environment).name
+        app = self._apps.require_deployed(request.app_name, environment)
+        class_id = app.layout.class_ids.get(request.object_tag)
+        if class_id is None:
+            known = ", ".join(sorted(app.layout.class_ids)) or "none"
+            raise NotFoundError(
+                f"App {request.app_name!r} has no class {request.object_tag!r} "
+                f"(its classes: {known})"
+            )
+        return api_pb2.ClassGetResponse(
+            class_id=class_id, handle_metadata=api_pb2.ClassHandleMetadata()
+        )
+
+    # ── scaling ─────────────────────────────────────────────────────────────────────────────
+
+    async def FunctionUpdateSchedulingParams(
+        self, request: api_pb2.FunctionUpdateSchedulingParamsRequest, ctx: Context
+    ) -> api_pb2.FunctionUpdateSchedulingParamsResponse:
+        self._functions.get(request.function_id)
+        changes = autoscaler_of(request.settings)
+        if request.warm_pool_size_override:
+            changes = Autoscaler(min_containers=request.warm_pool_size_override).merged(changes)
+        settings = self._pools.override(request.function_id, changes)
+        return api_pb2.FunctionUpdateSchedulingParamsResponse(
+            current_settings=autoscaler_message(settings)
+        )
+
+    async def FunctionGetSchedulingParams(
+        self, request: api_pb2.FunctionGetSchedulingParamsRequest, ctx: Context
+    ) -> api_pb2.FunctionGetSchedulingParamsResponse:
+        self._functions.get(request.function_id)
+        response = api_pb2.FunctionGetSchedulingParamsResponse()
+        response.autoscaler_configuration.settings.CopyFrom(
+            autoscaler_message(self._pools.settings(request.function_id))
+        )
+        return response
+
+    async def FunctionGetCurrentStats(
+        self, request: api_pb2.FunctionGetCurrentStatsRequest, ctx: Context
+    ) -> api_pb2.FunctionStats:
+        self._functions.get(request.function_id)
+        stats = self._pools.stats(request.function_id)
+        return api_pb2.FunctionStats(
+            backlog=stats.backlog,
+            num_total_tasks=stats.tasks,
+            num_running_inputs=stats.running_inputs,
+            input_headroom=stats.headroom,
+        )
+
+
+def _missing_function(request: api_pb2.FunctionGetRequest, tags: list[str]) -> str:
+    names = ", ".join(tag.removesuffix(".*") for tag in tags) or "none"
+    return (
+        f"App {request.app_name!r} has no function {request.object_tag.removesuffix('.*')!r} "
+        f"(it has: {names}). Deploy the app again if it was added since."
+    )
+
+
+def _refuse_web(webhook: api_pb2.WebhookConfig, name: str) -> None:
+    if webhook.type:
+        raise UnimplementedError(
+            f"{name!r} is a web endpoint, and Homeport does not serve web endpoints yet: "
+            "call it with .remote() for now."
+        )
+
+
+def _refuse_unbuilt(function: api_pb2.Function) -> None:
+    """Refuse what a definition asks for and the platform does not have, by name."""
+    name = function.function_name
+    _refuse_web(function.webhook_config, name)
+    for method in function.method_definitions.values():
+        _refuse_web(method.webhook_config, method.function_name)
+    wanted = {
+        "modal.Server": function.is_server,
+        "Image.run_function": function.is_builder_function,
+        "Volume mounts": bool(function.volume_mounts),
+        "NetworkFileSystem mounts": bool(function.shared_volume_mounts),
+        "CloudBucketMount": bool(function.cloud_bucket_mounts or function.s3_mounts),
+        "Proxy": bool(function.proxy_id),
+        "clustered functions": function._experimental_group_size > 1,  # pyright: ignore[reportPrivateUsage]
+        "interactive mode (-i)": function.pty_info.enabled,
+    }
+    for feature, is_wanted in wanted.items():
+        if is_wanted:
+            raise UnimplementedError(
+                f"Function {name!r} uses {feature}, which Homeport does not have yet."
+            )
+    if not function.image_id:
+        raise InvalidError(f"Function {name!r} names no image")
