@@ -1,0 +1,1 @@
+"""Blobs: payloads too big for a message, moved over signed HTTP URLs."""

@@ -1,0 +1,1 @@
+"""Logs: what containers print, live and from history."""

@@ -1,0 +1,1 @@
+"""Mounts: sets of files that appear in containers, addressed by content."""

@@ -1,0 +1,1 @@
+"""Secrets: named environment variables, encrypted at rest."""
