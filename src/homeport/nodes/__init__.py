@@ -1,0 +1,1 @@
+"""The machines of the installation and the links to them."""

@@ -1,0 +1,82 @@
+"""Answers the RPCs that containers make through their node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from homeport.link.messages import Message, RpcReply, RpcRequest
+from homeport.nodes.service import Drain
+from homeport.rpc.context import TaskIdentity
+from homeport.transport.dispatch import PERMISSION_DENIED, StatusError, Trailers
+
+CONTAINER_HTTP_BASE = "http://127.77.77.77:7460"
+"""Where a container finds its node's relay to the HTTP gateway (a loopback address of its own
+network namespace, so that client-side host checks accept it)."""
+_STREAM_GOES_ON = -1
+
+
+class Edge(Protocol):
+    """The RPC edge, entered with an identity that is already known."""
+
+    def is_stream(self, path: str) -> bool | None: ...
+
+    async def forwarded_unary(
+        self,
+        path: str,
+        identity: TaskIdentity,
+        metadata: dict[str, str],
+        body: bytes,
+        timeout_s: float | None,
+        http_base: str,
+    ) -> tuple[bytes, Trailers]: ...
+
+    def forwarded_stream(
+        self,
+        path: str,
+        identity: TaskIdentity,
+        metadata: dict[str, str],
+        body: bytes,
+        timeout_s: float | None,
+        http_base: str,
+    ) -> AsyncIterator[bytes]: ...
+
+
+class RpcForwarder:
+    """Runs forwarded RPCs with the identity of the task that made them."""
+
+    def __init__(self, edge: Edge, identify: Callable[[str], TaskIdentity | None]) -> None:
+        self._edge = edge
+        self._identify = identify
+
+    def forward(
+        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+    ) -> asyncio.Task[None]:
+        return asyncio.create_task(self._run(request, reply, drain))
+
+    async def _run(
+        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+    ) -> None:
+        try:
+            identity = self._identify(request.task_id)
+            if identity is None:
+                raise StatusError(PERMISSION_DENIED, f"task {request.task_id} has ended")
+            arguments = (
+                request.path,
+                identity,
+                dict(request.metadata),
+                request.body,
+                request.timeout_s or None,
+                CONTAINER_HTTP_BASE,
+            )
+            if self._edge.is_stream(request.path):
+                async for body in self._edge.forwarded_stream(*arguments):
+                    reply(RpcReply(request.rpc_id, _STREAM_GOES_ON, body))
+                    await drain()
+                reply(RpcReply(request.rpc_id, 0, b""))
+            else:
+                body, trailers = await self._edge.forwarded_unary(*arguments)
+                reply(RpcReply(request.rpc_id, 0, body, "", trailers))
+        except StatusError as error:
+            reply(RpcReply(request.rpc_id, error.status, b"", error.message, error.trailers))

@@ -1,0 +1,320 @@
+"""The links to nodes: who is connected, what is sent to whom, what is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from homeport.kernel import ids
+from homeport.kernel.errors import UnavailableError
+from homeport.kernel.resources import Resources
+from homeport.link.framing import FrameProtocol, LinkClosedError
+from homeport.link.messages import (
+    PROTOCOL,
+    Ack,
+    BuildFinished,
+    BuildImage,
+    BuildLog,
+    CancelBuild,
+    Hello,
+    LogEntry,
+    Message,
+    NodeMessage,
+    Ping,
+    RpcCancel,
+    RpcRequest,
+    Welcome,
+)
+
+log = structlog.get_logger(__name__)
+
+HEARTBEATS_MISSED_MAX = 5
+"""A node silent for that many heartbeats is taken for gone."""
+REJOIN_GRACE_S = 30.0
+"""A node whose link broke may come back with its tasks that long before they count as lost."""
+
+Durable = list[asyncio.Future[None]]
+
+
+@dataclass(slots=True)
+class Adoption:
+    """What of a joining node's tasks is still wanted."""
+
+    lost_tasks: list[str] = field(default_factory=list[str])
+    known_inputs: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
+
+
+class NodeEvents(Protocol):
+    """Who acts on what nodes say (the scheduler)."""
+
+    def node_joined(self, node_id: str, hello: Hello) -> Adoption: ...
+
+    def node_lost(self, node_id: str) -> None:
+        """The node did not come back within the grace period."""
+        ...
+
+    def node_said(self, node_id: str, message: Message) -> Durable:
+        """Handle one message; the futures are done when its effects are durable."""
+        ...
+
+
+class Forwarder(Protocol):
+    """Who answers RPCs that containers make through their node."""
+
+    def forward(
+        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+    ) -> asyncio.Task[None]: ...
+
+
+class Drain(Protocol):
+    async def __call__(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Build:
+    node_id: str
+    on_log: Callable[[list[LogEntry]], None]
+    finished: asyncio.Future[BuildFinished]
+
+
+class Session:
+    """One node's connection."""
+
+    def __init__(self, service: NodeService) -> None:
+        self.node_id = ""
+        self.capacity = Resources()
+        self.gpu_type = ""
+        self.runtimes: list[str] = []
+        self.last_heard = 0.0
+        self._service = service
+        self._rpcs: dict[int, asyncio.Task[None]] = {}
+        self._acks: deque[tuple[int, Durable]] = deque()
+        self.protocol: FrameProtocol[NodeMessage] = FrameProtocol(
+            NodeMessage, self._received, self._closed
+        )
+
+    def send(self, message: Message) -> None:
+        """Send or raise ``LinkClosedError``."""
+        self.protocol.send(message)
+
+    def _send_quietly(self, message: Message) -> None:
+        """Send what the node will ask for again if it does not arrive."""
+        try:
+            self.protocol.send(message)
+        except LinkClosedError:
+            log.debug("answer to a closed link dropped", node_id=self.node_id)
+
+    def _received(self, message: NodeMessage) -> None:
+        self.last_heard = asyncio.get_running_loop().time()
+        if isinstance(message, Hello):
+            self._service.joined(self, message)
+        elif not self.node_id:
+            self.protocol.close("the first message must be Hello")
+        elif isinstance(message, RpcRequest):
+            task = self._service.forward(message, self._send_quietly, self.protocol.drain)
+            self._rpcs[message.rpc_id] = task
+            task.add_done_callback(lambda _t, key=message.rpc_id: self._rpcs.pop(key, None))
+        elif isinstance(message, RpcCancel):
+            running = self._rpcs.get(message.rpc_id)
+            if running is not None:
+                running.cancel()
+        elif not isinstance(message, Ping):
+            durable = self._service.said(self, message)
+            seq = getattr(message, "seq", None)
+            if seq is not None:
+                self._acknowledge(seq, durable)
+
+    def _acknowledge(self, seq: int, durable: Durable) -> None:
+        """Say ``Ack`` for ``seq`` once it and everything before it is durable."""
+        self._acks.append((seq, durable))
+        for future in durable:
+            future.add_done_callback(lambda _f: self._flush_acks())
+        self._flush_acks()
+
+    def _flush_acks(self) -> None:
+        acked = 0
+        while self._acks and all(future.done() for future in self._acks[0][1]):
+            acked, durable = self._acks.popleft()
+            for future in durable:
+                if not future.cancelled() and future.exception() is not None:
+                    log.error("a node's report could not be recorded", error=future.exception())
+        if acked:
+            self._send_quietly(Ack(acked))
+
+    def _closed(self, error: Exception | None) -> None:
+        for task in list(self._rpcs.values()):
+            task.cancel()
+        self._service.left(self, error)
+
+
+class NodeService:
+    """The connected nodes."""
+
+    def __init__(
+        self,
+        *,
+        authorize: Callable[[str], bool],
+        heartbeat_s: float,
+        http_url: Callable[[], str],
+        blob_root: str,
+    ) -> None:
+        self._authorize = authorize
+        self._heartbeat_s = heartbeat_s
+        self._http_url = http_url
+        self._blob_root = blob_root
+        self._server_id = ids.new("sv")
+        self._sessions: dict[str, Session] = {}
+        self._builds: dict[str, _Build] = {}
+        self._rejoin_timers: dict[str, asyncio.TimerHandle] = {}
+        self._events: NodeEvents | None = None
+        self._forwarder: Forwarder | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    def use(self, events: NodeEvents, forwarder: Forwarder) -> None:
+        """Name who acts on what nodes say; called once, while wiring."""
+        self._events = events
+        self._forwarder = forwarder
+
+    async def start(self) -> None:
+        self._watch = asyncio.create_task(self._watch_heartbeats())
+
+    async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        for timer in self._rejoin_timers.values():
+            timer.cancel()
+        for session in list(self._sessions.values()):
+            session.protocol.close("the server is stopping")
+
+    # ── connections ─────────────────────────────────────────────────────────────────────────
+
+    def accept(self, token: str) -> FrameProtocol[NodeMessage] | None:
+        """The protocol of a new link, or ``None`` when ``token`` is not a node's."""
+        if not self._authorize(token):
+            log.warning("node refused: wrong token")
+            return None
+        return Session(self).protocol
+
+    def joined(self, session: Session, hello: Hello) -> None:
+        if hello.protocol != PROTOCOL:
+            session.protocol.close(f"link protocol {hello.protocol} is not {PROTOCOL}")
+            return
+        old = self._sessions.pop(hello.node_id, None)
+        session.node_id = hello.node_id
+        session.capacity = hello.capacity
+        session.gpu_type = hello.gpu_type
+        session.runtimes = hello.runtimes
+        if old is not None:
+            old.protocol.close("the node connected again")
+        self._sessions[hello.node_id] = session
+        timer = self._rejoin_timers.pop(hello.node_id, None)
+        if timer is not None:
+            timer.cancel()
+        assert self._events is not None
+        adoption = self._events.node_joined(hello.node_id, hello)
+        session.send(
+            Welcome(
+                server_id=self._server_id,
+                heartbeat_s=self._heartbeat_s,
+                http_url=self._http_url(),
+                blob_root=self._blob_root,
+                lost_tasks=adoption.lost_tasks,
+                known_inputs=adoption.known_inputs,
+            )
+        )
+        log.info("node joined", node_id=hello.node_id, capacity=hello.capacity)
+
+    def left(self, session: Session, error: Exception | None) -> None:
+        if self._sessions.get(session.node_id) is not session:
+            return
+        del self._sessions[session.node_id]
+        log.warning("node link lost", node_id=session.node_id, error=str(error or ""))
+        self._fail_builds(session.node_id)
+        loop = asyncio.get_running_loop()
+        self._rejoin_timers[session.node_id] = loop.call_later(
+            REJOIN_GRACE_S, self._lost, session.node_id
+        )
+
+    def _lost(self, node_id: str) -> None:
+        self._rejoin_timers.pop(node_id, None)
+        if self._events is not None:
+            self._events.node_lost(node_id)
+
+    async def _watch_heartbeats(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            limit = loop.time() - HEARTBEATS_MISSED_MAX * self._heartbeat_s
+            for session in list(self._sessions.values()):
+                if session.last_heard < limit:
+                    session.protocol.close("no heartbeat")
+
+    # ── traffic ─────────────────────────────────────────────────────────────────────────────
+
+    def said(self, session: Session, message: Message) -> Durable:
+        if isinstance(message, BuildLog):
+            build = self._builds.get(message.build_id)
+            if build is not None:
+                build.on_log(message.entries)
+            return []
+        if isinstance(message, BuildFinished):
+            build = self._builds.pop(message.build_id, None)
+            if build is not None and not build.finished.done():
+                build.finished.set_result(message)
+            return []
+        assert self._events is not None
+        return self._events.node_said(session.node_id, message)
+
+    def forward(
+        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+    ) -> asyncio.Task[None]:
+        assert self._forwarder is not None
+        return self._forwarder.forward(request, reply, drain)
+
+    def send(self, node_id: str, message: Message) -> bool:
+        """Send to a node; ``False`` when it is not connected (its next ``Hello`` settles it)."""
+        session = self._sessions.get(node_id)
+        if session is None:
+            return False
+        try:
+            session.send(message)
+        except LinkClosedError:
+            return False
+        return True
+
+    def nodes(self) -> dict[str, Session]:
+        """The connected nodes."""
+        return self._sessions
+
+    # ── builds ──────────────────────────────────────────────────────────────────────────────
+
+    async def build(
+        self, message: BuildImage, on_log: Callable[[list[LogEntry]], None]
+    ) -> BuildFinished:
+        """Build an image on a node. Raises ``UnavailableError`` when none can."""
+        if not self._sessions:
+            raise UnavailableError("no node is connected to build the image; is `homeport up` ok?")
+        node_id = next(iter(self._sessions))
+        finished: asyncio.Future[BuildFinished] = asyncio.get_running_loop().create_future()
+        self._builds[message.build_id] = _Build(node_id, on_log, finished)
+        try:
+            if not self.send(node_id, message):
+                raise UnavailableError("the node that was to build the image is gone; try again")
+            return await finished
+        except asyncio.CancelledError:
+            self.send(node_id, CancelBuild(message.build_id))
+            raise
+        finally:
+            self._builds.pop(message.build_id, None)
+
+    def _fail_builds(self, node_id: str) -> None:
+        for build in list(self._builds.values()):
+            if build.node_id == node_id and not build.finished.done():
+                build.finished.set_exception(
+                    UnavailableError("the node that built the image went away; try again")
+                )

@@ -1,0 +1,1 @@
+"""Tasks: one container's life as the server sees it."""

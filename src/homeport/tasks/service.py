@@ -1,0 +1,82 @@
+"""Use cases of tasks: who lives, since when, and ending one by hand."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import NotFoundError
+from homeport.tasks.model import TaskRecord
+from homeport.tasks.store import TaskStore
+
+
+class TaskStopper(Protocol):
+    """Who ends tasks (the scheduler)."""
+
+    def stop_task(self, task_id: str, *, graceful: bool) -> None: ...
+
+
+class TaskService:
+    """The record of all tasks; live ones in memory."""
+
+    def __init__(self, store: TaskStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._alive: dict[str, TaskRecord] = {}
+        self._stopper: TaskStopper | None = None
+
+    def use(self, stopper: TaskStopper) -> None:
+        """Name the part that ends tasks; called once, while wiring."""
+        self._stopper = stopper
+
+    async def start(self) -> list[TaskRecord]:
+        """Read tasks that were alive when the server last ran."""
+        records = await self._store.load_alive()
+        self._alive = {record.task_id: record for record in records}
+        return records
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def alive(self, task_id: str) -> TaskRecord | None:
+        return self._alive.get(task_id)
+
+    def of_app(self, app_id: str) -> list[TaskRecord]:
+        """Live tasks of an app that have started."""
+        return [record for record in self._alive.values() if record.app_id == app_id]
+
+    def list(self) -> list[TaskRecord]:
+        return list(self._alive.values())
+
+    async def get(self, task_id: str) -> TaskRecord:
+        """A live or finished task; raises ``NotFoundError``."""
+        record = self._alive.get(task_id) or await self._store.find(task_id)
+        if record is None:
+            raise NotFoundError(
+                f"Container {task_id!r} not found; `homeport container list` shows the live ones."
+            )
+        return record
+
+    def created(self, record: TaskRecord) -> None:
+        self._alive[record.task_id] = record
+        self._store.save(record)
+
+    def started(self, task_id: str, at: float) -> None:
+        record = self._alive.get(task_id)
+        if record is not None and not record.started_at:
+            record = msgspec.structs.replace(record, started_at=at)
+            self._alive[task_id] = record
+            self._store.save(record)
+
+    def finished(self, task_id: str) -> None:
+        record = self._alive.pop(task_id, None)
+        if record is not None:
+            self._store.save(msgspec.structs.replace(record, finished_at=self._clock.now()))
+
+    async def stop_task(self, task_id: str, *, graceful: bool) -> None:
+        """End a container; its running inputs run again elsewhere (RPC ``ContainerStop``)."""
+        record = await self.get(task_id)
+        if record.is_alive and self._stopper is not None:
+            self._stopper.stop_task(task_id, graceful=graceful)

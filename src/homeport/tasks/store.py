@@ -1,0 +1,67 @@
+"""The table of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from homeport.storage.database import Database, metadata
+from homeport.tasks.model import TaskRecord
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("task_id", sa.String(40), primary_key=True),
+    sa.Column("function_id", sa.String(40), nullable=False),
+    sa.Column("app_id", sa.String(40), nullable=False, index=True),
+    sa.Column("node_id", sa.String(40), nullable=False),
+    sa.Column("enqueued_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float, nullable=False, index=True),
+)
+
+_insert = insert(tasks)
+_upsert: sa.Executable = _insert.on_conflict_do_update(
+    index_elements=["task_id"],
+    set_={
+        "started_at": _insert.excluded.started_at,
+        "finished_at": _insert.excluded.finished_at,
+    },
+)
+
+
+class TaskStore:
+    """Tasks are written through; finished ones are kept for look-ups and then pruned."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, record: TaskRecord) -> asyncio.Future[None]:
+        row = {name: getattr(record, name) for name in record.__struct_fields__}
+        return self._database.append(_upsert, [row])
+
+    async def load_alive(self) -> list[TaskRecord]:
+        def query(connection: sa.Connection) -> list[TaskRecord]:
+            rows = connection.execute(sa.select(tasks).where(tasks.c.finished_at == 0.0))
+            return [TaskRecord(**row._mapping) for row in rows]  # pyright: ignore[reportPrivateUsage]
+
+        return await self._database.read(query)
+
+    async def find(self, task_id: str) -> TaskRecord | None:
+        def query(connection: sa.Connection) -> TaskRecord | None:
+            row = connection.execute(sa.select(tasks).where(tasks.c.task_id == task_id)).first()
+            return TaskRecord(**row._mapping) if row else None  # pyright: ignore[reportPrivateUsage]
+
+        return await self._database.read(query)
+
+    async def prune(self, finished_before: float) -> None:
+        """Forget tasks that ended before that time."""
+        await self._database.write(
+            lambda connection: connection.execute(
+                sa.delete(tasks)
+                .where(tasks.c.finished_at > 0.0)
+                .where(tasks.c.finished_at < finished_before)
+            )
+        )
