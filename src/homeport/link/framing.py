@@ -69,6 +69,11 @@ class FrameProtocol(asyncio.Protocol, Generic[M]):
         await self._drained.wait()
 
     @property
+    def is_congested(self) -> bool:
+        """Whether the send buffer is full: ``drain`` would wait."""
+        return not self._drained.is_set()
+
+    @property
     def is_closed(self) -> bool:
         return self._closed
 
