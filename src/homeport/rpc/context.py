@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from homeport.kernel import ids
 from homeport.kernel.errors import PermissionDeniedError
 from homeport.transport.dispatch import Trailers
 
@@ -34,6 +35,13 @@ class AnonymousIdentity:
 
 
 Identity = ClientIdentity | TaskIdentity | AnonymousIdentity
+
+
+def caller_of(identity: Identity) -> str:
+    """A name for the caller: its token's or its task's id, empty without credentials."""
+    if isinstance(identity, ClientIdentity):
+        return identity.token_id
+    return identity.task_id if isinstance(identity, TaskIdentity) else ""
 
 
 @dataclass(slots=True)
@@ -68,6 +76,19 @@ class Context:
         if isinstance(self.identity, TaskIdentity):
             return self.identity
         raise PermissionDeniedError(f"{self.method} is for containers only")
+
+    def require_client(self) -> ClientIdentity:
+        """The calling token's holder. Raises ``PermissionDeniedError`` for any other caller."""
+        if isinstance(self.identity, ClientIdentity):
+            return self.identity
+        raise PermissionDeniedError(f"{self.method} is not for containers: it needs a token")
+
+    def new_id(self, prefix: str) -> str:
+        """An id for what this call creates: the same one in every retry of the call, also in one
+        that a restarted server answers."""
+        if not self.idempotency_key:
+            return ids.new(prefix)
+        return ids.derive(prefix, caller_of(self.identity), self.method, self.idempotency_key)
 
     @property
     def environment(self) -> str:

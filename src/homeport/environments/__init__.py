@@ -1,0 +1,1 @@
+"""Environments: named divisions of the workspace in which apps and objects live."""

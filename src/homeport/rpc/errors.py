@@ -1,0 +1,67 @@
+"""The one table from the platform's errors to gRPC statuses.
+
+Official clients retry INTERNAL, UNKNOWN, UNAVAILABLE, CANCELLED and DEADLINE_EXCEEDED (three more
+attempts within a second) and take every other status as final, so a permanent failure must never
+map to one of the first group. Messages are shown to users verbatim; an empty one makes the CLI
+print a traceback.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from modal_proto import api_pb2
+
+from homeport.kernel.errors import Code, ExhaustedError, HomeportError
+from homeport.transport import dispatch
+from homeport.transport.dispatch import StatusError, Trailers
+
+STATUS_OF_CODE: Final[dict[Code, int]] = {
+    Code.INVALID: dispatch.INVALID_ARGUMENT,
+    Code.NOT_FOUND: dispatch.NOT_FOUND,
+    Code.ALREADY_EXISTS: dispatch.ALREADY_EXISTS,
+    Code.CONFLICT: dispatch.FAILED_PRECONDITION,
+    Code.UNAUTHENTICATED: dispatch.UNAUTHENTICATED,
+    Code.PERMISSION_DENIED: dispatch.PERMISSION_DENIED,
+    Code.EXHAUSTED: dispatch.RESOURCE_EXHAUSTED,
+    Code.UNIMPLEMENTED: dispatch.UNIMPLEMENTED,
+    Code.UNAVAILABLE: dispatch.UNAVAILABLE,
+    Code.DEADLINE: dispatch.DEADLINE_EXCEEDED,
+    Code.INTERNAL: dispatch.INTERNAL,
+}
+
+
+def status_error(error: Exception, method: str, request_id: str) -> StatusError:
+    """What the caller of ``method`` is told about ``error``; never an empty message."""
+    if isinstance(error, StatusError):
+        return error
+    if isinstance(error, HomeportError):
+        status = STATUS_OF_CODE[error.code]
+        message = error.message or f"{method} failed ({error.code.value}), request {request_id}"
+        return StatusError(status, message, _trailers(error, status, message))
+    return StatusError(
+        dispatch.INTERNAL,
+        f"internal error, request {request_id}; the server's log has details",
+    )
+
+
+def is_unexpected(error: Exception) -> bool:
+    """Whether ``error`` is a defect whose traceback belongs in the log."""
+    if isinstance(error, StatusError):
+        return error.status in (dispatch.INTERNAL, dispatch.UNKNOWN)
+    return not isinstance(error, HomeportError) or error.code is Code.INTERNAL
+
+
+def _trailers(error: HomeportError, status: int, message: str) -> Trailers:
+    if not isinstance(error, ExhaustedError) or error.retry_after_s is None:
+        return []
+    return [("grpc-status-details-bin", _retry_details(status, message, error.retry_after_s))]
+
+
+def _retry_details(status: int, message: str, retry_after_s: float) -> str:
+    # Clients 1.2.3+ sleep that long and come back without limit, whatever the status.
+    details = api_pb2.RPCStatus(code=status, message=message)
+    policy = api_pb2.RPCRetryPolicy(retry_after_secs=retry_after_s)
+    details.details.add().Pack(policy)
+    return base64.b64encode(details.SerializeToString()).decode().rstrip("=")

@@ -1,0 +1,1 @@
+"""The workspace: its tokens, its settings and what clients ask about themselves."""
