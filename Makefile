@@ -1,0 +1,48 @@
+# Works on a machine with Python 3.11+, make and apt; everything else is made by scripts/setup.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+PYTHON_SOURCES := src tests benchmarks examples
+
+.PHONY: help setup demo test check format conformance bench leaks clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## what is missing: .venv from uv.lock, tools for container images
+	@scripts/setup containers
+
+demo: setup  ## start Homeport, run a real job on it, stop it
+	@scripts/demo
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+check:  ## format, lint, types, import contracts, coverage page, lock file
+	@scripts/setup
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python -m homeport.rpc.coverage --check
+	$(BIN)/uv lock --check --quiet
+
+format:  ## format and mend what can be mended
+	@scripts/setup
+	$(BIN)/ruff check --fix-only $(PYTHON_SOURCES)
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+
+conformance: setup  ## official clients, every supported version, against a real server
+	$(BIN)/python -m pytest tests/conformance --all-clients
+
+bench: setup  ## measure, with ratios to peers in the same run
+	$(BIN)/uv sync --quiet --frozen --group bench
+	$(BIN)/python -m benchmarks
+
+leaks:  ## what earlier runs left on this machine (must be nothing)
+	@scripts/setup
+	$(BIN)/python -m homeport.node.leaks
+
+clean:  ## remove what the above made, but for .venv
+	@if [ -x $(BIN)/homeport ] && [ -d .cache/demo ]; then $(BIN)/homeport down --home .cache/demo; fi
+	rm -rf .cache build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
