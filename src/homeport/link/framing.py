@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
@@ -49,9 +49,9 @@ class FrameProtocol(asyncio.Protocol, Generic[M]):
         self._drained.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=16 * 1024 * 1024)
+        # uvloop's transports have asyncio.Transport's methods but are not of its class.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=16 * 1024 * 1024)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True

@@ -50,6 +50,9 @@ class IncomingCall:
     peer: str = ""
     trailers: Trailers = field(default_factory=list[tuple[str, str]])
     """The dispatcher may append trailing metadata for a successful answer (e.g. warnings)."""
+    interruptible: bool = False
+    """The dispatcher sets it while the call only waits (a long poll): a server that stops then
+    ends it at once with UNAVAILABLE instead of waiting for it."""
 
 
 class Dispatcher(Protocol):
