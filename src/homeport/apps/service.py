@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -140,6 +141,10 @@ class AppService:
             if app.name == name and app.environment == environment and not app.is_live
         ]
         return max(stopped, key=lambda app: app.stopped_at, default=None)
+
+    def all_live(self) -> Iterable[App]:
+        """Every app that can run things."""
+        return [app for app in self._apps.values() if app.is_live]
 
     def list(self, environment: str) -> list[App]:
         """Apps of an environment, newest first, stopped ones of the last day included."""

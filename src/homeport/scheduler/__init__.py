@@ -1,0 +1,1 @@
+"""Decides what runs where. The decisions are pure; ``loops.py`` carries them out."""

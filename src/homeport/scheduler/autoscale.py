@@ -1,0 +1,122 @@
+"""How many containers a function should have. State in, plan out: no I/O, no clock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from homeport.functions.model import SCALEDOWN_WINDOW_DEFAULT_S, Autoscaler
+
+START_COST_S = 0.5
+"""What a cold container costs before its first input; work that the present containers finish
+sooner than that is left to them."""
+BURST_CONTAINERS = 4
+"""Containers started at once for a function of which nothing is known yet; each one that then
+turns out busy allows one more (so a long queue of slow inputs doubles its containers)."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdleTask:
+    """A container without inputs, since ``idle_since`` (monotonic seconds)."""
+
+    task_id: str
+    idle_since: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """What the plan is made from. Times are monotonic seconds."""
+
+    now: float
+    waiting: int
+    running: int
+    ready: int
+    """Containers that take inputs, busy or not."""
+    starting: int
+    idle: tuple[IdleTask, ...]
+    slots: int
+    """Inputs one container takes at once."""
+    target_slots: int
+    """Inputs one container is meant to take at once (at most ``slots``)."""
+    settings: Autoscaler
+    input_s: float | None
+    """Typical duration of an input, if any has finished."""
+    single_use: bool
+    is_live: bool
+    """Whether the app may start containers."""
+    keep_min: bool
+    """Whether ``min_containers`` is in force (the app is published)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Start that many, stop these; look again at ``check_at`` if nothing happened before."""
+
+    start: int = 0
+    stop: tuple[str, ...] = ()
+    check_at: float | None = None
+
+
+def plan(view: PoolView) -> Plan:
+    """The next step towards the wanted number of containers."""
+    if not view.is_live:
+        return Plan()
+    live = view.ready + view.starting
+    wanted = _wanted(view)
+    if wanted > live:
+        return Plan(start=_allowed_starts(view, wanted - live))
+    return _scale_down(view, wanted)
+
+
+def _wanted(view: PoolView) -> int:
+    settings = view.settings
+    demand = view.waiting + view.running
+    wanted = math.ceil(demand / max(1, view.target_slots))
+    if demand and settings.buffer_containers:
+        wanted += settings.buffer_containers
+    if view.keep_min:
+        wanted = max(wanted, settings.min_containers or 0)
+    if settings.max_containers:
+        wanted = min(wanted, settings.max_containers)
+    return wanted
+
+
+def _allowed_starts(view: PoolView, missing: int) -> int:
+    """At most a burst for the unknown, and none for work that is done before they are up."""
+    floor = 0
+    if view.keep_min:
+        floor = max(0, (view.settings.min_containers or 0) - view.ready - view.starting)
+    if not view.waiting:
+        # Only a buffer or a minimum is wanting.
+        return max(floor, missing)
+    if view.single_use:
+        return missing
+    if view.ready and view.input_s is not None:
+        drain_s = view.waiting * view.input_s / (view.ready * view.slots)
+        if drain_s < START_COST_S:
+            return floor
+    burst = max(BURST_CONTAINERS, view.ready) - view.starting
+    return max(floor, min(missing, burst))
+
+
+def _scale_down(view: PoolView, wanted: int) -> Plan:
+    """Idle containers beyond the wanted number end when their window has passed."""
+    if view.waiting:
+        return Plan()
+    window_s = view.settings.scaledown_window_s or SCALEDOWN_WINDOW_DEFAULT_S
+    keep = (view.settings.min_containers or 0) if view.keep_min else 0
+    if view.running and view.settings.buffer_containers:
+        keep = max(keep, wanted)
+    surplus = view.ready + view.starting - max(keep, 0)
+    stop: list[str] = []
+    check_at: float | None = None
+    for task in sorted(view.idle, key=lambda item: item.idle_since):
+        if len(stop) >= surplus:
+            break
+        expires = task.idle_since + window_s
+        if expires <= view.now:
+            stop.append(task.task_id)
+        else:
+            check_at = expires
+            break
+    return Plan(stop=tuple(stop), check_at=check_at)

@@ -1,0 +1,107 @@
+"""Which node a container goes to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from homeport.functions.model import FunctionSpec
+from homeport.kernel.errors import InvalidError
+from homeport.kernel.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node with what is left of it."""
+
+    node_id: str
+    capacity: Resources
+    free: Resources
+    gpu_type: str
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a function that asks for nothing is counted with."""
+
+    milli_cpu: int
+    memory_mb: int
+    containers_max: int
+
+
+def demand_of(spec: FunctionSpec, defaults: Defaults) -> Resources:
+    """What a container of ``spec`` is counted with."""
+    return Resources(
+        milli_cpu=spec.milli_cpu or defaults.milli_cpu,
+        memory_mb=spec.memory_mb or defaults.memory_mb,
+        gpus=spec.gpu_count,
+    )
+
+
+def clamp(demand: Resources, capacity: Resources) -> Resources:
+    """``demand``, with CPU and memory no larger than a whole node.
+
+    A program written for bigger machines still runs here, alone on its node; GPUs are not
+    make-believe and stay as asked.
+    """
+    return Resources(
+        min(demand.milli_cpu, capacity.milli_cpu),
+        min(demand.memory_mb, capacity.memory_mb),
+        demand.gpus,
+    )
+
+
+def place(
+    spec: FunctionSpec, nodes: Sequence[NodeView], defaults: Defaults
+) -> tuple[str, Resources] | None:
+    """The node with room that is least used, and what to reserve there."""
+    demand = demand_of(spec, defaults)
+    best: tuple[int, str, Resources] | None = None
+    for node in nodes:
+        if spec.gpu_count and not _has_gpu(spec, node):
+            continue
+        needed = clamp(demand, node.capacity)
+        if node.tasks >= defaults.containers_max or not needed.fits_in(node.free):
+            continue
+        score = node.free.milli_cpu - needed.milli_cpu
+        if best is None or score > best[0]:
+            best = (score, node.node_id, needed)
+    return None if best is None else (best[1], best[2])
+
+
+def check_placeable(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
+    """Sentences about what no node can give in full.
+
+    Raises ``InvalidError`` for a GPU that no node has.
+    """
+    if not nodes:
+        return []
+    if spec.gpu_count and not any(_has_gpu(spec, node) for node in nodes):
+        have = ", ".join(sorted({node.gpu_type for node in nodes if node.gpu_type})) or "none"
+        raise InvalidError(
+            f"Function {spec.display_name!r} asks for {spec.gpu_count} GPU(s) of type "
+            f"{spec.gpu_type!r}, and no node has that (GPUs here: {have}). Remove gpu=, or add "
+            "a machine that has one."
+        )
+    warnings: list[str] = []
+    cpu_max = max(node.capacity.milli_cpu for node in nodes)
+    memory_max = max(node.capacity.memory_mb for node in nodes)
+    if spec.milli_cpu > cpu_max:
+        warnings.append(
+            f"Function {spec.display_name!r} asks for {spec.milli_cpu / 1000:g} cores; the "
+            f"largest node has {cpu_max / 1000:g} and gives it all of them."
+        )
+    if spec.memory_mb > memory_max:
+        warnings.append(
+            f"Function {spec.display_name!r} asks for {spec.memory_mb} MiB of memory; the "
+            f"largest node has {memory_max} MiB and gives it all of it."
+        )
+    return warnings
+
+
+def _has_gpu(spec: FunctionSpec, node: NodeView) -> bool:
+    wanted = spec.gpu_type.upper()
+    return node.capacity.gpus >= spec.gpu_count and (
+        wanted in ("", "ANY") or wanted == node.gpu_type.upper()
+    )
