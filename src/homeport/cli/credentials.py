@@ -12,8 +12,6 @@ from homeport.cli import instance
 from homeport.kernel.errors import NotFoundError
 from homeport.settings import Settings
 
-FORMATS = ("sh", "fish", "json")
-
 
 def client_variables(settings: Settings, url: str) -> dict[str, str]:
     """``MODAL_SERVER_URL`` and the token of this home.

@@ -154,7 +154,7 @@ def ensure_running(settings: Settings, say: Callable[[str], None]) -> str:
 def stop(settings: Settings, grace_s: float, say: Callable[[str], None]) -> bool:
     """Stop the ``homeport up`` of this home, by force after ``grace_s``; whether one ran."""
     up = instance.find_up(settings)
-    if up is None or not up.pid:
+    if up is None:
         server = instance.find_server(settings)
         if server is not None and instance.health(server.url) is not None:
             raise InvalidError(
@@ -162,6 +162,8 @@ def stop(settings: Settings, grace_s: float, say: Callable[[str], None]) -> bool
                 "stop it where it was started."
             )
         return False
+    if not up.pid:
+        raise UnavailableError("Homeport is just starting or stopping here; try again.")
     try:
         handle = os.pidfd_open(up.pid)
     except ProcessLookupError:

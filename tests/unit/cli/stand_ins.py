@@ -28,7 +28,7 @@ def note(events: str, line: str) -> None:
 class Health(BaseHTTPRequestHandler):
     nodes = 0
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/connect":
             Health.nodes += 1
         body = json.dumps({"status": "ok", "nodes": Health.nodes, "version": "9.9"}).encode()
