@@ -1,0 +1,121 @@
+"""RPC handlers of logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Final, Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from modal_proto import api_pb2
+
+from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.logs import wire
+from homeport.logs.model import Bucket, TaskRef
+from homeport.logs.service import LogService
+from homeport.logs.wire import LogRequest
+from homeport.rpc.context import Context
+
+_DEFAULT_NS: Final = 86400 * 10**9
+"""How far back a question without a start looks."""
+
+
+class LogSubjects(Protocol):
+    """What exists that has logs; answered by the features that own apps and tasks."""
+
+    def has_app(self, app_id: str) -> bool:
+        """Whether there is (or was) such an app."""
+        ...
+
+    async def find_task(self, task_id: str) -> TaskRef | None:
+        """The app of a task and whether the task has ended; ``None`` if it is unknown."""
+        ...
+
+
+class LogRpc:
+    """``AppGetLogs``, ``AppFetchLogs`` and ``AppCountLogs``."""
+
+    def __init__(self, service: LogService, subjects: LogSubjects) -> None:
+        self._service = service
+        self._subjects = subjects
+
+    async def AppGetLogs(
+        self, request: api_pb2.AppGetLogsRequest, ctx: Context
+    ) -> AsyncIterator[api_pb2.TaskLogsBatch]:
+        app_id, task = await self._subject(request)
+        events = self._service.follow(
+            app_id,
+            wire.filter_of(request),
+            after_id=_entry_id(request.last_entry_id),
+            timeout_s=request.timeout,
+            task_finished=task is not None and task.finished,
+        )
+        async with aclosing(events):
+            async for event in events:
+                for batch in wire.batches(event):
+                    yield batch
+
+    async def AppFetchLogs(
+        self, request: api_pb2.AppFetchLogsRequest, ctx: Context
+    ) -> api_pb2.AppFetchLogsResponse:
+        app_id, _ = await self._subject(request)
+        since_ns, until_ns = _range_ns(request)
+        entries = await self._service.fetch(
+            app_id,
+            wire.filter_of(request),
+            since_ns=since_ns,
+            until_ns=until_ns,
+            limit=request.limit,
+        )
+        return api_pb2.AppFetchLogsResponse(batches=wire.entry_batches(entries))
+
+    async def AppCountLogs(
+        self, request: api_pb2.AppCountLogsRequest, ctx: Context
+    ) -> api_pb2.AppCountLogsResponse:
+        app_id, _ = await self._subject(request)
+        since_ns, until_ns = _range_ns(request)
+        buckets = await self._service.count(
+            app_id,
+            wire.filter_of(request),
+            since_ns=since_ns,
+            until_ns=until_ns,
+            bucket_s=request.bucket_secs,
+        )
+        return api_pb2.AppCountLogsResponse(app_id=app_id, buckets=map(_bucket, buckets))
+
+    async def _subject(self, request: LogRequest) -> tuple[str, TaskRef | None]:
+        if request.sandbox_id:
+            raise UnimplementedError("logs of sandboxes are not available yet")
+        task = await self._subjects.find_task(request.task_id) if request.task_id else None
+        app_id = request.app_id or (task.app_id if task else "")
+        if request.task_id and not app_id:
+            raise NotFoundError(f"Container {request.task_id!r} not found")
+        if not self._subjects.has_app(app_id):
+            raise NotFoundError(f"App {app_id!r} not found")
+        return app_id, task
+
+
+def _entry_id(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise InvalidError(f"{text[:80]!r} is not an entry id of this server")
+    return int(text)
+
+
+def _range_ns(
+    request: api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest,
+) -> tuple[int, int]:
+    until = request.until.ToNanoseconds() if request.HasField("until") else time.time_ns()
+    since = request.since.ToNanoseconds() if request.HasField("since") else until - _DEFAULT_NS
+    return since, until
+
+
+def _bucket(bucket: Bucket) -> api_pb2.AppCountLogsResponse.LogBucket:
+    return api_pb2.AppCountLogsResponse.LogBucket(
+        bucket_start_at=Timestamp(seconds=bucket.start),
+        stdout_logs=bucket.stdout,
+        stderr_logs=bucket.stderr,
+        system_logs=bucket.system,
+    )
