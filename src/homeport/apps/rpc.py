@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.apps.model import App, AppState, Deployment
@@ -56,9 +57,9 @@ class AppsRpc:
 
     async def AppHeartbeat(
         self, request: api_pb2.AppHeartbeatRequest, ctx: Context
-    ) -> api_pb2.Empty:
+    ) -> Empty:
         self._apps.heartbeat(request.app_id)
-        return api_pb2.Empty()
+        return Empty()
 
     async def AppPublish(
         self, request: api_pb2.AppPublishRequest, ctx: Context
@@ -100,13 +101,13 @@ class AppsRpc:
 
     async def AppClientDisconnect(
         self, request: api_pb2.AppClientDisconnectRequest, ctx: Context
-    ) -> api_pb2.Empty:
+    ) -> Empty:
         await self._apps.client_disconnected(request.app_id, request.reason)
-        return api_pb2.Empty()
+        return Empty()
 
-    async def AppStop(self, request: api_pb2.AppStopRequest, ctx: Context) -> api_pb2.Empty:
+    async def AppStop(self, request: api_pb2.AppStopRequest, ctx: Context) -> Empty:
         await self._apps.stop_app(request.app_id, "stopped by its owner")
-        return api_pb2.Empty()
+        return Empty()
 
     async def AppGetOrCreate(
         self, request: api_pb2.AppGetOrCreateRequest, ctx: Context
@@ -198,9 +199,9 @@ class AppsRpc:
                 entry.commit_info.dirty = item.commit_dirty
         return response
 
-    async def AppSetTags(self, request: api_pb2.AppSetTagsRequest, ctx: Context) -> api_pb2.Empty:
+    async def AppSetTags(self, request: api_pb2.AppSetTagsRequest, ctx: Context) -> Empty:
         await self._apps.set_tags(request.app_id, dict(request.tags))
-        return api_pb2.Empty()
+        return Empty()
 
     async def AppGetTags(
         self, request: api_pb2.AppGetTagsRequest, ctx: Context

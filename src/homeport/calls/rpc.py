@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
@@ -69,9 +70,7 @@ class CallsRpc:
     async def FunctionPutInputs(
         self, request: api_pb2.FunctionPutInputsRequest, ctx: Context
     ) -> api_pb2.FunctionPutInputsResponse:
-        items = await self._calls.put_inputs(
-            request.function_call_id, input_specs(request.inputs)
-        )
+        items = await self._calls.put_inputs(request.function_call_id, input_specs(request.inputs))
         response = api_pb2.FunctionPutInputsResponse()
         for item in items:
             response.inputs.add(idx=item.idx, input_id=item.input_id, input_jwt=item.input_id)
@@ -79,9 +78,9 @@ class CallsRpc:
 
     async def FunctionFinishInputs(
         self, request: api_pb2.FunctionFinishInputsRequest, ctx: Context
-    ) -> api_pb2.Empty:
+    ) -> Empty:
         await self._calls.close(request.function_call_id, request.num_inputs)
-        return api_pb2.Empty()
+        return Empty()
 
     async def FunctionGetOutputs(
         self, request: api_pb2.FunctionGetOutputsRequest, ctx: Context
@@ -127,11 +126,11 @@ class CallsRpc:
 
     async def FunctionCallCancel(
         self, request: api_pb2.FunctionCallCancelRequest, ctx: Context
-    ) -> api_pb2.Empty:
+    ) -> Empty:
         await self._calls.cancel(
             request.function_call_id, terminate_containers=request.terminate_containers
         )
-        return api_pb2.Empty()
+        return Empty()
 
     async def FunctionCallGetInfo(
         self, request: api_pb2.FunctionCallGetInfoRequest, ctx: Context
@@ -186,7 +185,7 @@ class CallsRpc:
 
     async def FunctionCallPutDataOut(
         self, request: api_pb2.FunctionCallPutDataRequest, ctx: Context
-    ) -> api_pb2.Empty:
+    ) -> Empty:
         _ = ctx.task
         chunks = [
             Chunk(chunk.index, chunk.data_format, chunk.data, chunk.data_blob_id)
@@ -194,7 +193,7 @@ class CallsRpc:
         ]
         if self._calls.find(request.function_call_id) is not None:
             await self._streams.put(request.function_call_id, chunks)
-        return api_pb2.Empty()
+        return Empty()
 
     async def FunctionCallGetDataOut(
         self, request: api_pb2.FunctionCallGetDataRequest, ctx: Context
@@ -217,7 +216,5 @@ def _expired(call_id: str) -> api_pb2.FunctionGetOutputsResponse:
     if not call_id:
         raise InvalidError("FunctionGetOutputs names no function call")
     if not ids.is_id(call_id, ids.CALL):
-        raise NotFoundError(
-            f"{call_id!r} is not the id of a function call (they look like fc-… )"
-        )
+        raise NotFoundError(f"{call_id!r} is not the id of a function call (they look like fc-… )")
     return api_pb2.FunctionGetOutputsResponse()

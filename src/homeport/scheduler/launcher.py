@@ -40,9 +40,9 @@ class Images(Protocol):
 
 
 class Mounts(Protocol):
-    def digest(self, mount_id: str) -> str: ...
+    async def digest(self, mount_id: str) -> str: ...
 
-    def is_client(self, mount_id: str) -> bool: ...
+    async def client_digest(self, version: str) -> str: ...
 
     async def deps_digest(self, builder_version: str, python_minor: str) -> str: ...
 
@@ -125,9 +125,10 @@ class Launcher:
         if builder_version not in BUILDERS_WITH_CLIENT_IN_IMAGE:
             digest = await self._mounts.deps_digest(builder_version, python)
             refs.append(MountRef(digest, compile=True))
+        client = await self._mounts.client_digest(spec.client_version)
         for mount_id in spec.mount_ids:
-            is_client = self._mounts.is_client(mount_id)
-            refs.append(MountRef(self._mounts.digest(mount_id), compile=is_client))
+            digest = await self._mounts.digest(mount_id)
+            refs.append(MountRef(digest, compile=digest == client))
         return refs
 
     async def _environment(

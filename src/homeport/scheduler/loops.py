@@ -57,6 +57,10 @@ from homeport.tasks.service import TaskService
 
 log = structlog.get_logger(__name__)
 
+TASK_ACTIVE = 4
+"""The protocol's ``TaskState`` of a container that takes inputs."""
+TASK_COMPLETED = 5
+"""… and of one that has ended."""
 STOP_GRACE_S = 10.0
 """Exit handlers of an interrupted container have that long before it is killed."""
 START_BACKOFF_S = 1.0
@@ -656,7 +660,7 @@ class Scheduler:
         task.pool.start_failures = 0
         task.pool.not_before = 0.0
         self._task_records.started(task.task_id, message.time)
-        self._logs.task_state(task.pool.record.app_id, task.task_id, "active")
+        self._logs.task_state(task.pool.record.app_id, task.task_id, TASK_ACTIVE)
         self._step(task.pool)
 
     def _outputs(self, message: Outputs) -> Durable:
@@ -816,10 +820,10 @@ class Scheduler:
             self._settle(item, decision)
         if not asked and (message.oom_killed or message.returncode != 0):
             text = attempts.crash_text(message.returncode, message.oom_killed, task.memory_limit_mb)
-            self._logs.system(pool.record.app_id, f"{task.task_id}: {text}\n", task.task_id)
+            self._logs.system(pool.record.app_id, f"{task.task_id}: {text}\n", task_id=task.task_id)
         if was_starting and not message.was_ready:
             self._never_ready(pool, task, message)
-        self._logs.task_state(pool.record.app_id, task.task_id, "completed")
+        self._logs.task_state(pool.record.app_id, task.task_id, TASK_COMPLETED)
         self._step(pool)
         return durable
 
