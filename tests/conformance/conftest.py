@@ -1,0 +1,110 @@
+"""The conformance suite: unmodified clients, a real server, real containers.
+
+``pytest tests/conformance`` runs the oldest and the newest client; ``--all-clients`` each
+generation; ``--client 1.2.6`` (repeatable) just that one. ``--record`` keeps which RPCs the clients
+really made in ``proven.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conformance.harness.clients import VERSIONS, Client, install, release
+from tests.conformance.harness.programs import Checks, Runner
+from tests.conformance.harness.server import Server
+
+HERE = Path(__file__).parent
+PROVEN = HERE / "proven.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption("--client", action="append", default=[], help="client version to run with")
+    group.addoption("--all-clients", action="store_true", help="run with each client generation")
+    group.addoption("--record", action="store_true", help="write proven.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "since(version): needs a client of at least this version")
+    config.addinivalue_line("markers", "newest: runs with the newest client only")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "client" in metafunc.fixturenames:
+        chosen = _chosen(metafunc.config)
+        if metafunc.definition.get_closest_marker("newest"):
+            chosen = chosen[-1:]
+        metafunc.parametrize("client", chosen, indirect=True, scope="session")
+
+
+def _chosen(config: pytest.Config) -> tuple[str, ...]:
+    named = config.getoption("--client", default=[])
+    if named:
+        return tuple(sorted(named, key=release))
+    return (
+        VERSIONS
+        if config.getoption("--all-clients", default=False)
+        else VERSIONS[:: len(VERSIONS) - 1]
+    )
+
+
+@pytest.fixture(autouse=True)
+def _since(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("since")
+    if marker and "client" in request.fixturenames:
+        client: Client = request.getfixturevalue("client")
+        if client.release < release(marker.args[0]):
+            pytest.skip(f"came with client {marker.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def client(request: pytest.FixtureRequest) -> Client:
+    """One release of the official client."""
+    return install(request.param)
+
+
+@pytest.fixture(scope="session")
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The server all tests of a session share. Afterwards nothing of it may be left."""
+    home = Path(os.environ.get("HOMEPORT_TEST_HOME") or tmp_path_factory.mktemp("homeport"))
+    recorded = home / "recorded-rpcs.json"
+    server = Server(home, {"HOMEPORT_RECORD_RPCS": str(recorded)})
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+    _nothing_left(home)
+    if request.config.getoption("--record", default=False):
+        _merge(recorded)
+
+
+def _nothing_left(home: Path) -> None:
+    from homeport.node import leaks
+
+    assert not (found := leaks.find(home)), f"left behind: {found}"
+
+
+def _merge(recorded: Path) -> None:
+    proven = json.loads(PROVEN.read_text()) if PROVEN.exists() else {}
+    for method, versions in json.loads(recorded.read_text()).items():
+        proven[method] = sorted({*proven.get(method, []), *versions}, key=release)
+    PROVEN.write_text(json.dumps(proven, indent=2, sort_keys=True) + "\n")
+
+
+@pytest.fixture(scope="session")
+def runner(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """Runs programs and commands of a client."""
+    return Runner(server, tmp_path_factory.mktemp("clients"))
+
+
+@pytest.fixture
+def checks(request: pytest.FixtureRequest, runner: Runner, client: Client) -> Checks:
+    """What the program named by the test module's ``PROGRAM`` reported under this client."""
+    return runner.checks(client, request.module.PROGRAM)

@@ -1,0 +1,193 @@
+"""Running programs of the suite with a client against a server, and reading what they reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .clients import Client
+from .server import Server
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A program that ended."""
+
+    command: str
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    def succeeded(self) -> Completed:
+        """Itself; fails with its output if the exit code is not 0."""
+        assert self.returncode == 0, f"{self.command} ended with {self.returncode}:\n{self.output}"
+        return self
+
+
+@dataclass(slots=True)
+class Checks:
+    """What the checks of one program gave under one client."""
+
+    completed: Completed
+    lines: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+    def value(self, name: str) -> Any:
+        """What the check returned; fails if it raised, hung or never ran."""
+        line = self._line(name)
+        if "error" in line:
+            raise AssertionError(f"check {name!r} raised:\n{line['error']['traceback']}")
+        return line.get("value")
+
+    def error(self, name: str) -> dict[str, Any]:
+        """The exception (see ``reporting.describe``); fails if there was none."""
+        line = self._line(name)
+        assert "error" in line, f"check {name!r} raised nothing and gave {line.get('value')!r}"
+        return line["error"]
+
+    def _line(self, name: str) -> dict[str, Any]:
+        line = self.lines.get(name, {})
+        if "hung" in line:
+            raise AssertionError(f"check {name!r} gave nothing within {line['hung']} s")
+        if "seconds" not in line:
+            begun = [key for key, found in self.lines.items() if "seconds" not in found]
+            raise AssertionError(
+                f"check {name!r} never ended (begun: {begun}); the program gave "
+                f"{self.completed.returncode}:\n{self.completed.output[-6000:]}"
+            )
+        return line
+
+
+class Runner:
+    """Runs clients in a folder of their own, with nothing of the user's configuration."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self._results: dict[tuple[str, str], Checks] = {}
+
+    def checks(self, client: Client, program: str, *arguments: str, script: bool = False) -> Checks:
+        """The checks of a program, run once per client and session."""
+        key = (client.version, program)
+        if key not in self._results:
+            self._results[key] = self._run_checks(client, program, arguments, script)
+        return self._results[key]
+
+    def _run_checks(
+        self, client: Client, program: str, arguments: Sequence[str], script: bool
+    ) -> Checks:
+        report = self.folder / f"{program}-{client.version}.jsonl"
+        report.unlink(missing_ok=True)
+        environ = {"CONFORMANCE_REPORT": str(report)}
+        run = self.script if script else self.modal_run
+        completed = run(client, f"{program}.py", *arguments, environ=environ)
+        checks = Checks(completed)
+        for text in report.read_text().splitlines() if report.exists() else ():
+            line = json.loads(text)
+            checks.lines[line["check"]] = line
+        return checks
+
+    def modal_run(
+        self,
+        client: Client,
+        target: str,
+        *arguments: str,
+        options: Sequence[str] = (),
+        environ: dict[str, str] | None = None,
+    ) -> Completed:
+        """``modal run <options> program.py::entry <arguments>``."""
+        return self.cli(client, "run", *options, _path(target), *arguments, environ=environ)
+
+    def script(
+        self, client: Client, program: str, *arguments: str, environ: dict[str, str] | None = None
+    ) -> Completed:
+        """``python program.py <arguments>``."""
+        return self._run([str(client.python), _path(program), *arguments], environ)
+
+    def cli(
+        self, client: Client, *arguments: str, environ: dict[str, str] | None = None
+    ) -> Completed:
+        """``modal <arguments>``."""
+        return self._run([str(client.python), "-m", "modal", *arguments], environ)
+
+    def rows(self, client: Client, *arguments: str) -> list[dict[str, str]]:
+        """A listing of the CLI as rows, column names as in the oldest client in snake case."""
+        done = self.cli(client, *arguments, "--json").succeeded()
+        rows = json.loads(done.stdout)
+        return [{k.lower().replace(" ", "_"): v for k, v in row.items()} for row in rows]
+
+    def interrupted(
+        self,
+        client: Client,
+        target: str,
+        *arguments: str,
+        when: Callable[[str], bool],
+        options: Sequence[str] = (),
+    ) -> Completed:
+        """``modal run``, Ctrl-C as soon as ``when(output so far)``; it must end within 60 s."""
+        command = [str(client.python), "-m", "modal", "run", *options, _path(target), *arguments]
+        log = self.folder / "interrupted.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=self._environment({}),
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + 180
+            while not when(log.read_text(errors="replace")):
+                assert process.poll() is None, f"ended too early:\n{log.read_text()}"
+                assert time.monotonic() < deadline, f"never got that far:\n{log.read_text()}"
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return Completed(" ".join(command), code, log.read_text(errors="replace"), "")
+
+    def _run(self, command: list[str], environ: dict[str, str] | None) -> Completed:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=self._environment(environ or {}),
+                cwd=self.folder,
+                timeout=TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as late:
+            texts = [(part or b"").decode(errors="replace") for part in (late.stdout, late.stderr)]
+            return Completed(" ".join(command), -1, texts[0], f"{texts[1]}\n(killed: too slow)")
+        return Completed(" ".join(command), done.returncode, done.stdout, done.stderr)
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
+        own = {"HOME": str(self.folder), "MODAL_CONFIG_PATH": str(self.folder / "modal.toml")}
+        plain = {"COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
+        return {**kept, **own, **plain, **self.server.environment(), **more}
+
+
+def _path(target: str) -> str:
+    name, mark, entry = target.partition("::")
+    return f"{PROGRAMS / name}{mark}{entry}"

@@ -1,0 +1,98 @@
+"""A real Homeport in a folder of its own, started as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+READY = re.compile(rb"Homeport \S+ is ready at (\S+)")
+START_S = 180.0
+STOP_S = 90.0
+
+
+class Server:
+    """``homeport up`` on a free port; its state in ``home``, its output in ``<home>/up.log``."""
+
+    def __init__(self, home: Path, environ: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.log = home / "up.log"
+        self.url = ""
+        self._environ = environ or {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it says that it is ready; fails with the end of its log."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        mark = self.log.stat().st_size if self.log.exists() else 0
+        port = self.url.rpartition(":")[2] or "0"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_homeport("up"), "--home", str(self.home), "--port", port],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environ},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while not (found := READY.search(self.log.read_bytes()[mark:])):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"homeport up did not become ready:\n{self.tail()}")
+            time.sleep(0.05)
+        self.url = found[1].decode()
+
+    def stop(self) -> None:
+        """Stop it the polite way; whatever is left of it after a minute and a half is killed."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise AssertionError(f"homeport up did not stop:\n{self.tail()}") from None
+        assert code in (0, -signal.SIGTERM), f"homeport up ended with {code}:\n{self.tail()}"
+
+    def restart(self) -> None:
+        """Stop it and start it again on the same port and folder."""
+        self.stop()
+        self.start()
+
+    def kill(self, part: str) -> None:
+        """SIGKILL the ``server`` or the ``node`` process; the supervisor starts it again."""
+        status = json.loads(self.homeport("status", "--json").stdout)
+        os.kill(int(status[f"{part}_pid"]), signal.SIGKILL)
+
+    def homeport(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of our own commands for this home."""
+        name, *rest = arguments
+        return subprocess.run(
+            [*_homeport(name), "--home", str(self.home), *rest],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The variables that ``homeport env`` gives to a client."""
+        done = self.homeport("env", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the log, for messages."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _homeport(command: str) -> list[str]:
+    return [sys.executable, "-m", "homeport.cli.main", command]

@@ -1,0 +1,42 @@
+"""Functions that take their time, to be interrupted or left running."""
+
+import time
+
+import modal
+
+app = modal.App("conformance-lifecycle")
+
+
+@app.function()
+def long_work(seconds: int = 120):
+    print("long work began", flush=True)
+    for second in range(seconds):
+        time.sleep(1)
+        print("second", second, flush=True)
+    print("long work ended", flush=True)
+    return "done"
+
+
+@app.function()
+async def long_work_async(seconds: int = 120):
+    import asyncio
+
+    print("long work began", flush=True)
+    await asyncio.sleep(seconds)
+
+
+@app.function()
+def short_work():
+    time.sleep(5)
+    print("short work ended", flush=True)
+
+
+@app.local_entrypoint()
+def detached():
+    call = short_work.spawn()
+    print("spawned", call.object_id, flush=True)
+
+
+@app.local_entrypoint()
+def many():
+    list(long_work.map([120] * 4))

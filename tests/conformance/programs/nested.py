@@ -1,0 +1,144 @@
+"""Calls made from inside containers, and handles that travel as arguments and results."""
+
+import modal
+
+app = modal.App("conformance-nested")
+
+
+@app.function()
+def double(x):
+    return 2 * x
+
+
+@app.function()
+def fail(x):
+    raise LookupError(f"nothing under {x}")
+
+
+@app.function()
+def letters(n):
+    yield from "abcdefgh"[:n]
+
+
+@app.function()
+def call_function(x):
+    return double.remote(x) + 1
+
+
+@app.function()
+def call_map(n):
+    return list(double.map(range(n)))
+
+
+@app.function()
+def call_starmap(n):
+    return list(double.starmap([(i,) for i in range(n)]))
+
+
+@app.function()
+def call_generator(n):
+    return "".join(letters.remote_gen(n))
+
+
+@app.function()
+async def call_async(x):
+    return await double.remote.aio(x)
+
+
+@app.function()
+def call_failing(x):
+    return fail.remote(x)
+
+
+@app.function()
+def catch_failing(x):
+    try:
+        fail.remote(x)
+    except LookupError as error:
+        return str(error)
+
+
+@app.function()
+def factorial(n):
+    return 1 if n <= 1 else n * factorial.remote(n - 1)
+
+
+@app.function()
+def apply(function, x):
+    return function.remote(x)
+
+
+@app.function()
+def spawn_inside(x):
+    call = double.spawn(x)
+    return [call.object_id, call]
+
+
+@app.function()
+def blob_through(size):
+    return len(echo.remote(bytes(size)))
+
+
+@app.function()
+def echo(x):
+    return x
+
+
+@app.function()
+def lookup(name, x):
+    return modal.Function.from_name(name, "nothing").remote(x)
+
+
+@app.cls()
+class Helper:
+    factor: int = modal.parameter(default=3)
+
+    @modal.method()
+    def scale(self, x):
+        return self.factor * x
+
+    @modal.method()
+    def through_function(self, x):
+        return double.remote(x) + self.factor
+
+    @modal.method()
+    def through_method(self, x):
+        return self.scale.remote(x) + 1
+
+    @modal.method()
+    def through_local(self, x):
+        return self.scale.local(x) + 2
+
+
+@app.function()
+def call_class(x):
+    return [Helper().scale.remote(x), Helper(factor=10).scale.remote(x)]
+
+
+@app.local_entrypoint()
+def main():
+    from reporting import Report
+
+    check = Report().check
+    check("function", lambda: call_function.remote(5))
+    check("map", lambda: call_map.remote(12))
+    check("starmap", lambda: call_starmap.remote(4))
+    check("generator", lambda: call_generator.remote(4))
+    check("async", lambda: call_async.remote(4))
+    check("class", lambda: call_class.remote(2))
+    check("method_to_function", lambda: Helper().through_function.remote(4))
+    check("method_to_method", lambda: Helper(factor=5).through_method.remote(4))
+    check("method_local", lambda: Helper(factor=5).through_local.remote(4))
+    check("recursion", lambda: factorial.remote(5), timeout=90)
+    check("failing", lambda: call_failing.remote("x"))
+    check("caught", lambda: catch_failing.remote("y"))
+    check("handle_argument", lambda: apply.remote(double, 8))
+    check("map_of_calls", lambda: list(call_function.map(range(6))))
+    check("blob", lambda: blob_through.remote(5 * 1024 * 1024))
+    check("unknown_app", lambda: lookup.remote("no-such-app-anywhere", 1))
+
+    def spawned():
+        object_id, call = spawn_inside.remote(21)
+        return [modal.FunctionCall.from_id(object_id).get(timeout=30), call.get(timeout=30)]
+
+    check("spawned_inside", spawned)

@@ -1,0 +1,31 @@
+"""Remote generators."""
+
+from __future__ import annotations
+
+import pytest
+from tests.conformance.harness.programs import Checks
+
+PROGRAM = "generators"
+BIG = 3 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        ("sync", [0, 1, 2, 3, 4]),
+        ("async", [0, 1, 2, 3, 4]),
+        ("empty", []),
+        ("many", 3000),
+        ("in_order", True),
+        ("big", [[BIG, 0], [BIG, 1], [BIG, 2]]),
+        ("method", [0, 1, 2, 3]),
+        ("aio", [0, 1, 2, 3]),
+        ("failing", [[0, 1, 2], "stopped at 3"]),
+        ("failing_async", [[0, 1, 2], "stopped at 3"]),
+        ("streamed", True),
+        ("abandoned", 3),
+        ("after_abandoned", [0, 1]),
+    ],
+)
+def test_generator(checks: Checks, check: str, expected: object) -> None:
+    assert checks.value(check) == expected

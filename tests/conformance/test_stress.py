@@ -1,0 +1,76 @@
+"""A lot at once, dying containers, and requests that cannot be carried out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.conformance.harness.clients import Client
+from tests.conformance.harness.programs import Runner
+
+pytestmark = pytest.mark.newest
+
+
+def test_a_thousand_calls_from_fifty_threads(runner: Runner, client: Client) -> None:
+    assert runner.checks(client, "stress").value("threads") == sum(range(1, 1001))
+
+
+def test_map_over_dying_containers(runner: Runner, client: Client) -> None:
+    found = runner.checks(client, "stress").value("dying_map")
+    dead = [found[n] for n in (3, 11, 17)]
+    assert [x for n, x in enumerate(found) if n not in (3, 11, 17)] == [
+        n for n in range(24) if n not in (3, 11, 17)
+    ]
+    assert all(isinstance(text, str) and "3" in text for text in dead)
+
+
+def test_out_of_memory_says_the_limit(runner: Runner, client: Client) -> None:
+    error = runner.checks(client, "stress").error("memory")
+    assert "memory" in error["message"].lower()
+    assert "256" in error["message"]
+
+
+def test_within_the_memory_limit(runner: Runner, client: Client) -> None:
+    assert runner.checks(client, "stress").value("memory_within") == 4
+
+
+def test_hundred_thousand_lines(runner: Runner, client: Client) -> None:
+    checks = runner.checks(client, "stress")
+    assert checks.value("lines") == 100_000
+    numbers = [int(n) for n in re.findall(r"line (\d{6})", checks.completed.stdout)]
+    assert numbers == list(range(100_000))
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "mention"),
+    [
+        ("unknown_app", "NotFoundError", "no-such-app"),
+        ("unknown_class", "NotFoundError", "no-such-app"),
+        ("unknown_secret", "NotFoundError", "no-such-secret"),
+        ("unknown_volume", "NotFoundError", "no-such-vol"),
+        ("unknown_environment", "NotFoundError", "no-such-environment"),
+        ("unknown_call", "NotFoundError", "fc-0000"),
+        ("malformed_call", "Error", "fc-!"),
+        ("wrong_kind_of_id", "Error", "fc-../etc"),
+        ("unknown_gpu", "InvalidError", "NOSUCHGPU"),
+        ("unknown_python", "ImageBuildError", "3.11.99"),
+        ("unknown_image", "ImageBuildError", "nowhere.invalid"),
+        ("unknown_package", "ImageBuildError", ""),
+        ("failing_command", "ImageBuildError", ""),
+        ("too_much_memory", "InvalidError", "memory"),
+        ("too_large", "ResourceExhaustedError", ""),
+    ],
+)
+def test_mistake(runner: Runner, client: Client, check: str, kind: str, mention: str) -> None:
+    error = runner.checks(client, "mistakes", script=True).error(check)
+    assert kind in error["bases"]
+    assert mention in error["message"]
+    assert len(error["message"]) > 10
+
+
+@pytest.mark.parametrize("name", ["MODAL_TOKEN_SECRET", "MODAL_TOKEN_ID"])
+def test_wrong_token(runner: Runner, client: Client, name: str) -> None:
+    done = runner.modal_run(client, "hello.py", environ={name: "not-the-one"})
+    assert done.returncode == 1
+    assert "token" in done.output.lower()
+    assert "Traceback" not in done.output
