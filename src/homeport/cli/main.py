@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from homeport import __version__, settings
-from homeport.cli import credentials, doctor, instance, official, up
+from homeport.cli import client_env, doctor, instance, official, up
 from homeport.kernel.errors import HomeportError
 from homeport.settings import Settings
 
@@ -173,9 +173,9 @@ def status(loaded: Settings) -> dict[str, Any]:
 def env_command(ctx: click.Context, home: Path | None, as_json: bool, shell: str) -> None:
     """Print the variables that point any official client here: eval "$(homeport env)"."""
     loaded = _load(ctx, home)
-    variables = credentials.client_variables(loaded, credentials.server_url(loaded))
+    variables = client_env.client_variables(loaded, client_env.server_url(loaded))
     style = "json" if as_json else "fish" if shell == "fish" else "sh"
-    click.echo(credentials.render(variables, style))
+    click.echo(client_env.render(variables, style))
 
 
 @cli.command("doctor")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from homeport.cli import credentials, instance, up
+from homeport.cli import client_env, instance, up
 from homeport.kernel.errors import NotFoundError
 from homeport.settings import Settings
 
@@ -51,16 +51,16 @@ def hand_over(settings: Settings, command: str, arguments: Sequence[str]) -> Non
     ``HomeportError`` when that fails.
     """
     if _works_alone(command, arguments):
-        url = credentials.server_url(settings)
+        url = client_env.server_url(settings)
         try:
-            variables = credentials.client_variables(settings, url)
+            variables = client_env.client_variables(settings, url)
         except NotFoundError:
             variables = {"MODAL_SERVER_URL": url}
     else:
         url = up.ensure_running(settings, _say)
-        variables = credentials.client_variables(settings, url)
+        variables = client_env.client_variables(settings, url)
     instance.open_home(settings)
-    environment = credentials.client_environment(settings, variables)
+    environment = client_env.client_environment(settings, variables)
     argv = [*client_command(os.environ), command, *arguments]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -254,4 +254,5 @@ def test_damaged_credentials_are_said(tmp_path: Path) -> None:
     (tmp_path / "credentials.toml").write_text("token_id = 1\n")
     done = homeport(tmp_path, "env")
     assert done.returncode == 1
-    assert "is damaged" in done.stderr
+    assert "credentials.toml does not fit" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from homeport.cli import instance
@@ -57,11 +58,13 @@ def test_the_record_of_a_dead_one_is_not_believed_while_the_next_starts(
 
 
 def test_a_server_that_is_gone_is_not_found(settings: Settings) -> None:
-    file = settings.run_dir / "server.json"
-    file.write_text('{"pid": %d, "port": 1, "url": "http://127.0.0.1:1"}' % os.getpid())
-    assert instance.find_server(settings) is not None
-    file.write_text('{"pid": %d, "port": 1, "url": "http://127.0.0.1:1"}' % (2**22 + 1))
-    assert instance.find_server(settings) is None
+    def listening(pid: int) -> bool:
+        record = instance.ServerRecord(pid=pid, port=1, url="http://127.0.0.1:1")
+        (settings.run_dir / "server.json").write_bytes(msgspec.json.encode(record))
+        return instance.find_server(settings) is not None
+
+    assert listening(os.getpid())
+    assert not listening(2**22 + 1)
 
 
 def test_a_home_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> None:

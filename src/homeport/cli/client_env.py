@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import tomllib
 from collections.abc import Mapping
 
 from homeport.cli import instance
 from homeport.kernel.errors import NotFoundError
 from homeport.settings import Settings
+from homeport.workspace import credentials
 
 
 def client_variables(settings: Settings, url: str) -> dict[str, str]:
@@ -18,25 +18,20 @@ def client_variables(settings: Settings, url: str) -> dict[str, str]:
 
     Raises ``NotFoundError`` before the first start: the server makes the token.
     """
-    file = settings.home / "credentials.toml"
+    file = credentials.path_in(settings.home)
     try:
-        values = tomllib.loads(file.read_text())
-        token = {
-            "MODAL_TOKEN_ID": str(values["token_id"]),
-            "MODAL_TOKEN_SECRET": str(values["token_secret"]),
-        }
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"There are no credentials in {settings.home} yet; the first homeport up makes them."
-        ) from None
+        found = credentials.read(settings.home)
     except OSError as error:
         raise NotFoundError(f"{file} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, KeyError):
+    if found is None or not found.token_id:
         raise NotFoundError(
-            f"{file} is damaged: it needs token_id and token_secret. "
-            "Remove it and start Homeport to have a new one."
-        ) from None
-    return {"MODAL_SERVER_URL": url, **token}
+            f"There are no credentials in {settings.home} yet; the first homeport up makes them."
+        )
+    return {
+        "MODAL_SERVER_URL": url,
+        "MODAL_TOKEN_ID": found.token_id,
+        "MODAL_TOKEN_SECRET": found.token_secret,
+    }
 
 
 def server_url(settings: Settings) -> str:
