@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import cast
 
 import structlog
@@ -27,27 +24,18 @@ from ngh2 import (
 )
 
 from homeport.transport.dispatch import (
-    CANCELLED,
     DEADLINE_EXCEEDED,
-    INTERNAL,
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
     UNAVAILABLE,
     UNIMPLEMENTED,
-    Dispatcher,
     IncomingCall,
     StatusError,
-    Trailers,
 )
-from homeport.transport.headers import (
-    RESPONSE_HEADERS,
-    STATUS_OK,
-    decode_headers,
-    encode_trailers,
-    parse_timeout,
-    status_trailers,
-)
-from homeport.transport.rpc_stream import PREFIX, RpcStream, mib
+from homeport.transport.headers import decode_headers, parse_timeout
+from homeport.transport.replies import Replies
+from homeport.transport.rpc_stream import RpcStream, mib
+from homeport.transport.shared import Shared, prepare_socket
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,53 +46,11 @@ FRAME_BYTES = 256 * 1024
 """Largest DATA frame accepted: fewer, larger frames cost Python less per byte."""
 WRITE_BYTES = 1 * _MIB
 """Most bytes framed at a time; also the transport's buffer above which framing pauses."""
-STREAM_UNSENT_MAX = 2 * _MIB
-"""A streaming answer is not pulled further while more than this of it is unsent …"""
-CONNECTION_UNSENT_MAX = 64 * _MIB
-"""… or anything of it, while the whole connection has more than this unsent."""
-_JOIN_MAX = 64 * 1024
 _TIMEOUT_MAX_S = 10 * 365 * 86400.0
 _CONFIGURATION = Configuration(
     # Clients that end thousands of waiting calls at once are normal here.
     stream_reset_rate_limit=(50_000, 5_000),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of a server, see ``GrpcServer``."""
-
-    message_bytes_max: int
-    streams_max: int
-    inbound_bytes_max: int
-    outbound_bytes_max: int
-
-
-@dataclass(slots=True)
-class Shared:
-    """What the connections of one server have in common."""
-
-    dispatcher: Dispatcher
-    limits: Limits
-    connections: set[GrpcProtocol] = field(default_factory=lambda: set[GrpcProtocol]())
-    tasks: set[asyncio.Task[None]] = field(default_factory=lambda: set[asyncio.Task[None]]())
-    stopping: str = ""
-    """The sentence for new calls once the server stops."""
-    closed: asyncio.Event | None = None
-
-    async def wait_closed(self, timeout_s: float) -> None:
-        """Until there is no connection, or ``timeout_s`` has passed."""
-        if not self.connections:
-            return
-        self.closed = asyncio.Event()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.closed.wait(), timeout_s)
-
-    def forget(self, connection: GrpcProtocol) -> None:
-        """A connection is gone."""
-        self.connections.discard(connection)
-        if not self.connections and self.closed is not None:
-            self.closed.set()
 
 
 class GrpcProtocol(asyncio.Protocol):
@@ -119,7 +65,7 @@ class GrpcProtocol(asyncio.Protocol):
         self._limits = shared.limits
         self._http2 = Connection(Role.SERVER, _CONFIGURATION)
         self._streams: dict[int, RpcStream] = {}
-        self._blocked: set[RpcStream] = set()
+        self._replies = Replies(shared.dispatcher, self._http2, self._flush_soon)
         self._inbound = 0
         self._peer = ""
         self._flush_scheduled = False
@@ -144,7 +90,7 @@ class GrpcProtocol(asyncio.Protocol):
         )
         self._http2.set_local_window_size(CONNECTION_WINDOW)
         self._shared.connections.add(self)
-        self._schedule_flush()
+        self._flush_soon()
 
     def data_received(self, data: bytes) -> None:
         if self._closed:
@@ -156,14 +102,14 @@ class GrpcProtocol(asyncio.Protocol):
             log.info("connection ended: not valid HTTP/2", peer=self._peer, error=str(error))
             self.abort()
             return
-        self._schedule_flush()
+        self._flush_soon()
 
     def pause_writing(self) -> None:
         self._paused = True
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._schedule_flush()
+        self._flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
@@ -331,7 +277,7 @@ class GrpcProtocol(asyncio.Protocol):
             self._end(stream, error.status, error.message)
             return
         stream.received = 0
-        run = self._run_stream if stream.is_stream else self._run_unary
+        run = self._replies.run_stream if stream.is_stream else self._replies.run_unary
         task = self._loop.create_task(run(stream, body))
         stream.task = task
         tasks = self._shared.tasks
@@ -348,10 +294,8 @@ class GrpcProtocol(asyncio.Protocol):
         self._inbound -= stream.received
         stream.received = 0
         stream.drop_body()
-        self._blocked.discard(stream)
-        timer, stream.timer = stream.timer, None
-        if timer is not None:
-            timer.cancel()
+        self._replies.forget(stream)
+        stream.cancel_timer()
         task, stream.task = stream.task, None
         if task is not None and not task.done():
             task.cancel()
@@ -364,114 +308,14 @@ class GrpcProtocol(asyncio.Protocol):
             f"{stream.call.path} did not finish within its deadline of {stream.call.timeout_s:g} s",
         )
 
-    # ── running RPCs ──────────────────────────────────────────────────────────────────────────
-
-    async def _run_unary(self, stream: RpcStream, body: bytes) -> None:
-        try:
-            reply = await self._dispatcher.unary(stream.call, body)
-        except StatusError as error:
-            self._finish(stream, error.status, error.message, error.trailers)
-        except asyncio.CancelledError:
-            self._finish(stream, CANCELLED, f"{stream.call.path} was cancelled in the server")
-            raise
-        except Exception as error:
-            self._finish_broken(stream, error)
-        else:
-            if not stream.answered:
-                self._send_message(stream, reply)
-                self._finish(stream, 0, "", stream.call.trailers)
-
-    async def _run_stream(self, stream: RpcStream, body: bytes) -> None:
-        messages: AsyncIterator[bytes] | None = None
-        try:
-            messages = self._dispatcher.stream(stream.call, body)
-            async for message in messages:
-                if stream.answered:
-                    return
-                self._send_message(stream, message)
-                await self._wait_for_room(stream)
-        except StatusError as error:
-            self._finish(stream, error.status, error.message, error.trailers)
-        except asyncio.CancelledError:
-            self._finish(stream, CANCELLED, f"{stream.call.path} was cancelled in the server")
-            raise
-        except Exception as error:
-            self._finish_broken(stream, error)
-        else:
-            self._finish(stream, 0, "", stream.call.trailers)
-        finally:
-            await _close_iterator(messages, stream.call.path)
-
-    async def _wait_for_room(self, stream: RpcStream) -> None:
-        while not stream.answered and not self._has_room(stream):
-            stream.room = self._loop.create_future()
-            self._blocked.add(stream)
-            await stream.room
-
-    def _has_room(self, stream: RpcStream) -> bool:
-        unsent = self._http2.queued_body_size(stream.stream_id)
-        return unsent == 0 or (
-            unsent <= STREAM_UNSENT_MAX and self._http2.queued_body_size() <= CONNECTION_UNSENT_MAX
-        )
-
-    def _finish_broken(self, stream: RpcStream, error: Exception) -> None:
-        log.error("rpc failed", path=stream.call.path, peer=self._peer, exc_info=error)
-        self._finish(
-            stream,
-            INTERNAL,
-            f"{stream.call.path} failed in the server ({type(error).__name__}); its log has the details",
-        )
-
     def _end(self, stream: RpcStream, status: int, message: str) -> None:
         """Answer now and cancel the task."""
-        self._finish(stream, status, message)
+        self._replies.finish(stream, status, message)
         self._release(stream)
 
-    # ── answers ───────────────────────────────────────────────────────────────────────────────
+    # ── sending ───────────────────────────────────────────────────────────────────────────────
 
-    def _send_message(self, stream: RpcStream, message: bytes) -> None:
-        prefix = len(message).to_bytes(PREFIX, "big")
-        http2 = self._http2
-        stream_id = stream.stream_id
-        try:
-            if not stream.begun:
-                stream.begun = True
-                http2.send_response(stream_id, RESPONSE_HEADERS)
-            if len(message) <= _JOIN_MAX:
-                http2.send_data(stream_id, prefix + message)
-            else:
-                http2.send_data(stream_id, prefix)
-                http2.send_data(stream_id, message)
-        except NGH2Error:
-            # Stream or connection is gone; the event that says so is on its way.
-            stream.answered = True
-        self._schedule_flush()
-
-    def _finish(
-        self, stream: RpcStream, status: int, message: str, extra: Trailers | None = None
-    ) -> None:
-        """Send the status, once."""
-        if stream.answered:
-            return
-        stream.answered = True
-        timer, stream.timer = stream.timer, None
-        if timer is not None:
-            timer.cancel()
-        trailers = status_trailers(status, message) if status else STATUS_OK
-        if extra:
-            encoded, dropped = encode_trailers(extra)
-            trailers = trailers + encoded
-            if dropped:
-                log.warning("trailers left out", path=stream.call.path, names=dropped)
-        with contextlib.suppress(NGH2Error):  # as above
-            if stream.begun:
-                self._http2.send_trailers(stream.stream_id, trailers)
-            else:
-                headers = RESPONSE_HEADERS + trailers
-                self._http2.send_response(stream.stream_id, headers, end_stream=True)
-        self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
+    def _flush_soon(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
@@ -493,35 +337,4 @@ class GrpcProtocol(asyncio.Protocol):
                 self._handle(events)
             if len(data) < WRITE_BYTES:
                 break
-        if self._blocked:
-            self._wake_blocked()
-
-    def _wake_blocked(self) -> None:
-        for stream in [stream for stream in self._blocked if self._has_room(stream)]:
-            self._blocked.discard(stream)
-            stream.wake()
-
-
-async def _close_iterator(messages: AsyncIterator[bytes] | None, path: str) -> None:
-    close = getattr(messages, "aclose", None)
-    if close is None:
-        return
-    try:
-        await close()
-    except Exception as error:
-        log.error("a stream did not close cleanly", path=path, exc_info=error)
-
-
-def prepare_socket(transport: asyncio.Transport) -> str:
-    """Set a TCP socket up for RPCs (no delay; a vanished peer is noticed); returns the peer's name."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return "unix"
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    peer = transport.get_extra_info("peername")
-    return f"{peer[0]}:{peer[1]}" if peer else "tcp"
+        self._replies.wake()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from homeport.transport.connection import GrpcProtocol, Limits, Shared
+from homeport.transport.connection import GrpcProtocol
 from homeport.transport.dispatch import UNAVAILABLE, Dispatcher
+from homeport.transport.shared import Limits, Shared
 
-__all__ = ["GrpcProtocol", "GrpcServer", "Limits"]
+__all__ = ["GrpcProtocol", "GrpcServer"]
 
 _MIB = 1024 * 1024
 _CLOSE_S = 2.0

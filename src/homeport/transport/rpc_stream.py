@@ -77,12 +77,12 @@ class RpcStream:
             self._head = b""
         if not data:
             return
-        self.received += len(data)
-        if self.received > self._length:
+        if self.received + len(data) > self._length:
             raise StatusError(
                 UNIMPLEMENTED,
                 f"{self.call.path} takes one request message; a stream of requests is not implemented",
             )
+        self.received += len(data)
         parts = self._parts
         if parts and len(parts[-1]) < _SMALL_PART:
             parts[-1] += data  # many tiny frames must not cost an object each
@@ -121,6 +121,12 @@ class RpcStream:
         """Forget what came in."""
         self._parts = []
         self._head = b""
+
+    def cancel_timer(self) -> None:
+        """The deadline no longer matters."""
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
 
     def wake(self) -> None:
         """Let a waiting streaming answer go on."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpclib
 import pytest
 from grpclib.const import Status
+from tests.unit.transport.harness import MIB, Client, Recorder, run
 
 from homeport.transport.grpc_server import GrpcServer
-from tests.unit.transport.harness import MIB, Client, Recorder, run
 
 
 def test_unary_answers_with_the_message() -> None:
