@@ -96,7 +96,7 @@ class Database:
     async def start(self) -> None:
         """Bring the schema up to date and start the writer."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(migrate, self._engine)
+        await asyncio.to_thread(migrate, self._engine, metadata)
         self._thread = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._thread.start()
 

@@ -4,16 +4,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Engine
 
+from homeport.kernel.errors import ConflictError
 
-def migrate(engine: Engine) -> None:
-    """Bring the schema of ``engine``'s database to the newest revision."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
+
+def migrate(engine: Engine, metadata: sa.MetaData | None = None) -> None:
+    """Bring the schema of ``engine``'s database to the newest revision.
+
+    Raises ``ConflictError`` for a database that a newer Homeport wrote.
+    """
+    config = _config()
+    scripts = ScriptDirectory.from_config(config)
     with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+        known = {script.revision for script in scripts.walk_revisions()}
+        if not known and metadata is not None:  # DEV
+            metadata.create_all(connection)  # DEV
+            connection.commit()  # DEV
+            return  # DEV
+        if current is not None and current not in known:
+            raise ConflictError(
+                f"the database {engine.url.database} was written by a newer Homeport "
+                f"(schema {current}): upgrade Homeport, or use another home"
+            )
+        if current == scripts.get_current_head():
+            return
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config

@@ -1,0 +1,199 @@
+"""Calls with a real database and an executor that does nothing by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from homeport.calls.model import CallType, Input, Invocation, Output
+from homeport.calls.service import CallService, InputSpec
+from homeport.calls.store import CallStore
+from homeport.kernel.clock import SystemClock
+from homeport.kernel.errors import ExhaustedError, NotFoundError
+from homeport.link.messages import STATUS_SUCCESS, Result
+from homeport.storage.database import Database
+
+
+class Recorder:
+    """Collects what it is told to run and to cancel."""
+
+    def __init__(self) -> None:
+        self.queued: list[Input] = []
+        self.cancelled: list[Input] = []
+        self.finished_apps: list[str] = []
+
+    def enqueue(self, inputs: Sequence[Input]) -> None:
+        self.queued.extend(inputs)
+
+    def cancel(self, inputs: Sequence[Input], *, terminate_containers: bool) -> None:
+        self.cancelled.extend(inputs)
+
+    def work_finished(self, app_id: str) -> None:
+        self.finished_apps.append(app_id)
+
+
+def result_of(item: Input, data: bytes = b"x") -> Output:
+    return Output(item.input_id, item.idx, Result(STATUS_SUCCESS, data=data), 1, "ta-1", 1.0, 2.0)
+
+
+def spec(idx: int) -> InputSpec:
+    return InputSpec(idx, b"args", "", 1, "")
+
+
+Scenario = Callable[[CallService, Recorder], Awaitable[None]]
+
+
+def run(path: Path, scenario: Scenario, inputs_pending_max: int = 1000) -> None:
+    async def main() -> None:
+        database = Database.sqlite(path / "x.db")
+        await database.start()
+        executor = Recorder()
+        service = CallService(
+            CallStore(database),
+            executor,
+            SystemClock(),
+            inputs_pending_max=inputs_pending_max,
+            result_retention_s=3600,
+        )
+        executor.queued.extend(await service.start())
+        try:
+            await scenario(service, executor)
+        finally:
+            await service.stop()
+            await database.stop()
+
+    asyncio.run(main())
+
+
+async def open_map(service: CallService, key: str = "k"):
+    return await service.create(
+        function_id="fu-1",
+        app_id="ap-1",
+        type_=CallType.MAP,
+        invocation=Invocation.SYNC,
+        parent_input_id="",
+        inputs=[],
+        key=key,
+    )
+
+
+def test_a_repeated_request_finds_the_call_it_made(tmp_path: Path) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        for _ in range(2):
+            call = await service.create(
+                function_id="fu-1",
+                app_id="ap-1",
+                type_=CallType.UNARY,
+                invocation=Invocation.SYNC,
+                parent_input_id="",
+                inputs=[spec(0)],
+                key="same",
+            )
+        assert len(call.inputs) == 1
+        assert len(executor.queued) == 1
+
+    run(tmp_path, scenario)
+
+
+def test_inputs_put_twice_run_once(tmp_path: Path) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        call = await open_map(service)
+        first = await service.put_inputs(call.call_id, [spec(0), spec(1)])
+        again = await service.put_inputs(call.call_id, [spec(1), spec(2)])
+        assert first[1] is again[0]
+        assert [item.idx for item in executor.queued] == [0, 1, 2]
+
+    run(tmp_path, scenario)
+
+
+def test_a_maps_cursor_gives_each_output_once_in_order_of_completion(tmp_path: Path) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(3)])
+        items = [call.inputs[n] for n in (2, 0)]
+        service.finish([(item, result_of(item)) for item in items])
+        outputs, cursor, unfinished = await service.outputs_after(call.call_id, 0, 1.0)
+        assert [output.idx for output in outputs] == [2, 0]
+        assert unfinished == 1
+        last = call.inputs[1]
+        asyncio.get_running_loop().call_soon(service.finish, [(last, result_of(last))])
+        outputs, cursor, unfinished = await service.outputs_after(call.call_id, cursor, 30.0)
+        assert [output.idx for output in outputs] == [1]
+        assert unfinished == 0
+        assert executor.finished_apps == ["ap-1"]
+
+    run(tmp_path, scenario)
+
+
+def test_a_second_result_of_an_input_is_ignored(tmp_path: Path) -> None:
+    async def scenario(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(0)])
+        item = call.inputs[0]
+        service.finish([(item, result_of(item, b"first"))])
+        service.finish([(item, result_of(item, b"second"))])
+        outputs, _, _ = await service.outputs_after(call.call_id, 0, 1.0)
+        assert [output.result.data for output in outputs] == [b"first"]
+
+    run(tmp_path, scenario)
+
+
+def test_unfinished_inputs_and_results_are_there_after_a_restart(tmp_path: Path) -> None:
+    async def before(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(4)])
+        done = call.inputs[1]
+        await asyncio.gather(*service.finish([(done, result_of(done))]))
+
+    async def after(service: CallService, executor: Recorder) -> None:
+        assert sorted(item.idx for item in executor.queued) == [0, 2, 3]
+        call = executor.queued[0].call
+        outputs, _, unfinished = await service.outputs_after(call.call_id, 0, 0.1)
+        assert [output.idx for output in outputs] == [1]
+        assert unfinished == 3
+
+    run(tmp_path, before)
+    run(tmp_path, after)
+
+
+def test_too_many_waiting_inputs_are_refused_with_the_limit(tmp_path: Path) -> None:
+    async def scenario(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(10)])
+        with pytest.raises(ExhaustedError, match="10"):
+            await service.put_inputs(call.call_id, [spec(10)])
+
+    run(tmp_path, scenario, inputs_pending_max=10)
+
+
+def test_cancelling_a_call_cancels_the_calls_its_inputs_made(tmp_path: Path) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        parent = await open_map(service)
+        await service.put_inputs(parent.call_id, [spec(0)])
+        child = await service.create(
+            function_id="fu-2",
+            app_id="ap-1",
+            type_=CallType.UNARY,
+            invocation=Invocation.SYNC,
+            parent_input_id=parent.inputs[0].input_id,
+            inputs=[spec(0)],
+            key="child",
+        )
+        await service.cancel(parent.call_id, terminate_containers=False)
+        assert {item.call.call_id for item in executor.cancelled} == {
+            parent.call_id,
+            child.call_id,
+        }
+
+    run(tmp_path, scenario)
+
+
+def test_an_unknown_call_is_said_to_be_unknown(tmp_path: Path) -> None:
+    async def scenario(service: CallService, _executor: Recorder) -> None:
+        with pytest.raises(NotFoundError, match="fc-unknown"):
+            service.get("fc-unknown")
+
+    run(tmp_path, scenario)

@@ -1,0 +1,115 @@
+"""The autoscaling plan: pure, so each rule is one small table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeport.functions.model import Autoscaler
+from homeport.scheduler.autoscale import BURST_CONTAINERS, IdleTask, PoolView, plan
+
+EMPTY = PoolView(
+    now=1000.0,
+    waiting=0,
+    running=0,
+    ready=0,
+    starting=0,
+    idle=(),
+    slots=1,
+    target_slots=1,
+    settings=Autoscaler(),
+    input_s=None,
+    single_use=False,
+    is_live=True,
+    keep_min=False,
+)
+
+
+def view(**changes: object) -> PoolView:
+    return dataclasses.replace(EMPTY, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"waiting": 1}, 1),
+        ({"waiting": 3}, 3),
+        ({"waiting": 100}, BURST_CONTAINERS),
+        ({"waiting": 100, "starting": BURST_CONTAINERS}, 0),
+        ({"waiting": 100, "ready": 8, "running": 8, "input_s": 5.0}, 8),
+        ({"waiting": 100, "ready": 8, "running": 8, "input_s": 0.001}, 0),
+        ({"waiting": 1, "starting": 1}, 0),
+        ({"waiting": 9, "slots": 4, "target_slots": 4}, 3),
+        ({"waiting": 9, "settings": Autoscaler(max_containers=2)}, 2),
+        ({"waiting": 20, "single_use": True}, 20),
+        ({"waiting": 0, "keep_min": True, "settings": Autoscaler(min_containers=2)}, 2),
+        ({"waiting": 0, "keep_min": False, "settings": Autoscaler(min_containers=2)}, 0),
+        ({"waiting": 1, "settings": Autoscaler(buffer_containers=2)}, 3),
+        ({"waiting": 5, "is_live": False}, 0),
+    ],
+)
+def test_starts(changes: dict[str, object], start: int) -> None:
+    assert plan(view(**changes)).start == start
+
+
+def test_an_idle_container_ends_when_its_window_has_passed() -> None:
+    idle = (IdleTask("ta-1", 900.0), IdleTask("ta-2", 990.0))
+    result = plan(view(ready=2, idle=idle, settings=Autoscaler(scaledown_window_s=60.0)))
+    assert result.stop == ("ta-1",)
+    assert result.check_at == 1050.0
+
+
+def test_minimum_containers_outlive_their_window() -> None:
+    idle = (IdleTask("ta-1", 0.0), IdleTask("ta-2", 1.0))
+    settings = Autoscaler(min_containers=1, scaledown_window_s=10.0)
+    result = plan(view(ready=2, idle=idle, settings=settings, keep_min=True))
+    assert result.stop == ("ta-1",)
+
+
+def test_nothing_ends_while_inputs_wait() -> None:
+    result = plan(view(waiting=1, ready=1, running=1, idle=(IdleTask("ta-1", 0.0),)))
+    assert result.stop == ()
+
+
+@given(
+    waiting=st.integers(0, 10_000),
+    running=st.integers(0, 500),
+    ready=st.integers(0, 500),
+    starting=st.integers(0, 50),
+    slots=st.integers(1, 64),
+    max_containers=st.one_of(st.none(), st.integers(1, 100)),
+    min_containers=st.one_of(st.none(), st.integers(0, 20)),
+    input_s=st.one_of(st.none(), st.floats(0, 1000)),
+)
+def test_a_plan_never_passes_the_maximum_and_never_starts_and_stops_at_once(
+    waiting: int,
+    running: int,
+    ready: int,
+    starting: int,
+    slots: int,
+    max_containers: int | None,
+    min_containers: int | None,
+    input_s: float | None,
+) -> None:
+    settings = Autoscaler(min_containers=min_containers, max_containers=max_containers)
+    result = plan(
+        view(
+            waiting=waiting,
+            running=running,
+            ready=ready,
+            starting=starting,
+            slots=slots,
+            target_slots=slots,
+            settings=settings,
+            input_s=input_s,
+            keep_min=True,
+            idle=tuple(IdleTask(f"ta-{n}", 0.0) for n in range(min(ready, 5))),
+        )
+    )
+    assert result.start >= 0
+    if max_containers is not None and result.start:
+        assert ready + starting + result.start <= max_containers
+    assert not (result.start and result.stop)

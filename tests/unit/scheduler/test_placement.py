@@ -1,0 +1,93 @@
+"""Where a container goes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from homeport.functions.model import Autoscaler, FunctionSpec
+from homeport.kernel.errors import InvalidError
+from homeport.kernel.resources import Resources
+from homeport.scheduler.placement import Defaults, NodeView, check_placeable, place
+
+DEFAULTS = Defaults(milli_cpu=125, memory_mb=128, containers_max=100)
+SPEC = FunctionSpec(
+    function_id="fu-1",
+    app_id="ap-1",
+    tag="f",
+    client_version="1.6.4",
+    image_id="im-1",
+    mount_ids=[],
+    secret_ids=[],
+    milli_cpu=0,
+    milli_cpu_max=0,
+    memory_mb=0,
+    memory_mb_max=0,
+    gpu_type="",
+    gpu_count=0,
+    timeout_s=300.0,
+    startup_timeout_s=300.0,
+    retry_policy=None,
+    autoscaler=Autoscaler(),
+    max_concurrent=0,
+    target_concurrent=0,
+    batch_max_size=0,
+    batch_linger_ms=0,
+    single_use=False,
+    is_class=False,
+    is_server=False,
+    is_generator=False,
+    block_network=False,
+    untrusted=False,
+    has_schedule=False,
+)
+
+
+def node(name: str, cpu: int, memory: int, **changes: object) -> NodeView:
+    values: dict[str, object] = {
+        "node_id": name,
+        "capacity": Resources(2000, 8192, 0),
+        "free": Resources(cpu, memory, 0),
+        "gpu_type": "",
+        "tasks": 0,
+        **changes,
+    }
+    return NodeView(**values)  # type: ignore[arg-type]
+
+
+def spec(**changes: object) -> FunctionSpec:
+    return msgspec.structs.replace(SPEC, **changes)
+
+
+def test_the_least_used_node_with_room_is_taken() -> None:
+    spot = place(SPEC, [node("a", 500, 4096), node("b", 1500, 4096)], DEFAULTS)
+    assert spot == ("b", Resources(125, 128, 0))
+
+
+def test_a_full_node_takes_nothing() -> None:
+    assert place(SPEC, [node("a", 100, 4096)], DEFAULTS) is None
+    assert place(SPEC, [node("a", 2000, 100)], DEFAULTS) is None
+    assert place(SPEC, [node("a", 2000, 8192, tasks=100)], DEFAULTS) is None
+
+
+def test_a_program_for_bigger_machines_gets_the_whole_node() -> None:
+    big = spec(milli_cpu=16_000, memory_mb=65_536)
+    assert place(big, [node("a", 2000, 8192)], DEFAULTS) == ("a", Resources(2000, 8192, 0))
+    assert place(big, [node("a", 1900, 8192)], DEFAULTS) is None
+    assert len(check_placeable(big, [node("a", 2000, 8192)])) == 2
+
+
+def test_a_gpu_that_no_node_has_is_refused_with_what_there_is() -> None:
+    with pytest.raises(InvalidError, match="H100"):
+        check_placeable(spec(gpu_type="H100", gpu_count=1), [node("a", 2000, 8192)])
+
+
+def test_gpus_are_matched_by_type() -> None:
+    gpu_node = node(
+        "g", 2000, 8192, capacity=Resources(2000, 8192, 2), free=Resources(2000, 8192, 2),
+        gpu_type="H100",
+    )
+    nodes = [node("a", 2000, 8192), gpu_node]
+    assert place(spec(gpu_type="h100", gpu_count=2), nodes, DEFAULTS) == ("g", Resources(125, 128, 2))
+    assert place(spec(gpu_type="ANY", gpu_count=1), nodes, DEFAULTS) is not None
+    assert place(spec(gpu_type="T4", gpu_count=1), nodes, DEFAULTS) is None

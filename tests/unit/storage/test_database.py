@@ -1,0 +1,70 @@
+"""The writer: group commit, isolation of failures, order."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from homeport.calls.store import calls
+from homeport.storage.database import Database
+
+
+def _row(name: str) -> dict[str, object]:
+    return {
+        "call_id": name,
+        "function_id": "fu-1",
+        "app_id": "ap-1",
+        "type": 1,
+        "invocation": 4,
+        "parent_input_id": "",
+        "created_at": 0.0,
+        "is_closed": True,
+        "cancelled": False,
+    }
+
+
+def _count(connection: sa.Connection) -> int:
+    return connection.execute(sa.select(sa.func.count()).select_from(calls)).scalar_one()
+
+
+def test_a_thousand_waiters_are_all_durable(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        database = Database.sqlite(tmp_path / "x.db")
+        await database.start()
+        statement = insert(calls).on_conflict_do_nothing()
+        await asyncio.gather(*(database.append(statement, [_row(f"fc-{n}")]) for n in range(1000)))
+        assert await database.read(_count) == 1000
+        await database.stop()
+        again = Database.sqlite(tmp_path / "x.db")
+        await again.start()
+        assert await again.read(_count) == 1000
+        await again.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_write_undoes_only_itself(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        database = Database.sqlite(tmp_path / "x.db")
+        await database.start()
+        statement = insert(calls).on_conflict_do_nothing()
+
+        def fail(connection: sa.Connection) -> None:
+            connection.execute(statement, [_row("fc-bad")])
+            raise ValueError("no")
+
+        first = database.append(statement, [_row("fc-1")])
+        failing = asyncio.ensure_future(database.write(fail))
+        last = database.append(statement, [_row("fc-2")])
+        await first
+        await last
+        with pytest.raises(ValueError, match="no"):
+            await failing
+        assert await database.read(_count) == 2
+        await database.stop()
+
+    asyncio.run(scenario())
