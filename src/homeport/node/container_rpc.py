@@ -1,0 +1,233 @@
+"""The server of one container: answers its work loop here, forwards everything else.
+
+A container sends no credentials; the socket it speaks through is its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import structlog
+from google.protobuf.message import DecodeError
+from modal_proto import api_pb2
+
+from homeport.link.messages import OutputItem, Result
+from homeport.node import wire
+from homeport.node.work import Grant
+from homeport.transport.dispatch import (
+    INVALID_ARGUMENT,
+    PERMISSION_DENIED,
+    UNAVAILABLE,
+    UNIMPLEMENTED,
+    IncomingCall,
+    StatusError,
+    Trailers,
+)
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+HEARTBEAT_MARGIN_S = 0.2
+HEARTBEAT_HOLD_S = 14.9
+"""The client waits 15.1 s for a heartbeat's answer and asks again 15 s after it asked."""
+EMPTY = b""
+DATA_PATHS = frozenset({"FunctionCallPutDataOut", "FunctionCallGetDataIn"})
+"""What generators and web functions need to run; part of the work loop, bound to own inputs."""
+BLOB_PATHS = frozenset({"BlobCreate", "BlobGet"})
+"""How large arguments and results travel; blob ids cannot be guessed."""
+
+
+class ContainerPort(Protocol):
+    """The container behind the socket, as its RPCs see it."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def untrusted(self) -> bool:
+        """No control-plane access."""
+        ...
+
+    async def get_inputs(self, concurrency: int) -> Grant:
+        """Wait for the next input, batch, or the kill switch."""
+        ...
+
+    async def heartbeat(self, hold_s: float) -> list[str]:
+        """Wait up to ``hold_s`` for inputs to cancel."""
+        ...
+
+    def put_outputs(self, items: list[OutputItem]) -> None:
+        """Take outputs over; raises ``StatusError`` (RESOURCE_EXHAUSTED) when too many wait."""
+        ...
+
+    def concurrency(self, target: int, maximum: int) -> int: ...
+
+    def init_failed(self, result: Result) -> None: ...
+
+    def stop_fetching(self) -> None: ...
+
+    def server_ready(self) -> None: ...
+
+    def owns_call(self, call_id: str) -> bool:
+        """Whether an input of that call runs in this container."""
+        ...
+
+
+class Upstream(Protocol):
+    """The way to the server for forwarded RPCs."""
+
+    async def unary(
+        self,
+        task_id: str,
+        path: str,
+        metadata: list[tuple[str, str]],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> tuple[bytes, Trailers]: ...
+
+    def stream(
+        self,
+        task_id: str,
+        path: str,
+        metadata: list[tuple[str, str]],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> AsyncIterator[bytes]: ...
+
+
+class ContainerDispatcher:
+    """Dispatcher of one container's socket."""
+
+    def __init__(self, container: ContainerPort, upstream: Upstream) -> None:
+        self._container = container
+        self._upstream = upstream
+        local: dict[str, Callable[[IncomingCall, bytes], Awaitable[bytes]]] = {
+            "ContainerHello": self._hello,
+            "ContainerHeartbeat": self._heartbeat,
+            "ContainerCheckpoint": self._checkpoint,
+            "ContainerServerLifecycleReady": self._server_ready,
+            "ContainerStop": self._container_stop,
+            "FunctionGetInputs": self._get_inputs,
+            "FunctionPutOutputs": self._put_outputs,
+            "FunctionGetDynamicConcurrency": self._dynamic_concurrency,
+            "TaskResult": self._task_result,
+        }
+        self._local = {wire.PREFIX + name: method for name, method in local.items()}
+
+    # ── Dispatcher ────────────────────────────────────────────────────────────────────────────
+
+    def is_stream(self, path: str) -> bool | None:
+        """Whether ``path`` answers with a stream, by the protocol's descriptor."""
+        return wire.STREAMS.get(path)
+
+    async def unary(self, call: IncomingCall, body: bytes) -> bytes:
+        """Answer locally or forward. Raises ``StatusError``."""
+        method = self._local.get(call.path)
+        if method is None:
+            return await self._forward(call, body)
+        try:
+            return await method(call, body)
+        except DecodeError as error:
+            raise StatusError(INVALID_ARGUMENT, f"{call.path}: not its message: {error}") from None
+
+    async def stream(self, call: IncomingCall, body: bytes) -> AsyncIterator[bytes]:
+        """Forward a streaming RPC message by message."""
+        self._authorize(call.path, body)
+        async for message in self._upstream.stream(
+            self._container.task_id, call.path, _metadata(call), body, call.timeout_s
+        ):
+            yield message
+
+    # ── answered here ─────────────────────────────────────────────────────────────────────────
+
+    async def _hello(self, _call: IncomingCall, _body: bytes) -> bytes:
+        return EMPTY
+
+    async def _heartbeat(self, call: IncomingCall, _body: bytes) -> bytes:
+        call.interruptible = True
+        hold_s = HEARTBEAT_HOLD_S
+        if call.timeout_s is not None:
+            hold_s = max(0.0, call.timeout_s - HEARTBEAT_MARGIN_S)
+        ids = await self._container.heartbeat(hold_s)
+        return wire.cancel_response(ids) if ids else EMPTY
+
+    async def _get_inputs(self, call: IncomingCall, body: bytes) -> bytes:
+        # Any status the client does not retry would end the container.
+        call.interruptible = True
+        try:
+            request = api_pb2.FunctionGetInputsRequest.FromString(body)
+            grant = await self._container.get_inputs(max(1, request.input_concurrency))
+            if grant.is_kill_switch:
+                return wire.kill_switch_response()
+            return wire.grant_response(grant.items)
+        except StatusError:
+            raise
+        except Exception as error:
+            log.exception("no answer to FunctionGetInputs", task_id=self._container.task_id)
+            raise StatusError(UNAVAILABLE, "the node failed to look up inputs") from error
+
+    async def _put_outputs(self, _call: IncomingCall, body: bytes) -> bytes:
+        self._container.put_outputs(wire.output_items(body))
+        return EMPTY
+
+    async def _dynamic_concurrency(self, _call: IncomingCall, body: bytes) -> bytes:
+        request = api_pb2.FunctionGetDynamicConcurrencyRequest.FromString(body)
+        slots = self._container.concurrency(request.target_concurrency, request.max_concurrency)
+        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=slots).SerializeToString()
+
+    async def _task_result(self, _call: IncomingCall, body: bytes) -> bytes:
+        self._container.init_failed(wire.task_result(body))
+        return EMPTY
+
+    async def _container_stop(self, call: IncomingCall, body: bytes) -> bytes:
+        request = api_pb2.ContainerStopRequest.FromString(body)
+        if request.task_id not in ("", self._container.task_id):
+            return await self._forward(call, body)
+        self._container.stop_fetching()
+        return EMPTY
+
+    async def _server_ready(self, _call: IncomingCall, _body: bytes) -> bytes:
+        self._container.server_ready()
+        return EMPTY
+
+    async def _checkpoint(self, _call: IncomingCall, _body: bytes) -> bytes:
+        raise StatusError(
+            UNIMPLEMENTED, "Homeport does not take memory snapshots of containers (yet)."
+        )
+
+    # ── answered by the server ────────────────────────────────────────────────────────────────
+
+    async def _forward(self, call: IncomingCall, body: bytes) -> bytes:
+        self._authorize(call.path, body)
+        answer, trailers = await self._upstream.unary(
+            self._container.task_id, call.path, _metadata(call), body, call.timeout_s
+        )
+        call.trailers.extend(trailers)
+        return answer
+
+    def _authorize(self, path: str, body: bytes) -> None:
+        """Refuse forwarded RPCs of an untrusted container, but for its own inputs' data."""
+        if not self._container.untrusted:
+            return
+        name = path.removeprefix(wire.PREFIX)
+        if name in BLOB_PATHS or (name in DATA_PATHS and self._is_own_call(name, body)):
+            return
+        raise StatusError(
+            PERMISSION_DENIED,
+            f"{name} is not allowed here: this function runs with restricted access "
+            "(restrict_modal_access=True), which keeps its code from using the platform.",
+        )
+
+    def _is_own_call(self, name: str, body: bytes) -> bool:
+        try:
+            if name == "FunctionCallPutDataOut":
+                call_id = api_pb2.FunctionCallPutDataRequest.FromString(body).function_call_id
+            else:
+                call_id = api_pb2.FunctionCallGetDataRequest.FromString(body).function_call_id
+        except DecodeError:
+            return False
+        return self._container.owns_call(call_id)
+
+
+def _metadata(call: IncomingCall) -> list[tuple[str, str]]:
+    return list(call.metadata.items())

@@ -1,0 +1,367 @@
+"""The node's end of the link: connects, introduces itself, and loses nothing that must arrive.
+
+``Outputs``, ``TaskExited`` and ``BuildFinished`` are kept until the server acknowledged them and
+are sent again, in order, on each new connection; logs are kept for a while; everything else is
+said anew by ``Hello`` and may be lost with a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from homeport.link.framing import FrameProtocol, LinkClosedError
+from homeport.link.messages import (
+    Ack,
+    BuildFinished,
+    Hello,
+    LogEntry,
+    Logs,
+    Message,
+    OutputItem,
+    Outputs,
+    Ping,
+    RpcCancel,
+    RpcReply,
+    RpcRequest,
+    ServerMessage,
+    TaskExited,
+    Welcome,
+)
+from homeport.node.logs import OutageBuffer
+from homeport.transport.dispatch import (
+    OK,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    StatusError,
+    Trailers,
+)
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+BACKOFF_S = (0.1, 2.0)
+WELCOME_TIMEOUT_S = 30.0
+OUTBOX_BYTES_MAX = 256 * 1024 * 1024
+"""Unacknowledged outputs above which containers are asked to keep theirs for now."""
+RPC_HOLD_S = 60.0
+"""How long a container's RPC waits for a lost link to come back."""
+STREAM_BYTES_MAX = 256 * 1024 * 1024
+"""Answers of one forwarded stream that its container has not read yet."""
+
+Wire = FrameProtocol[ServerMessage]
+Connect = Callable[
+    [Callable[[ServerMessage], None], Callable[[Exception | None], None]], Awaitable[Wire]
+]
+"""Opens a connection whose messages go to the first callable and whose end to the second."""
+Sequenced = Outputs | TaskExited | BuildFinished
+
+
+class LinkHandler(Protocol):
+    """Who the link speaks for."""
+
+    def hello(self) -> Hello:
+        """What to say first on a new connection."""
+        ...
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """A connection is up; called after what was kept has been sent again."""
+        ...
+
+    def handle(self, message: ServerMessage) -> None:
+        """Any other message but acknowledgements and RPC replies. Must not block."""
+        ...
+
+
+class _Pending:
+    """A forwarded RPC without its end."""
+
+    def __init__(self) -> None:
+        self.replies: asyncio.Queue[RpcReply] = asyncio.Queue()
+        self.size = 0
+
+
+class NodeLink:
+    """One node's link, over as many connections as it takes. ``run`` keeps it up."""
+
+    def __init__(self, connect: Connect, *, backoff_s: tuple[float, float] = BACKOFF_S) -> None:
+        self._connect = connect
+        self._backoff_s = backoff_s
+        self._handler: LinkHandler | None = None
+        self._wire: Wire | None = None
+        self._up = asyncio.Event()
+        # Grows over restarts of the node too, so that no acknowledgement can be for an older life.
+        self._seq = time.time_ns() // 1000
+        self._outbox: deque[tuple[int, int, Message]] = deque()
+        self._outbox_bytes = 0
+        self._outage = OutageBuffer()
+        self._pending: dict[int, _Pending] = {}
+        self._rpc_id = 0
+        self.http_url = ""
+        """Base URL of the server's HTTP side, from ``Welcome``."""
+        self.blob_root = ""
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, handler: LinkHandler) -> None:
+        """Connect, serve, reconnect with back-off; ends only by cancellation."""
+        self._handler = handler
+        delay = self._backoff_s[0]
+        while True:
+            started = time.monotonic()
+            try:
+                welcomed = await self._session(handler)
+            except (OSError, LinkClosedError, TimeoutError, EOFError) as error:
+                welcomed = False
+                log.warning("no link to the server", error=str(error) or type(error).__name__)
+            if welcomed and time.monotonic() - started > 1.0:
+                delay = self._backoff_s[0]
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, self._backoff_s[1])
+
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set()
+
+    async def wait_up(self) -> None:
+        """Until a connection is welcomed."""
+        await self._up.wait()
+
+    async def _session(self, handler: LinkHandler) -> bool:
+        """One connection from dial to end; says whether it was welcomed."""
+        closed = asyncio.Event()
+        first: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: ServerMessage) -> None:
+            if isinstance(message, Welcome):
+                if not first.done():
+                    first.set_result(message)
+                    self._begin(wire, message, handler)
+            else:
+                self._dispatch(message, handler)
+
+        def on_close(_error: Exception | None) -> None:
+            closed.set()
+            if not first.done():
+                first.set_exception(LinkClosedError("the server closed the link before Welcome"))
+
+        wire = await self._connect(on_message, on_close)
+        try:
+            wire.send(handler.hello())
+            welcome = await asyncio.wait_for(first, WELCOME_TIMEOUT_S)
+            log.info("linked to the server", server_id=welcome.server_id)
+            await self._ping_until(closed, wire, welcome.heartbeat_s)
+            return True
+        finally:
+            self._lost(wire)
+            if not first.done():
+                first.cancel()
+            elif not first.cancelled():
+                first.exception()
+            wire.close()
+
+    def _begin(self, wire: Wire, welcome: Welcome, handler: LinkHandler) -> None:
+        self._wire = wire
+        self.http_url = welcome.http_url.rstrip("/")
+        self.blob_root = welcome.blob_root
+        for message in self._outage.take():
+            wire.send(message)
+        for _, _, message in self._outbox:
+            wire.send(message)
+        self._up.set()
+        handler.welcomed(welcome)
+
+    async def _ping_until(self, closed: asyncio.Event, wire: Wire, every_s: float) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(LinkClosedError):
+                wire.send(Ping(os.getloadavg()[0]))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(closed.wait(), max(every_s, 0.05))
+
+    def _lost(self, wire: Wire) -> None:
+        if self._wire is not wire:
+            return
+        self._wire = None
+        self._up.clear()
+        pending, self._pending = self._pending, {}
+        for call in pending.values():
+            call.replies.put_nowait(
+                RpcReply(0, UNAVAILABLE, b"", "the connection to the server was lost; try again")
+            )
+        if pending:
+            log.warning("forwarded calls failed with the link", count=len(pending))
+
+    def _dispatch(self, message: ServerMessage, handler: LinkHandler) -> None:
+        if isinstance(message, RpcReply):
+            self._reply(message)
+        elif isinstance(message, Ack):
+            while self._outbox and self._outbox[0][0] <= message.seq:
+                self._outbox_bytes -= self._outbox.popleft()[1]
+        else:
+            handler.handle(message)
+
+    # ── sending ───────────────────────────────────────────────────────────────────────────────
+
+    def send(self, message: Message) -> bool:
+        """Send what may be lost with a connection; says whether there is one."""
+        if self._wire is None:
+            return False
+        try:
+            self._wire.send(message)
+        except LinkClosedError:
+            return False
+        return True
+
+    def send_sure(self, message: Sequenced) -> None:
+        """Number ``message`` (its ``seq`` is set), send it, keep it until it is acknowledged."""
+        self._seq += 1
+        message.seq = self._seq
+        self._keep(self._seq, message)
+
+    def send_kept(self, message: Message) -> None:
+        """Send a message without a number so that it also survives a reconnect.
+
+        It is repeated until a later numbered message is acknowledged.
+        """
+        self._keep(self._seq + 1, message)
+
+    def _keep(self, seq: int, message: Message) -> None:
+        size = _size(message)
+        self._outbox.append((seq, size, message))
+        self._outbox_bytes += size
+        self.send(message)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is unacknowledged that containers should wait with their outputs."""
+        return self._outbox_bytes > OUTBOX_BYTES_MAX
+
+    def unacknowledged(self) -> dict[str, list[tuple[str, int]]]:
+        """``(input_id, retry_count)`` of outputs on their way, by task."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for _, _, message in self._outbox:
+            if isinstance(message, Outputs):
+                keys = [(item.input_id, item.retry_count) for item in message.items]
+                found.setdefault(message.task_id, []).extend(keys)
+        return found
+
+    def logs(self, task_id: str, entries: list[LogEntry]) -> None:
+        """Send log entries, or keep a bounded amount of them for the next connection."""
+        if not self.send(Logs(task_id, entries)):
+            self._outage.add(task_id, entries)
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the connection takes no more bulk data for now."""
+        return self._wire is not None and self._wire.is_congested
+
+    async def uncongested(self) -> None:
+        """Until the connection takes more, or is gone."""
+        if self._wire is not None:
+            await self._wire.drain()
+
+    # ── forwarded RPCs ────────────────────────────────────────────────────────────────────────
+
+    async def unary(
+        self,
+        task_id: str,
+        path: str,
+        metadata: list[tuple[str, str]],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> tuple[bytes, Trailers]:
+        """Have the server answer a container's RPC. Raises ``StatusError`` with its status."""
+        async with self._call(task_id, path, metadata, body, timeout_s) as call:
+            reply = await call.replies.get()
+            if reply.status != OK:
+                raise StatusError(reply.status, reply.message, reply.trailers)
+            return reply.body, reply.trailers
+
+    async def stream(
+        self,
+        task_id: str,
+        path: str,
+        metadata: list[tuple[str, str]],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> AsyncIterator[bytes]:
+        """The same for a streaming RPC: its messages."""
+        async with self._call(task_id, path, metadata, body, timeout_s) as call:
+            while True:
+                reply = await call.replies.get()
+                call.size -= len(reply.body)
+                if reply.status < 0:
+                    yield reply.body
+                elif reply.status == OK:
+                    return
+                else:
+                    raise StatusError(reply.status, reply.message, reply.trailers)
+
+    @contextlib.asynccontextmanager
+    async def _call(
+        self,
+        task_id: str,
+        path: str,
+        metadata: list[tuple[str, str]],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[_Pending]:
+        await self._hold()
+        self._rpc_id += 1
+        rpc_id, call, wire = self._rpc_id, _Pending(), self._wire
+        self._pending[rpc_id] = call
+        request = RpcRequest(rpc_id, task_id, path, metadata, body, timeout_s or 0.0)
+        try:
+            if not self.send(request):
+                raise StatusError(UNAVAILABLE, "there is no connection to the server; try again")
+            yield call
+        except BaseException:
+            # Cancelled or given up here: the server need not go on.
+            if self._wire is wire and rpc_id in self._pending:
+                self.send(RpcCancel(rpc_id))
+            raise
+        finally:
+            self._pending.pop(rpc_id, None)
+
+    async def _hold(self) -> None:
+        """Wait out a short loss of the link before sending anything."""
+        if self._up.is_set():
+            return
+        try:
+            await asyncio.wait_for(self._up.wait(), RPC_HOLD_S)
+        except TimeoutError:
+            sentence = f"the server has been out of reach for {RPC_HOLD_S:g} s; try again"
+            raise StatusError(UNAVAILABLE, sentence) from None
+
+    def _reply(self, reply: RpcReply) -> None:
+        call = self._pending.get(reply.rpc_id)
+        if call is None:
+            return
+        if reply.status >= 0:
+            del self._pending[reply.rpc_id]
+        call.size += len(reply.body)
+        if call.size > STREAM_BYTES_MAX and reply.status < 0:
+            self._pending.pop(reply.rpc_id, None)
+            self.send(RpcCancel(reply.rpc_id))
+            sentence = f"more than {STREAM_BYTES_MAX} bytes of this stream were left unread"
+            reply = RpcReply(reply.rpc_id, RESOURCE_EXHAUSTED, b"", sentence)
+        call.replies.put_nowait(reply)
+
+
+def _size(message: Message) -> int:
+    """About how many bytes a kept message holds."""
+    if isinstance(message, Outputs):
+        return sum(_output_size(item) for item in message.items)
+    return 256
+
+
+def _output_size(item: OutputItem) -> int:
+    result = item.result
+    parts = (result.exception, result.traceback, result.serialized_tb, result.tb_line_cache)
+    return 256 + sum(len(part) for part in parts) + len(result.data or b"")

@@ -1,0 +1,171 @@
+"""What a container needs before it starts: layers, mounts, its files, its environment."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from homeport.kernel.errors import NotFoundError, UnavailableError, UnimplementedError
+from homeport.link.messages import MountRef, StartTask
+from homeport.node.runtime.port import Bind, ContainerSpec, Runtime
+
+CONTROL_DIR = "/__modal/run"
+"""Where a container finds its socket and its arguments (beside ``/__modal/deps`` of the mounts)."""
+SOCKET_NAME = "worker.sock"
+ARGUMENTS_NAME = "args.bin"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PYTHON_PATH = ("/root", "/pkg")
+"""User source and the client; before what the image puts there."""
+
+
+class Layers(Protocol):
+    """The image layers of this node."""
+
+    def path(self, key: str) -> Path: ...
+
+    def has(self, key: str) -> bool: ...
+
+
+class Mounts(Protocol):
+    """The mounts of this node."""
+
+    async def layer(self, digest: str) -> Path: ...
+
+
+class Bytecode(Protocol):
+    """Makes ``__pycache__`` layers for mounts."""
+
+    async def layer(
+        self, digest: str, python: str, runtime: Runtime, layers: tuple[Path, ...]
+    ) -> Path | None:
+        """The layer over mount ``digest`` for ``python``; ``None`` if it could not be made."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything but the pipes. ``folder`` holds the container's own files and its writes."""
+
+    start: StartTask
+    runtime: Runtime
+    folder: Path
+    layers: tuple[Path, ...]
+    env: dict[str, str]
+
+    @property
+    def socket_path(self) -> Path:
+        return self.folder / "run" / SOCKET_NAME
+
+    def spec(self, stdout_fd: int, stderr_fd: int) -> ContainerSpec:
+        """The container to start, with its output going to these descriptors."""
+        start = self.start
+        return ContainerSpec(
+            id=start.task_id,
+            layers=self.layers,
+            upper=self.folder / "upper",
+            command=tuple(start.command),
+            env=self.env,
+            workdir=start.workdir or "/root",
+            hostname="homeport",
+            limits=start.limits,
+            binds=(Bind(self.folder / "run", CONTROL_DIR),),
+            network="none" if start.block_network else "nat",
+            stdout_fd=stdout_fd,
+            stderr_fd=stderr_fd,
+        )
+
+
+class Preparer:
+    """Prepares containers under ``root`` (one folder a task, deleted with it)."""
+
+    def __init__(
+        self,
+        root: Path,
+        runtimes: Mapping[str, Runtime],
+        default_runtime: str,
+        layers: Layers,
+        mounts: Mounts,
+        bytecode: Bytecode | None = None,
+    ) -> None:
+        self._root = root.absolute()
+        self._runtimes = runtimes
+        self._default_runtime = default_runtime
+        self._layers = layers
+        self._mounts = mounts
+        self._bytecode = bytecode
+
+    async def prepare(self, start: StartTask) -> Prepared:
+        """Raises a ``HomeportError`` that says what is missing."""
+        if start.volumes:
+            raise UnimplementedError("Volumes in containers are not built yet.")
+        runtime = self._runtime(start.runtime)
+        layers = self._image_layers(start.layers)
+        layers += await self._mount_layers(start, runtime, layers)
+        folder = self._root / start.task_id
+        await asyncio.to_thread(self._make, folder, start.arguments)
+        return Prepared(start, runtime, folder, layers, environment(start))
+
+    async def discard(self, prepared: Prepared) -> None:
+        """Delete the task's folder; the runtime removed its own part of it."""
+        await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
+
+    def _runtime(self, name: str) -> Runtime:
+        name = name or self._default_runtime
+        runtime = self._runtimes.get(name)
+        if runtime is None:
+            have = ", ".join(sorted(self._runtimes)) or "none"
+            raise UnavailableError(f"this node has no runtime {name!r} (it has: {have})")
+        return runtime
+
+    def _image_layers(self, keys: list[str]) -> tuple[Path, ...]:
+        missing = [key for key in keys if not self._layers.has(key)]
+        if missing:
+            raise NotFoundError(f"this node does not have image layer {missing[0]}")
+        return tuple(self._layers.path(key) for key in keys)
+
+    async def _mount_layers(
+        self, start: StartTask, runtime: Runtime, image: tuple[Path, ...]
+    ) -> tuple[Path, ...]:
+        paths = await asyncio.gather(*(self._mounts.layer(ref.digest) for ref in start.mounts))
+        layers: list[Path] = []
+        for ref, path in zip(start.mounts, paths, strict=True):
+            layers.append(path)
+            compiled = await self._compiled(ref, start.python, runtime, (*image, path))
+            if compiled is not None:
+                layers.append(compiled)
+        return tuple(layers)
+
+    async def _compiled(
+        self, ref: MountRef, python: str, runtime: Runtime, layers: tuple[Path, ...]
+    ) -> Path | None:
+        if not ref.compile or not python or self._bytecode is None:
+            return None
+        return await self._bytecode.layer(ref.digest, python, runtime, layers)
+
+    def _make(self, folder: Path, arguments: bytes) -> None:
+        run = folder / "run"
+        run.mkdir(parents=True)
+        (run / ARGUMENTS_NAME).write_bytes(arguments)
+
+
+def environment(start: StartTask) -> dict[str, str]:
+    """The container's environment; the platform's own keys win over image and secrets."""
+    given = start.env
+    image_path = [part for part in given.get("PYTHONPATH", "").split(":") if part]
+    python_path = [*PYTHON_PATH, *(part for part in image_path if part not in PYTHON_PATH)]
+    return {
+        "PATH": DEFAULT_PATH,
+        "HOME": "/root",
+        **given,
+        "PYTHONPATH": ":".join(python_path),
+        "PYTHONUNBUFFERED": "1",
+        "MODAL_IS_REMOTE": "1",
+        "MODAL_DISABLE_API_PROXY": "1",
+        "MODAL_SERVER_URL": f"unix://{CONTROL_DIR}/{SOCKET_NAME}",
+        "MODAL_CONTAINER_ARGUMENTS_PATH": f"{CONTROL_DIR}/{ARGUMENTS_NAME}",
+        "MODAL_TASK_ID": start.task_id,
+    }

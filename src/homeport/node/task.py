@@ -1,0 +1,426 @@
+"""One container's life: prepared, started, served, watched, reported, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import HomeportError
+from homeport.link.messages import (
+    InputItem,
+    InputsReturned,
+    InputsStarted,
+    LogEntry,
+    Message,
+    OutputItem,
+    Outputs,
+    Result,
+    RunningTask,
+    StartTask,
+    TaskExited,
+    TaskInitFailed,
+    TaskReady,
+    TaskStopping,
+)
+from homeport.node.container_rpc import ContainerDispatcher, Upstream
+from homeport.node.logs import STDERR, STDOUT, LogPump
+from homeport.node.prepare import Prepared, Preparer
+from homeport.node.runtime.port import (
+    Container,
+    ContainerStartError,
+    Exit,
+    RuntimeUnavailableError,
+)
+from homeport.node.sockets import serve_unix
+from homeport.node.work import Effects, Grant, Key, WorkLoop, WorkRules
+from homeport.transport.dispatch import RESOURCE_EXHAUSTED, UNAVAILABLE, StatusError
+from homeport.transport.grpc_server import GrpcServer
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+START_ERRORS = (ContainerStartError, RuntimeUnavailableError, HomeportError, OSError)
+
+
+class Reporter(Upstream, Protocol):
+    """The link, as a task uses it."""
+
+    @property
+    def is_full(self) -> bool: ...
+    @property
+    def is_congested(self) -> bool: ...
+    async def uncongested(self) -> None: ...
+    def send(self, message: Message) -> bool: ...
+    def send_sure(self, message: Outputs | TaskExited) -> None: ...
+    def send_kept(self, message: Message) -> None: ...
+    def logs(self, task_id: str, entries: list[LogEntry]) -> None: ...
+
+
+class Relay(Protocol):
+    """What gives a container a way to the server's blobs."""
+
+    async def attach(self, container: Container) -> Callable[[], None]:
+        """Serve ``container``; the result ends it."""
+        ...
+
+
+class Task:
+    """A container and its work loop. ``run`` is its whole life; the rest are events.
+
+    All methods belong to one event loop; none but ``run`` and the waiting RPCs takes time.
+    """
+
+    def __init__(
+        self,
+        start: StartTask,
+        link: Reporter,
+        preparer: Preparer,
+        relay: Relay | None,
+        clock: Clock,
+    ) -> None:
+        self._start = start
+        self._link = link
+        self._preparer = preparer
+        self._relay = relay
+        self._clock = clock
+        rules = WorkRules(
+            startup_timeout_s=start.startup_timeout_s,
+            input_timeout_s=start.input_timeout_s,
+            batch_max_size=start.batch_max_size,
+            batch_linger_ms=start.batch_linger_ms,
+            single_use=start.single_use,
+        )
+        self._work = WorkLoop(rules, clock)
+        self._pump = LogPump(start.task_id, link, lambda: self._attribution)
+        self._attributes = start.max_concurrent <= 1 and start.batch_max_size == 0
+        self._attribution = ("", "")
+        self._server = GrpcServer(ContainerDispatcher(self, link))
+        self._container: Container | None = None
+        self._preparing: asyncio.Task[Prepared] | None = None
+        self._kill_reason = ""
+        self._interrupt_pending = False
+        self._inputs_wake = asyncio.Event()
+        self._cancels_wake = asyncio.Event()
+        self._turn = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._exited = False
+
+    # ── for the supervisor ────────────────────────────────────────────────────────────────────
+
+    @property
+    def task_id(self) -> str:
+        return self._start.task_id
+
+    def running(self) -> RunningTask:
+        """What ``Hello`` says of this task."""
+        return RunningTask(self.task_id, self._work.is_ready, self._work.held())
+
+    def deliver(self, items: Sequence[InputItem]) -> None:
+        """Queue attempts (``DeliverInputs``)."""
+        self._apply(self._work.deliver(items))
+
+    def cancel(self, input_ids: Sequence[str]) -> None:
+        """End inputs (``CancelInputs``)."""
+        self._apply(self._work.cancel(input_ids))
+
+    def forget(self, keys: Sequence[Key]) -> None:
+        """Drop attempts the server no longer wants from this task."""
+        self._apply(self._work.forget(keys))
+
+    def stop(self, *, graceful: bool, grace_s: float, reason: str = "") -> None:
+        """End the task (``StopTask``)."""
+        if graceful and not self._start.is_server:
+            self._apply(self._work.drain())
+        else:
+            reason = reason or f"the container did not end within {grace_s:g} s of being stopped"
+            self._apply(self._work.stop(grace_s, reason))
+
+    def kill(self, reason: str) -> None:
+        """End the task at once; ``reason`` goes into its report."""
+        self._kill(reason)
+
+    def introduce(self) -> None:
+        """Say again what a lost connection may have swallowed."""
+        started = self._work.started()
+        if started:
+            keys = [attempt.key for attempt in started]
+            self._link.send(InputsStarted(self.task_id, keys, started[0].started_at))
+
+    async def run(self) -> None:
+        """From nothing to nothing; reports every outcome, raises none but cancellation."""
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            raise
+        except START_ERRORS as error:
+            self._report_unstarted(self._kill_reason or str(error) or type(error).__name__)
+        except Exception as error:
+            log.exception("a task failed in the node", task_id=self.task_id)
+            self._report_unstarted(f"the node failed to run the container: {error!r}")
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _run(self) -> None:
+        if self._kill_reason:
+            return self._report_unstarted(self._kill_reason)
+        self._preparing = asyncio.create_task(self._preparer.prepare(self._start))
+        try:
+            prepared = await self._preparing
+        except asyncio.CancelledError:
+            if not self._kill_reason:
+                raise
+            return self._report_unstarted(self._kill_reason)
+        try:
+            await self._serve_and_wait(prepared)
+        finally:
+            await self._preparer.discard(prepared)
+
+    async def _serve_and_wait(self, prepared: Prepared) -> None:
+        listener = await serve_unix(self._server.protocol_factory, prepared.socket_path)
+        try:
+            if self._kill_reason:
+                return self._report_unstarted(self._kill_reason)
+            container = await self._launch(prepared)
+            try:
+                await self._watch(container)
+            finally:
+                await container.remove()
+        finally:
+            listener.close()
+            await self._server.stop(0.0)
+            self._pump.close()
+
+    async def _launch(self, prepared: Prepared) -> Container:
+        stdout_read, stdout_write = os.pipe()
+        stderr_read, stderr_write = os.pipe()
+        self._pump.add(stdout_read, STDOUT)
+        self._pump.add(stderr_read, STDERR)
+        try:
+            spec = prepared.spec(stdout_write, stderr_write)
+            container = await prepared.runtime.start(spec)
+        finally:
+            os.close(stdout_write)
+            os.close(stderr_write)
+        self._container = container
+        self._work.launched()
+        self._arm()
+        if self._kill_reason:
+            container.kill()
+        elif self._interrupt_pending:
+            self._interrupt()
+        return container
+
+    async def _watch(self, container: Container) -> None:
+        detach = await self._relay.attach(container) if self._relay is not None else None
+        try:
+            ended = await container.wait()
+        finally:
+            if detach is not None:
+                detach()
+        self._report_exit(ended)
+
+    # ── reports ───────────────────────────────────────────────────────────────────────────────
+
+    def _report_exit(self, ended: Exit) -> None:
+        self._pump.close()
+        self._exited = True
+        end = self._work.end()
+        self._send_outputs(end.outputs)
+        self._link.send_sure(
+            TaskExited(
+                seq=0,
+                task_id=self.task_id,
+                returncode=ended.returncode,
+                oom_killed=ended.oom_killed,
+                was_ready=self._work.is_ready,
+                unfinished=end.unfinished,
+                unstarted=end.unstarted,
+                reason=self._kill_reason or _reason(ended),
+                stderr_tail=self._pump.stderr_tail,
+            )
+        )
+
+    def _report_unstarted(self, reason: str) -> None:
+        if self._exited:
+            return
+        self._exited = True
+        self._pump.close()
+        end = self._work.end()
+        self._send_outputs(end.outputs)
+        log.warning("a container did not start", task_id=self.task_id, reason=reason)
+        self._link.send_sure(
+            TaskExited(
+                seq=0,
+                task_id=self.task_id,
+                returncode=-1,
+                oom_killed=False,
+                was_ready=self._work.is_ready,
+                unfinished=end.unfinished,
+                unstarted=end.unstarted,
+                reason=reason,
+                stderr_tail=self._pump.stderr_tail,
+                start_failed=True,
+            )
+        )
+
+    def _send_outputs(self, items: list[OutputItem]) -> None:
+        if items:
+            self._link.send_sure(Outputs(0, self.task_id, items))
+
+    # ── carrying out what the work loop decides ───────────────────────────────────────────────
+
+    def _apply(self, effects: Effects) -> None:
+        if self._exited:
+            self._refuse(effects)
+            return
+        self._send_outputs(effects.outputs)
+        self._return(effects.returned)
+        if effects.cancel_event:
+            self._cancels_wake.set()
+        if effects.wake:
+            self._inputs_wake.set()
+        if effects.interrupt:
+            self._interrupt()
+        if effects.kill:
+            self._kill(effects.kill)
+        self._arm()
+
+    def _refuse(self, effects: Effects) -> None:
+        """Events that come after the end: nothing may be left behind unanswered."""
+        end = self._work.end()
+        self._send_outputs(effects.outputs + end.outputs)
+        self._return(effects.returned + end.unfinished + end.unstarted)
+
+    def _return(self, keys: Sequence[Key]) -> None:
+        if keys:
+            self._link.send(InputsReturned(self.task_id, list(keys)))
+
+    def _interrupt(self) -> None:
+        if self._container is not None:
+            number = signal.SIGTERM if self._start.is_server else signal.SIGINT
+            self._container.signal(number)
+        elif self._preparing is None or not self._preparing.done():
+            self._kill("the task was stopped before its container started")
+        else:
+            self._interrupt_pending = True
+
+    def _kill(self, reason: str) -> None:
+        self._kill_reason = self._kill_reason or reason
+        if self._container is not None:
+            self._container.kill()
+        elif self._preparing is not None:
+            self._preparing.cancel()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._work.next_deadline()
+        if deadline is not None and not self._exited:
+            delay = max(0.0, deadline - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._apply(self._work.due())
+
+    # ── ContainerPort: what the container asks ────────────────────────────────────────────────
+
+    @property
+    def untrusted(self) -> bool:
+        return self._start.untrusted
+
+    async def get_inputs(self, concurrency: int) -> Grant:
+        """Wait for work. A newer call of the same container ends this one."""
+        self._report_ready()
+        self._turn += 1
+        turn = self._turn
+        self._inputs_wake.set()
+        while True:
+            if turn != self._turn:
+                raise StatusError(UNAVAILABLE, "another FunctionGetInputs took over")
+            answer = self._work.take(concurrency)
+            if isinstance(answer, Grant):
+                self._granted(answer)
+                return answer
+            self._inputs_wake.clear()
+            if answer is None:
+                await self._inputs_wake.wait()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._inputs_wake.wait(), answer)
+
+    def _granted(self, grant: Grant) -> None:
+        if self._attributes and grant.items:
+            self._pump.catch_up()
+            self._attribution = (grant.items[0].input_id, grant.items[0].call_id)
+        if grant.items and not grant.repeated:
+            keys = [(item.input_id, item.retry_count) for item in grant.items]
+            self._link.send(InputsStarted(self.task_id, keys, self._clock.now()))
+        self._return(grant.returned)
+        self._arm()
+
+    async def heartbeat(self, hold_s: float) -> list[str]:
+        """Wait for inputs to cancel; says the same ids again until those inputs ended."""
+        ids = self._work.cancelled_ids()
+        if not ids:
+            self._cancels_wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._cancels_wake.wait(), hold_s)
+            ids = self._work.cancelled_ids()
+        return ids
+
+    def put_outputs(self, items: list[OutputItem]) -> None:
+        """Report outputs, after what the container printed before them."""
+        if self._link.is_full:
+            raise StatusError(RESOURCE_EXHAUSTED, "the node holds too many outputs; try again")
+        self._pump.catch_up()
+        effects = self._work.finish(items)
+        self._attribution = ("", "")
+        self._apply(effects)
+
+    def concurrency(self, target: int, maximum: int) -> int:
+        return self._work.concurrency(target, maximum)
+
+    def init_failed(self, result: Result) -> None:
+        """``TaskResult``: the container failed to start, or one of its exit handlers failed."""
+        self._pump.catch_up()
+        self._work.init_failed()
+        self._link.send_kept(TaskInitFailed(self.task_id, result))
+        self._arm()
+
+    def stop_fetching(self) -> None:
+        """``ContainerStop`` for itself."""
+        self._link.send_kept(TaskStopping(self.task_id))
+        self._apply(self._work.drain())
+
+    def server_ready(self) -> None:
+        """``ContainerServerLifecycleReady``."""
+        self._report_ready()
+
+    def owns_call(self, call_id: str) -> bool:
+        return any(attempt.item.call_id == call_id for attempt in self._work.started())
+
+    def _report_ready(self) -> None:
+        if self._work.ready():
+            self._link.send(TaskReady(self.task_id, self._clock.now()))
+            self._arm()
+
+
+def _reason(ended: Exit) -> str:
+    if ended.oom_killed:
+        limit = f" of {ended.memory_limit_mb} MiB" if ended.memory_limit_mb else ""
+        return f"the container ran out of memory: it reached its limit{limit}"
+    if ended.returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"the container was ended by {signal.Signals(-ended.returncode).name}"
+    if ended.returncode:
+        return f"the container exited with code {ended.returncode}"
+    return ""
