@@ -41,6 +41,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("client", chosen, indirect=True, scope="session")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:  # the first test of a program waits for all of it
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def _chosen(config: pytest.Config) -> tuple[str, ...]:
     named = config.getoption("--client", default=[])
     if named:
