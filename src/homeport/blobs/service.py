@@ -23,7 +23,7 @@ from homeport.blobs.uploads import PartialUploads, composite_etag
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.errors import ExhaustedError, InvalidError, NotFoundError
-from homeport.storage.blobs import FileStore
+from homeport.storage.blobs import ContentMismatchError, FileStore
 
 _DISK_RESERVE_BYTES: Final = 256 * 1024 * 1024
 _CHECK_DISK_BYTES: Final = 16 * 1024 * 1024
@@ -149,7 +149,7 @@ class BlobService:
             chunks, expect=grant.sha256, size_max=grant.size
         )
         if size != grant.size or (grant.md5 and md5 != grant.md5):
-            raise InvalidError(
+            raise ContentMismatchError(
                 f"{size} bytes with MD5 {md5} arrived; announced were {grant.size} with {grant.md5}"
             )
         await self._record(grant.blob_id, grant.sha256, grant.size)

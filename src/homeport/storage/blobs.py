@@ -30,6 +30,10 @@ STREAM_BYTES: Final = 1024 * 1024
 """A stream is handed to the disk in pieces of this size; two of them are in memory at most."""
 
 
+class ContentMismatchError(InvalidError):
+    """What arrived is not what was announced: it changed or was damaged on the way."""
+
+
 class FileStore:
     """Files under ``root/<first two hex digits>/<sha256>``, read-only, written once.
 
@@ -93,7 +97,7 @@ class FileStore:
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
     async def put_bytes(self, data: bytes, *, expect: str | None = None) -> str:
-        """Store ``data``; its SHA-256. Raises ``InvalidError`` if that is not ``expect``."""
+        """Store ``data``; its SHA-256. Raises ``ContentMismatchError`` if not ``expect``."""
         return await self.run(self._put_bytes, data, expect)
 
     async def put_file(self, source: Path, *, expect: str | None = None) -> str:
@@ -113,8 +117,8 @@ class FileStore:
     ) -> tuple[str, str, int]:
         """Store what ``chunks`` yields: (SHA-256 hex, MD5 hex, size in bytes).
 
-        Raises ``InvalidError`` (and stores nothing) beyond ``size_max`` bytes or if the hash is
-        not ``expect``.
+        Raises ``InvalidError`` (and stores nothing) beyond ``size_max`` bytes, its subclass
+        ``ContentMismatchError`` if the hash is not ``expect``.
         """
         writer = await self.run(self._writer, ("sha256", "md5"))
         try:
@@ -239,7 +243,7 @@ class FileStore:
 
 def _verify(sha256: str, expect: str | None) -> None:
     if expect is not None and sha256 != expect:
-        raise InvalidError(f"the content has SHA-256 {sha256}, but {expect} was announced")
+        raise ContentMismatchError(f"the content has SHA-256 {sha256}, but {expect} was announced")
 
 
 def _touch(path: Path) -> int | None:

@@ -1,0 +1,55 @@
+"""The server's HTTP/1.1 side as one aiohttp application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from homeport.blobs.service import BlobService
+from homeport.gateway.blobs import BlobRoutes
+from homeport.gateway.errors import errors_to_answers
+from homeport.gateway.node_files import NodeRoutes
+from homeport.gateway.pages import AppPages, PageRoutes
+from homeport.mounts.service import MountService
+from homeport.storage.blobs import FileStore
+
+_READ_BYTES: Final = 512 * 1024
+"""Body bytes buffered per connection before the sender is held back (twice this at most)."""
+_BODY_BYTES_MAX: Final = 1024 * 1024
+"""Bodies that are read whole: lists of parts. Uploads are streams and not bound by it."""
+
+
+def create_http_app(
+    *,
+    blobs: BlobService,
+    mounts: MountService,
+    files: FileStore,
+    pages: AppPages,
+    is_node_token: Callable[[str], bool],
+    health: Callable[[], Mapping[str, Any]] = dict,
+) -> web.Application:
+    """Blobs, files for nodes, the pages of apps and ``/healthz``.
+
+    ``is_node_token`` says whether a bearer token is a node's; ``health`` gives what ``/healthz``
+    reports besides ``status``. The caller feeds connections to ``AppRunner(app).server``.
+    """
+    app = web.Application(
+        middlewares=[errors_to_answers],
+        client_max_size=_BODY_BYTES_MAX,
+        handler_args={
+            "access_log": None,
+            "read_bufsize": _READ_BYTES,
+            "auto_decompress": False,  # hashes are of the bytes that were sent
+        },
+    )
+    BlobRoutes(blobs).add_to(app.router)
+    NodeRoutes(mounts, files, is_node_token).add_to(app.router)
+    PageRoutes(pages).add_to(app.router)
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", **health()})
+
+    app.router.add_get("/healthz", healthz)
+    return app
