@@ -158,7 +158,7 @@ def status(loaded: Settings) -> dict[str, Any]:
     found.update({"url": url} if url else {})
     pids = {
         "pid": record.pid if record else 0,
-        "server_pid": server.pid if server else 0,
+        "server_pid": record.server_pid if record else server.pid if server else 0,
         "node_pid": record.node_pid if record else 0,
     }
     found.update({name: pid for name, pid in pids.items() if pid})
