@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
@@ -26,7 +28,7 @@ class AppsRpc:
         environments: EnvironmentService,
         tasks: TaskService,
         *,
-        public_url: str,
+        public_url: Callable[[], str],
     ) -> None:
         self._apps = apps
         self._functions = functions
@@ -38,7 +40,7 @@ class AppsRpc:
         return self._environments.resolve(name or ctx.environment).name
 
     def _page(self, app_id: str) -> str:
-        return f"{self._public_url}/apps/{app_id}"
+        return f"{self._public_url()}/apps/{app_id}"
 
     async def AppCreate(
         self, request: api_pb2.AppCreateRequest, ctx: Context

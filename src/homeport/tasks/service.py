@@ -50,9 +50,13 @@ class TaskService:
     def list(self) -> list[TaskRecord]:
         return list(self._alive.values())
 
+    async def find(self, task_id: str) -> TaskRecord | None:
+        """A live or finished task."""
+        return self._alive.get(task_id) or await self._store.find(task_id)
+
     async def get(self, task_id: str) -> TaskRecord:
         """A live or finished task; raises ``NotFoundError``."""
-        record = self._alive.get(task_id) or await self._store.find(task_id)
+        record = await self.find(task_id)
         if record is None:
             raise NotFoundError(
                 f"Container {task_id!r} not found; `homeport container list` shows the live ones."

@@ -1,0 +1,346 @@
+"""The server: settings → wiring → start → stop. The only module that knows every class."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import structlog
+import uvloop
+from aiohttp import web
+
+from homeport import __version__
+from homeport.apps.rpc import AppsRpc
+from homeport.apps.service import AppService
+from homeport.apps.store import AppStore
+from homeport.blobs.rpc import BlobRpc
+from homeport.blobs.service import BlobService
+from homeport.blobs.signing import UrlSigner
+from homeport.blobs.store import BlobStore
+from homeport.calls.rpc import CallsRpc
+from homeport.calls.service import CallService
+from homeport.calls.store import CallStore
+from homeport.calls.streams import DataStreams
+from homeport.dashboard.pages import Pages, Subjects
+from homeport.environments.rpc import EnvironmentsRpc
+from homeport.environments.service import EnvironmentService
+from homeport.functions.rpc import FunctionsRpc
+from homeport.functions.service import FunctionService
+from homeport.functions.store import FunctionStore
+from homeport.gateway.http import create_http_app
+from homeport.gateway.listener import Listener
+from homeport.images.rpc import ImagesRpc
+from homeport.images.service import ImageService
+from homeport.images.store import ImageStore
+from homeport.kernel.clock import SystemClock
+from homeport.kernel.errors import HomeportError
+from homeport.kernel.signing import Signer
+from homeport.logs.rpc import LogRpc
+from homeport.logs.service import LogService
+from homeport.logs.store import LogStore
+from homeport.mounts.global_mounts import GlobalMounts
+from homeport.mounts.rpc import MountRpc
+from homeport.mounts.service import MountService
+from homeport.mounts.store import MountStore
+from homeport.nodes.forward import RpcForwarder
+from homeport.nodes.service import NodeService
+from homeport.rpc.auth import Authenticator
+from homeport.rpc.registry import Registry
+from homeport.scheduler.launcher import Launcher
+from homeport.scheduler.loops import Scheduler
+from homeport.secrets.crypt import SecretBox
+from homeport.secrets.rpc import SecretRpc
+from homeport.secrets.service import SecretService
+from homeport.secrets.store import SecretStore
+from homeport.settings import Settings, load
+from homeport.storage.blobs import FileStore
+from homeport.storage.database import Database
+from homeport.storage.keyfile import read_or_create
+from homeport.tasks.rpc import TasksRpc
+from homeport.tasks.service import TaskService
+from homeport.tasks.store import TaskStore
+from homeport.transport.grpc_server import GrpcServer
+from homeport.workspace import credentials as credentials_file
+from homeport.workspace.rpc import WorkspaceRpc
+from homeport.workspace.service import WorkspaceService
+from homeport.workspace.tokens import Tokens
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 3.0
+"""Running RPCs have that long when the server stops; long polls end at once."""
+
+
+class Server:
+    """One server process: everything wired, started and stopped in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        clock = SystemClock()
+        home = settings.home
+        self._database = Database.sqlite(settings.database_path, durability=settings.durability)
+        self._files = FileStore(settings.blob_root, fsync=settings.durability == "power")
+        self._tokens = Tokens(self._database, clock)
+        self._environments = EnvironmentService(self._database, clock)
+        self._workspace = WorkspaceService(self._database, name=settings.workspace)
+        self._logs = LogService(
+            LogStore(self._database), retention_s=settings.log_retention_s, clock=clock
+        )
+        self._blobs = BlobService(
+            BlobStore(self._database), self._files, UrlSigner(read_or_create(home / "blob.key"))
+        )
+        self._mounts = MountService(
+            MountStore(self._database), self._files, self._blobs, GlobalMounts(self._files)
+        )
+        self._secrets = SecretService(
+            SecretStore(self._database), SecretBox(read_or_create(home / "secret.key"))
+        )
+        self._functions = FunctionService(FunctionStore(self._database))
+        self._tasks = TaskService(TaskStore(self._database), clock)
+        self._nodes = NodeService(
+            authorize=self._tokens.verify_node,
+            heartbeat_s=settings.heartbeat_s,
+            http_url=lambda: self.url,
+            blob_root=str(settings.blob_root),
+        )
+        self._images = ImageService(
+            ImageStore(self._database),
+            self._nodes,
+            mount_digest=self._mounts.digest,
+            secret_env=self._secrets.env,
+            clock=clock,
+        )
+        self._scheduler = Scheduler(
+            settings, clock, self._nodes, self._tasks, self._functions, self._logs
+        )
+        self._apps = AppService(
+            AppStore(self._database),
+            self._scheduler,
+            self._logs,
+            clock,
+            heartbeat_timeout_s=settings.app_heartbeat_timeout_s,
+        )
+        self._calls = CallService(
+            CallStore(self._database),
+            self._scheduler,
+            clock,
+            inputs_pending_max=settings.inputs_pending_max,
+            result_retention_s=settings.result_retention_s,
+        )
+        launcher = Launcher(
+            settings, self._apps, self._functions, self._images, self._mounts, self._secrets
+        )
+        self._scheduler.use(self._calls, self._apps, launcher)
+        self._tasks.use(self._scheduler)
+        subjects = Subjects(self._apps, self._tasks)
+        registry = Registry(
+            [
+                AppsRpc(
+                    self._apps,
+                    self._functions,
+                    self._environments,
+                    self._tasks,
+                    public_url=lambda: self.url,
+                ),
+                BlobRpc(self._blobs),
+                CallsRpc(self._calls, DataStreams(), self._functions, self._apps),
+                EnvironmentsRpc(self._environments),
+                FunctionsRpc(
+                    self._functions, self._apps, self._environments, self._scheduler, clock
+                ),
+                ImagesRpc(self._images),
+                LogRpc(self._logs, subjects),
+                MountRpc(self._mounts, self._environments),
+                SecretRpc(self._secrets, self._environments),
+                TasksRpc(self._tasks, self._apps, self._environments),
+                WorkspaceRpc(
+                    self._workspace,
+                    self._environments,
+                    self._tokens,
+                    Signer.from_file(home / "signing.key", clock),
+                ),
+            ],
+            authenticator=Authenticator(self._tokens),
+        )
+        self._registry = registry
+        self._nodes.use(self._scheduler, RpcForwarder(registry, self._scheduler.identify))
+        self._grpc = GrpcServer(registry, message_bytes_max=settings.message_bytes_max)
+        self._http = web.AppRunner(
+            create_http_app(
+                blobs=self._blobs,
+                mounts=self._mounts,
+                files=self._files,
+                pages=Pages(self._apps, self._functions, self._tasks, self._scheduler, self._logs),
+                is_node_token=self._tokens.verify_node,
+                health=self._health,
+            ),
+            access_log=None,
+        )
+        self._listener: Listener | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL under which programs on this machine reach the server."""
+        host = self.settings.host
+        if host in ("0.0.0.0", "::"):
+            host = "127.0.0.1"
+        port = self._listener.port if self._listener is not None else self.settings.port
+        return f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Open the state, take up earlier work, listen."""
+        self._files.prepare()
+        await self._database.start()
+        await self._tokens.start()
+        await self._workspace.start()
+        await self._environments.start()
+        credentials = await self._tokens.ensure_first_token(self.settings.home)
+        await self._logs.start()
+        await self._blobs.start()
+        await self._images.start()
+        await self._functions.start()
+        alive = await self._tasks.start()
+        await self._apps.start()
+        unfinished = await self._calls.start()
+        await self._nodes.start()
+        self._scheduler.recover(unfinished, alive)
+        await self._http.setup()
+        self._listener = Listener(
+            self.settings.host,
+            self.settings.port,
+            grpc=self._grpc.protocol_factory,
+            http=self._http_protocol,
+            link=self._nodes.accept,
+        )
+        await self._listener.start()
+        credentials_file.write(
+            self.settings.home, msgspec.structs.replace(credentials, server_url=self.url)
+        )
+        self._write_record()
+        log.info("listening", url=self.url, home=str(self.settings.home), version=__version__)
+
+    def _health(self) -> dict[str, Any]:
+        """What ``/healthz`` reports."""
+        return {
+            "version": __version__,
+            "nodes": len(self._nodes.nodes()),
+            "apps": sum(1 for _ in self._apps.all_live()),
+            "containers": len(self._tasks.list()),
+        }
+
+    def _http_protocol(self) -> asyncio.Protocol:
+        server = self._http.server
+        assert server is not None
+        return server()
+
+    def _write_record(self) -> None:
+        """``run/server.json``: where this process is to be found."""
+        assert self._listener is not None
+        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
+        record = {"pid": os.getpid(), "port": self._listener.port, "url": self.url}
+        path = self.settings.run_dir / "server.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record))
+        temporary.replace(path)
+
+    async def stop(self) -> None:
+        """Stop accepting, end polls, commit what is queued."""
+        if self._listener is not None:
+            await self._listener.stop()
+        await self._scheduler.stop()
+        await self._calls.stop()
+        await self._grpc.stop(STOP_GRACE_S)
+        await self._registry.stop()
+        await self._nodes.stop()
+        await self._apps.stop()
+        await self._http.cleanup()
+        await self._logs.drain()
+        await self._database.stop()
+        self._files.close()
+        (self.settings.run_dir / "server.json").unlink(missing_ok=True)
+
+
+async def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    server = Server(settings)
+    try:
+        await server.start()
+        await stopping.wait()
+    finally:
+        await server.stop()
+
+
+def configure_logging(level: str) -> None:
+    """Structured lines on stderr: for people on a terminal, JSON otherwise."""
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer()
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
+    )
+    numbers = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(numbers.get(level, 20)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+@contextlib.contextmanager
+def _only_one(home: Path):
+    """Hold the home's server lock: two servers on one database would both dispatch its work."""
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / "server.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise click.ClickException(f"a server already runs on the home {home}") from None
+        yield
+
+
+@click.group()
+def main() -> None:
+    """The Homeport server process; `homeport up` starts it."""
+
+
+@main.command("serve")
+@click.option("--home", type=click.Path(path_type=Path), default=None)
+@click.option("--host", default=None)
+@click.option("--port", type=int, default=None)
+def serve_command(home: Path | None, host: str | None, port: int | None) -> None:
+    """Serve clients and nodes until stopped."""
+    try:
+        settings = load(home, host=host, port=port)
+        configure_logging(settings.log_level)
+        with _only_one(settings.home):
+            uvloop.run(serve(settings))
+    except HomeportError as error:
+        raise click.ClickException(error.message) from None
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    main(args=list(arguments) if arguments is not None else None)
+
+
+if __name__ == "__main__":
+    run()
