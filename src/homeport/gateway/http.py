@@ -22,17 +22,17 @@ _BODY_BYTES_MAX: Final = 1024 * 1024
 
 
 def create_http_app(
-    *,
     blobs: BlobService,
     mounts: MountService,
     files: FileStore,
+    *,
+    verify_node: Callable[[str], bool],
     pages: AppPages,
-    is_node_token: Callable[[str], bool],
     health: Callable[[], Mapping[str, Any]] = dict,
 ) -> web.Application:
     """Blobs, files for nodes, the pages of apps and ``/healthz``.
 
-    ``is_node_token`` says whether a bearer token is a node's; ``health`` gives what ``/healthz``
+    ``verify_node`` says whether a bearer token is a node's; ``health`` gives what ``/healthz``
     reports besides ``status``. The caller feeds connections to ``AppRunner(app).server``.
     """
     app = web.Application(
@@ -45,7 +45,7 @@ def create_http_app(
         },
     )
     BlobRoutes(blobs).add_to(app.router)
-    NodeRoutes(mounts, files, is_node_token).add_to(app.router)
+    NodeRoutes(mounts, files, verify_node).add_to(app.router)
     PageRoutes(pages).add_to(app.router)
 
     async def healthz(_request: web.Request) -> web.Response:

@@ -15,11 +15,11 @@ class NodeRoutes:
     """``GET /_node/mounts/<digest>`` and ``GET /_node/files/<sha256>`` for bearers of a token."""
 
     def __init__(
-        self, mounts: MountService, files: FileStore, is_node_token: Callable[[str], bool]
+        self, mounts: MountService, files: FileStore, verify_node: Callable[[str], bool]
     ) -> None:
         self._mounts = mounts
         self._files = files
-        self._is_node_token = is_node_token
+        self._verify_node = verify_node
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         router.add_get("/_node/mounts/{digest}", self._manifest)
@@ -37,5 +37,5 @@ class NodeRoutes:
 
     def _authenticate(self, request: web.Request) -> None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not self._is_node_token(token.strip()):
+        if scheme.lower() != "bearer" or not self._verify_node(token.strip()):
             raise UnauthenticatedError("this is for nodes that know the installation's token")

@@ -9,8 +9,9 @@ from modal_proto import api_pb2
 
 from homeport.environments.model import Environment
 from homeport.environments.service import EnvironmentService
+from homeport.kernel import ids
 from homeport.kernel.errors import InvalidError
-from homeport.rpc.context import ClientIdentity, Context
+from homeport.rpc.context import Context, caller_of
 from homeport.secrets.model import Secret
 from homeport.secrets.service import IfExists, SecretService
 
@@ -32,13 +33,13 @@ class SecretRpc:
         self, request: api_pb2.SecretGetOrCreateRequest, ctx: Context
     ) -> api_pb2.SecretGetOrCreateResponse:
         environment = self._environments.resolve(request.environment_name or ctx.environment)
-        secret = await self._get_or_create(request, environment, _caller(ctx))
+        secret = await self._get_or_create(request, environment, ctx)
         return api_pb2.SecretGetOrCreateResponse(
             secret_id=secret.id, metadata=_metadata(secret, environment.name)
         )
 
     async def _get_or_create(
-        self, request: api_pb2.SecretGetOrCreateRequest, environment: Environment, caller: str
+        self, request: api_pb2.SecretGetOrCreateRequest, environment: Environment, ctx: Context
     ) -> Secret:
         kind = request.object_creation_type
         values = dict(request.env_dict)
@@ -52,12 +53,17 @@ class SecretRpc:
                 request.deployment_name,
                 values,
                 if_exists=if_exists,
-                created_by=caller,
+                created_by=caller_of(ctx.identity),
+                secret_id=ctx.new_id(ids.SECRET),
             )
         if kind == api_pb2.OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP and not request.app_id:
             raise InvalidError("a secret that belongs to an app needs the app's id")
         return await self._service.create_anonymous(
-            environment, values, app_id=request.app_id, created_by=caller
+            environment,
+            values,
+            app_id=request.app_id,
+            created_by=caller_of(ctx.identity),
+            secret_id=ctx.new_id(ids.SECRET),
         )
 
     async def SecretList(
@@ -96,10 +102,6 @@ class SecretRpc:
     async def SecretDelete(self, request: api_pb2.SecretDeleteRequest, ctx: Context) -> Empty:
         await self._service.delete(request.secret_id)
         return Empty()
-
-
-def _caller(ctx: Context) -> str:
-    return ctx.identity.token_id if isinstance(ctx.identity, ClientIdentity) else ""
 
 
 def _metadata(secret: Secret, environment: str) -> api_pb2.SecretMetadata:

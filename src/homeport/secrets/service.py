@@ -90,20 +90,24 @@ class SecretService:
         *,
         if_exists: IfExists,
         created_by: str = "",
+        secret_id: str = "",
     ) -> Secret:
         """Create a named secret, or do with the existing one what ``if_exists`` says.
 
-        Overwriting keeps the id, so what refers to it sees the new values.
+        Overwriting keeps the id, so what refers to it sees the new values. ``secret_id`` is the
+        caller's when the same call may come twice: the second one finds the first's work.
         Raises ``AlreadyExistsError`` or ``InvalidError``.
         """
         check_name(name)
         check_values(values)
-        fresh = self._new(environment.environment_id, name, "", values, created_by)
+        fresh = self._new(environment.environment_id, name, "", values, created_by, secret_id)
 
         def change(table: SecretTable) -> Secret:
             existing = table.named(environment.environment_id, name)
             if existing is None:
                 return self._insert(table, fresh, values)
+            if existing[0].id == secret_id:
+                return existing[0]
             if if_exists == "fail":
                 raise AlreadyExistsError(
                     f"Secret {name!r} already exists in environment {environment.name!r}"
@@ -121,10 +125,11 @@ class SecretService:
         *,
         app_id: str = "",
         created_by: str = "",
+        secret_id: str = "",
     ) -> Secret:
         """A nameless secret; the same values in the same app are the same secret."""
         check_values(values)
-        fresh = self._new(environment.environment_id, "", app_id, values, created_by)
+        fresh = self._new(environment.environment_id, "", app_id, values, created_by, secret_id)
         if app_id:
             content = msgspec.msgpack.encode(sorted(values.items()))
             fresh = msgspec.structs.replace(fresh, id=self._box.derive_id(app_id, content))
@@ -170,9 +175,10 @@ class SecretService:
         app_id: str,
         values: Mapping[str, str],
         created_by: str,
+        secret_id: str,
     ) -> Secret:
         return Secret(
-            id=ids.new(ids.SECRET),
+            id=secret_id or ids.new(ids.SECRET),
             name=name,
             environment_id=environment_id,
             app_id=app_id,
