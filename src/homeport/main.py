@@ -154,7 +154,7 @@ class Server:
                 ),
                 BlobRpc(self._blobs),
                 CallsRpc(self._calls, DataStreams(), self._functions, self._apps),
-                EnvironmentsRpc(self._environments),
+                EnvironmentsRpc(self._environments, self._workspace),
                 FunctionsRpc(
                     self._functions, self._apps, self._environments, self._scheduler, clock
                 ),
@@ -177,11 +177,11 @@ class Server:
         self._grpc = GrpcServer(registry, message_bytes_max=settings.message_bytes_max)
         self._http = web.AppRunner(
             create_http_app(
-                blobs=self._blobs,
-                mounts=self._mounts,
-                files=self._files,
+                self._blobs,
+                self._mounts,
+                self._files,
                 pages=Pages(self._apps, self._functions, self._tasks, self._scheduler, self._logs),
-                is_node_token=self._tokens.verify_node,
+                verify_node=self._tokens.verify_node,
                 health=self._health,
             ),
             access_log=None,

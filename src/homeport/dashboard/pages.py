@@ -99,7 +99,11 @@ class Pages:
     async def _log_lines(self, app_id: str, count: int) -> Sequence[LogLine]:
         now_ns = time.time_ns()
         entries = await self._logs.fetch(
-            app_id, Filter(), now_ns - RANGE_S_MAX * 10**9 + 10**9, now_ns, count
+            app_id,
+            Filter(),
+            since_ns=now_ns - (RANGE_S_MAX - 1) * 10**9,
+            until_ns=now_ns,
+            limit=count,
         )
         return [
             LogLine(entry.time_ns / 1e9, _SOURCES.get(entry.fd, "system"), entry.data)
