@@ -1,0 +1,258 @@
+"""Making one layer: from the cache, together with another build, or by doing the work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import posixpath
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from homeport.kernel import ids
+from homeport.kernel.clock import Clock
+from homeport.kernel.resources import Limits
+from homeport.node.builder.context import BuildContext, ContextFile, Selection
+from homeport.node.builder.copying import CopyPlan, LayerWriter, home_of
+from homeport.node.builder.errors import BuildError
+from homeport.node.builder.flights import Emit, Flights
+from homeport.node.builder.hostenv import HostBuildEnvironment
+from homeport.node.builder.merged import MergedView
+from homeport.node.builder.running import entry, run_in_container
+from homeport.node.layers import LayerMetadata, LayerStore, layer_key
+from homeport.node.runtime.port import (
+    Bind,
+    ContainerSpec,
+    ContainerStartError,
+    Runtime,
+    RuntimeUnavailableError,
+)
+
+log = structlog.get_logger(__name__)
+
+_PACKAGE_LISTS = re.compile(r"\b(apt-get|apt)\b[^&|;]*\bupdate\b")
+_PACKAGE_LISTS_AGE_S = 86_400
+"""A cached ``apt-get update`` of another day is made anew: its lists name packages that are gone."""
+_CACHE_ROOT = "/var/cache/homeport"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStep:
+    """A RUN, with all that decides its result. ``network`` empty = the builder's setting."""
+
+    instruction: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str
+    user: str
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildTools:
+    """What every build of a node shares."""
+
+    runtime: Runtime
+    layers: LayerStore
+    flights: Flights
+    host: HostBuildEnvironment
+    cache_dir: Path
+    clock: Clock
+    network: str = "nat"
+
+
+@dataclass(slots=True)
+class LayerMaker:
+    """Makes the layers of one build. ``salt`` is empty, or unique when the cache must not serve."""
+
+    tools: BuildTools
+    context: BuildContext
+    builder_version: str
+    limits: Limits
+    emit: Emit
+    salt: str = ""
+    _views: dict[tuple[str, ...], MergedView] = field(
+        default_factory=dict[tuple[str, ...], MergedView]
+    )
+
+    def view(self, layers: Sequence[str]) -> MergedView:
+        """What is in the image after ``layers``."""
+        return MergedView([self.tools.layers.path(key) for key in layers])
+
+    async def select(self, sources: Sequence[str], inline: Mapping[str, str]) -> list[Selection]:
+        """The files each source means. Raises ``BuildError`` for one that matches nothing."""
+        return await asyncio.to_thread(self._select, sources, inline)
+
+    def _select(self, sources: Sequence[str], inline: Mapping[str, str]) -> list[Selection]:
+        selections: list[Selection] = []
+        for source in sources:
+            name = source.lstrip("<-").strip("'\"")
+            if source.startswith("<<") and name in inline:
+                file = ContextFile(0o644, None, inline[name].encode())
+                selections.append(Selection({name: file}, False))
+                continue
+            selection = self.context.select(source)
+            if not selection.files and not _is_context_root(source):
+                raise BuildError(f"{source} is not in the build context")
+            selections.append(selection)
+        return selections
+
+    async def run(self, parents: Sequence[str], step: RunStep) -> str:
+        """The layer that ``step`` makes on top of ``parents``."""
+        key = self._key(
+            parents,
+            "run",
+            json.dumps([step.argv, sorted(step.env.items()), step.workdir, step.user]),
+            step.network,
+            self._freshness(step),
+        )
+        return await self._ensure(key, lambda emit: self._do_run(key, list(parents), step, emit))
+
+    async def copy(
+        self,
+        parents: Sequence[str],
+        instruction: str,
+        plan: CopyPlan,
+        sources: Sequence[str],
+        inline: Mapping[str, str],
+    ) -> str:
+        """The layer that a COPY of ``plan`` makes on top of ``parents``."""
+        key = self._key(
+            parents,
+            "copy",
+            self.context.digest,
+            json.dumps([list(sources), plan.destination, plan.owner, plan.mode]),
+            json.dumps(dict(inline), sort_keys=True),
+        )
+        return await self._write(key, parents, instruction, lambda writer: writer.copy(plan))
+
+    async def directory(self, parents: Sequence[str], path: str) -> str:
+        """The layer that has directory ``path`` on top of ``parents``."""
+        key = self._key(parents, "directory", path)
+
+        def make(writer: LayerWriter) -> None:
+            writer.make_directory(path)
+
+        return await self._write(key, parents, f"WORKDIR {path}", make)
+
+    # ── doing it ────────────────────────────────────────────────────────────────────────────
+
+    def _key(self, parents: Sequence[str], *parts: str) -> str:
+        parent = parents[-1] if parents else ""
+        return layer_key(parent, self.builder_version, self.salt, *parts)
+
+    def _freshness(self, step: RunStep) -> str:
+        if not any(_PACKAGE_LISTS.search(word) for word in step.argv):
+            return ""
+        return str(int(self.tools.clock.now() // _PACKAGE_LISTS_AGE_S))
+
+    async def _ensure(self, key: str, work: Callable[[Emit], Awaitable[None]]) -> str:
+        if self.tools.layers.has(key):
+            self.emit([entry("   cached\n")])
+            return key
+        await self.tools.flights.run(key, work, self.emit)
+        return key
+
+    async def _write(
+        self,
+        key: str,
+        parents: Sequence[str],
+        instruction: str,
+        write: Callable[[LayerWriter], None],
+    ) -> str:
+        async def work(_emit: Emit) -> None:
+            directory = self.tools.layers.new_work()
+            upper = directory / "upper"
+            try:
+                await asyncio.to_thread(lambda: write(LayerWriter(self.view(parents), upper)))
+                await self._commit(upper, key, parents, instruction)
+            finally:
+                await self.tools.layers.discard(directory)
+
+        return await self._ensure(key, work)
+
+    async def _commit(
+        self, upper: Path, key: str, parents: Sequence[str], instruction: str
+    ) -> None:
+        metadata = LayerMetadata(
+            parent=parents[-1] if parents else "",
+            instruction=instruction,
+            created_at=self.tools.clock.now(),
+        )
+        await self.tools.layers.commit(upper, key, metadata)
+
+    async def _do_run(self, key: str, parents: list[str], step: RunStep, emit: Emit) -> None:
+        directory = self.tools.layers.new_work()
+        upper = directory / "upper"
+        try:
+            view = self.view(parents)
+            binds, env = self._surroundings(step, view)
+            spec = ContainerSpec(
+                id=ids.new("bd"),
+                layers=tuple(self.tools.layers.path(parent) for parent in parents),
+                upper=upper,
+                command=step.argv,
+                env=env,
+                workdir=step.workdir,
+                user=step.user,
+                hostname="buildkitsandbox",
+                limits=self.limits,
+                binds=binds,
+                network=step.network or self.tools.network,
+            )
+            await self._run_spec(spec, emit)
+            for bind in binds:
+                _remove_mountpoint(upper, view, bind.target)
+            await self._commit(upper, key, parents, step.instruction)
+        finally:
+            await self.tools.layers.discard(directory)
+
+    async def _run_spec(self, spec: ContainerSpec, emit: Emit) -> None:
+        try:
+            finished = await run_in_container(self.tools.runtime, spec, emit, keep_upper=True)
+        except (ContainerStartError, RuntimeUnavailableError) as error:
+            raise BuildError(f"its container did not start: {error}") from error
+        code = finished.exit.returncode
+        if code == 0:
+            return
+        how = f"was killed by signal {-code}" if code < 0 else f"returned exit code {code}"
+        if finished.exit.oom_killed:
+            how = f"ran out of memory ({finished.exit.memory_limit_mb} MiB allowed)"
+        raise BuildError(f"{how}\n{finished.tail}" if finished.tail else how)
+
+    def _surroundings(
+        self, step: RunStep, view: MergedView
+    ) -> tuple[tuple[Bind, ...], dict[str, str]]:
+        """Download caches and the host's way to package indexes, for this RUN only."""
+        env = {**self.tools.host.environment(view), **step.env}
+        env.setdefault("HOME", home_of(step.user, view))
+        if step.user not in ("", "0", "root", "0:0", "root:root") or "PIP_CACHE_DIR" in step.env:
+            return (), env
+        binds: list[Bind] = []
+        for variable, name in (("PIP_CACHE_DIR", "pip"), ("UV_CACHE_DIR", "uv")):
+            if variable in step.env:
+                continue
+            source = self.tools.cache_dir / name
+            source.mkdir(parents=True, exist_ok=True)
+            target = posixpath.join(_CACHE_ROOT, name)
+            binds.append(Bind(source, target, read_only=False))
+            env[variable] = target
+        env.setdefault("UV_LINK_MODE", "copy")  # its cache is on another mount: links cannot work
+        return tuple(binds), env
+
+
+def _remove_mountpoint(upper: Path, view: MergedView, target: str) -> None:
+    """Take the empty directories that a bind mount needed out of the new layer."""
+    path = target
+    while path != "/":
+        host = upper / path.lstrip("/")
+        if view.find(path, follow=False) is None and host.is_dir() and not any(host.iterdir()):
+            host.rmdir()
+        path = posixpath.dirname(path)
+
+
+def _is_context_root(source: str) -> bool:
+    return posixpath.normpath(source) in (".", "/")
