@@ -139,9 +139,14 @@ def find_up(settings: Settings) -> UpRecord | None:
 
 
 def find_server(settings: Settings) -> ServerRecord | None:
-    """The server listening for this home, however it was started; ``None`` if none is alive."""
+    """The server listening for this home, however it was started; ``None`` if none is alive.
+
+    A server that was killed leaves its record behind, and its pid may be another program's by now.
+    """
     record = _read(settings.run_dir / "server.json", ServerRecord)
-    return record if record is not None and _is_alive(record.pid) else None
+    if record is None or b"homeport.main" not in _command_line(record.pid):
+        return None
+    return record
 
 
 def health(url: str, timeout_s: float = 1.0) -> dict[str, Any] | None:
@@ -198,6 +203,14 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError):
         return None
+
+
+def _command_line(pid: int) -> bytes:
+    """The arguments of a running process; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _is_alive(pid: int) -> bool:

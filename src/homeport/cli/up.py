@@ -27,6 +27,7 @@ LOG_BYTES_MAX = 32 * 1024 * 1024
 """A log larger than this is set aside as ``.1`` (one is kept) when ``up --detach`` starts."""
 _START_S = 240.0
 """How long another ``up`` may be starting before we stop waiting for it."""
+_FORMER_SERVER_S = 15.0
 _TAIL_LINES = 8
 
 
@@ -45,6 +46,7 @@ def run_up(settings: Settings, *, detached_fd: int | None = None) -> None:
     """
     instance.open_home(settings)
     with instance.UpLock(settings) as lock:
+        _outlive_former_server(settings)
         host, port = settings.host, _claim_port(settings.host, settings.port)
         url = instance.local_url(host, port)
         logs = settings.log_dir if detached_fd is not None else None
@@ -197,6 +199,21 @@ def _ended(handle: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
+
+
+def _outlive_former_server(settings: Settings) -> None:
+    """Wait for the server of an ``up`` that was killed: it is stopping, and has port and home.
+
+    Raises ``InvalidError`` for one that stays, as it was not ours.
+    """
+    deadline = time.monotonic() + _FORMER_SERVER_S
+    while (server := instance.find_server(settings)) is not None:
+        if time.monotonic() > deadline:
+            raise InvalidError(
+                f"A server that homeport up did not start (pid {server.pid}, {server.url}) "
+                "uses this home; stop it first."
+            )
+        time.sleep(0.1)
 
 
 def _claim_port(host: str, port: int) -> int:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,8 @@ import pytest
 from homeport.cli import instance
 from homeport.kernel.errors import InvalidError
 from homeport.settings import Settings
+
+from .conftest import wait_for
 
 
 @pytest.fixture
@@ -57,14 +61,17 @@ def test_the_record_of_a_dead_one_is_not_believed_while_the_next_starts(
         assert instance.find_up(settings) == instance.UpRecord(pid=0, url="")
 
 
-def test_a_server_that_is_gone_is_not_found(settings: Settings) -> None:
-    def listening(pid: int) -> bool:
+def test_a_server_is_found_by_its_record_while_it_lives(settings: Settings) -> None:
+    def found(pid: int) -> bool:
         record = instance.ServerRecord(pid=pid, port=1, url="http://127.0.0.1:1")
         (settings.run_dir / "server.json").write_bytes(msgspec.json.encode(record))
         return instance.find_server(settings) is not None
 
-    assert listening(os.getpid())
-    assert not listening(2**22 + 1)
+    argv = [sys.executable, "-c", "input()", "homeport.main"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+        wait_for(lambda: found(process.pid), "the server")
+    assert not found(process.pid)
+    assert not found(os.getpid())  # somebody else's process by now
 
 
 def test_a_home_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
