@@ -44,6 +44,8 @@ def run_up(settings: Settings, *, detached_fd: int | None = None) -> None:
     ``detached_fd``: write the outcome of the start there (see ``start_detached``) and keep the
     children's output in ``<home>/logs``. Raises ``HomeportError`` with a sentence.
     """
+    if sys.platform != "linux":
+        raise InvalidError("homeport up needs Linux: run it in a Linux machine or virtual machine.")
     instance.open_home(settings)
     with instance.UpLock(settings) as lock:
         _outlive_former_server(settings)
