@@ -173,6 +173,8 @@ class LogPump:
             loop.add_reader(pipe.fd, self._readable, pipe)
 
     def _close(self, pipe: _Pipe) -> None:
+        if pipe not in self._pipes:
+            return
         self._pipes.remove(pipe)
         self._append(pipe.stream, pipe.decoder.decode(b"", final=True))
         asyncio.get_running_loop().remove_reader(pipe.fd)
