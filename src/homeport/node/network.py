@@ -1,0 +1,402 @@
+"""Networks of containers: a namespace each, an ``eth0`` with a private IPv4 address, a way out.
+
+A container is joined to the host by a point-to-point veth pair (no bridge: containers never share
+a link). One nftables table a node masquerades what leaves, and refuses what goes to the host's own
+addresses, to other containers, to link-local addresses (cloud metadata), and what comes in unasked.
+Prepared namespaces wait in a pool, so that a start does not pay for them. Namespaces are held by
+descriptors and processes only: nothing is mounted, and the kernel removes a pair with its
+namespace even if the node is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from homeport.node import netlink
+from homeport.node.addresses import AddressBlock, claim_block
+from homeport.node.resolver import Resolver, host_resolver
+from homeport.node.runtime import linux
+from homeport.node.runtime.port import RuntimeUnavailableError
+
+DEFAULT_POOL: Final = "10.87.0.0/16"
+INTERFACE_PREFIX: Final = "hpv"
+TABLE_PREFIX: Final = "homeport_"
+_POOL_SIZE: Final = 8
+_LINK_LOCAL: Final = "169.254.0.0/16"
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Lease:
+    """A container's network: ``netns_fd`` to join (-1: the host's), its ``address``, the resolver.
+
+    ``interface`` is the host's end of the pair, empty without one.
+    """
+
+    netns_fd: int
+    address: str = ""
+    interface: str = ""
+    number: int = -1
+
+
+class NetworkProvider(Protocol):
+    """Where a runtime gets networks from."""
+
+    async def start(self) -> None:
+        """Set up what all containers share. Raises ``RuntimeUnavailableError``."""
+        ...
+
+    async def acquire(self, mode: str) -> Lease:
+        """A network of ``mode`` (``nat``, ``none``, ``host``). Raises ``RuntimeUnavailableError``."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Give it back; its processes are gone."""
+        ...
+
+    def resolver(self) -> Resolver:
+        """What ``/etc/resolv.conf`` of a container says."""
+        ...
+
+    def sweep(self) -> int:
+        """Remove what an earlier node of the same name left. Blocks; call it off the loop."""
+        ...
+
+    async def close(self) -> None:
+        """Remove everything."""
+        ...
+
+
+class VethNetwork:
+    """The network of a node that may administrate the host's network (root)."""
+
+    def __init__(self, tag: str, *, pool: str = DEFAULT_POOL, pool_size: int = _POOL_SIZE) -> None:
+        self._prefix = f"{INTERFACE_PREFIX}{tag}"
+        self._table = f"{TABLE_PREFIX}{tag}"
+        self._tag = tag
+        self._pool_network = pool
+        self._pool_size = pool_size
+        self._block: AddressBlock | None = None
+        self._ready: deque[Lease] = deque()
+        self._refill: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(1, "homeport-network")
+        self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._route: netlink.Netlink | None = None
+        self._started = False
+        self._starting = asyncio.Lock()
+
+    @property
+    def tag(self) -> str:
+        """What names of interfaces and tables of this node contain."""
+        return self._tag
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._started:
+                return
+            await self._run(self._set_up)
+            self._started = True
+            self._wake_refill()
+
+    async def acquire(self, mode: str) -> Lease:
+        if mode == "host":
+            return Lease(-1)
+        if mode == "none":
+            return await self._run(self._make_isolated)
+        if mode != "nat":
+            raise RuntimeUnavailableError(f"there is no network mode {mode!r}")
+        await self.start()
+        if self._ready:
+            lease = self._ready.popleft()
+            self._wake_refill()
+            return lease
+        lease = await self._run(self._make_connected)
+        self._wake_refill()
+        return lease
+
+    async def release(self, lease: Lease) -> None:
+        if lease.netns_fd >= 0 or lease.interface:
+            await self._run(lambda: self._destroy(lease))
+
+    def resolver(self) -> Resolver:
+        return host_resolver()
+
+    def sweep(self) -> int:
+        """Remove interfaces and the table of an earlier run of this node."""
+        return self._threads.submit(self._sweep).result()
+
+    async def close(self) -> None:
+        if self._refill is not None:
+            self._refill.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._refill
+        await self._run(self._tear_down)
+        self._threads.shutdown(wait=False)
+
+    # --- in the event loop ---
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _wake_refill(self) -> None:
+        if self._refill is None or self._refill.done():
+            self._refill = asyncio.get_running_loop().create_task(self._fill())
+
+    async def _fill(self) -> None:
+        while len(self._ready) < self._pool_size:
+            try:
+                self._ready.append(await self._run(self._make_connected))
+            except (OSError, RuntimeUnavailableError) as error:
+                _log.warning("no network could be prepared ahead", error=str(error))
+                return
+
+    # --- in the network thread ---
+
+    def _routes(self) -> netlink.Netlink:
+        if self._route is None:
+            self._route = netlink.Netlink()
+        return self._route
+
+    def _set_up(self) -> None:
+        self._block = claim_block(self._pool_network, self._tag, self._prefix)
+        try:
+            _write("/proc/sys/net/ipv4/ip_forward", "1")
+            self._firewall().apply()
+        except OSError as error:
+            raise RuntimeUnavailableError(
+                f"containers cannot be given a network: {error}; it needs CAP_NET_ADMIN and a "
+                "kernel with nf_tables (nft_masq, nft_ct, nft_reject) and veth"
+            ) from error
+
+    def _firewall(self) -> netlink.Firewall:
+        assert self._block is not None
+        rules = netlink.Firewall(self._table)
+        ours = netlink.match_interface("in", self._prefix)
+        to_ours = netlink.match_interface("out", self._prefix)
+        known = netlink.match_known_connection()
+        rules.chain("input", "filter", netlink.HOOK_INPUT, 0)
+        rules.rule("input", ours, known, netlink.accept())
+        for server in self.resolver().nameservers:
+            for protocol in (6, 17):
+                to_server = netlink.match_network("destination", server)
+                port = netlink.match_port(protocol, 53)
+                rules.rule("input", ours, to_server, port, netlink.accept())
+        rules.rule("input", ours, netlink.reject())
+        rules.chain("forward", "filter", netlink.HOOK_FORWARD, 0)
+        rules.rule("forward", to_ours, known, netlink.accept())
+        rules.rule("forward", to_ours, netlink.reject())
+        link_local = netlink.match_network("destination", _LINK_LOCAL)
+        rules.rule("forward", ours, link_local, netlink.reject())
+        others = netlink.match_interface("out", INTERFACE_PREFIX)
+        rules.rule("forward", ours, others, netlink.reject())
+        rules.chain("postrouting", "nat", netlink.HOOK_POSTROUTING, 100)
+        source = netlink.match_network("source", self._block.network)
+        outside = netlink.match_interface("out", INTERFACE_PREFIX, equal=False)
+        rules.rule("postrouting", source, outside, netlink.masquerade())
+        return rules
+
+    def _make_isolated(self) -> Lease:
+        fd, inside = self._new_namespace()
+        inside.close()
+        return Lease(fd)
+
+    def _make_connected(self) -> Lease:
+        assert self._block is not None
+        number = self._block.take()
+        name = f"{self._prefix}{number}"
+        fd = -1
+        try:
+            fd, inside = self._new_namespace()
+            try:
+                self._connect(name, self._block.address(number), fd, inside)
+            finally:
+                inside.close()
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            self._block.give_back(number)
+            raise RuntimeUnavailableError(f"a container's network: {error}") from error
+        return Lease(fd, self._block.address(number), name, number)
+
+    def _connect(self, name: str, address: str, fd: int, inside: netlink.Netlink) -> None:
+        assert self._block is not None
+        routes = self._routes()
+        try:
+            netlink.create_veth(routes, name, "eth0", fd)
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            netlink.delete_link(routes, name)  # a leftover
+            netlink.create_veth(routes, name, "eth0", fd)
+        with contextlib.suppress(OSError):  # a kernel without IPv6
+            _write(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")
+        here = routes.index(name)
+        netlink.add_address(routes, here, self._block.gateway, address)
+        netlink.set_up(routes, here)
+        there = inside.index("eth0")
+        netlink.add_address(inside, there, address)
+        netlink.set_up(inside, there)
+        netlink.add_default_route(inside, there, self._block.gateway)
+
+    def _new_namespace(self) -> tuple[int, netlink.Netlink]:
+        """A network namespace with ``lo`` up: its descriptor and a socket in it."""
+        linux.unshare(linux.CLONE_NEWNET)
+        try:
+            fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            inside = netlink.Netlink()
+            netlink.set_up(inside, inside.index("lo"))
+            for path, value in (
+                ("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"),
+                ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+                ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+            ):
+                with contextlib.suppress(OSError):
+                    _write(path, value)
+            return fd, inside
+        finally:
+            linux.setns(self._host, linux.CLONE_NEWNET)
+
+    def _destroy(self, lease: Lease) -> None:
+        if lease.netns_fd >= 0:
+            os.close(lease.netns_fd)
+            lease.netns_fd = -1
+        if lease.interface:
+            with contextlib.suppress(OSError):
+                netlink.delete_link(self._routes(), lease.interface)
+            lease.interface = ""
+        if lease.number >= 0 and self._block is not None:
+            self._block.give_back(lease.number)
+            lease.number = -1
+
+    def _sweep(self) -> int:
+        removed = 0
+        kept = {lease.interface for lease in self._ready}
+        for name in interface_names(self._prefix):
+            if name in kept:
+                continue
+            with contextlib.suppress(OSError):
+                netlink.delete_link(self._routes(), name)
+                removed += 1
+        if not self._started:
+            with contextlib.suppress(OSError):
+                if self._table in netlink.table_names():
+                    netlink.delete_table(self._table)
+        return removed
+
+    def _tear_down(self) -> None:
+        while self._ready:
+            self._destroy(self._ready.popleft())
+        if self._block is not None:
+            with contextlib.suppress(OSError):
+                netlink.delete_table(self._table)
+            self._block.release()
+            self._block = None
+        if self._route is not None:
+            self._route.close()
+            self._route = None
+        if self._host >= 0:
+            os.close(self._host)
+            self._host = -1
+
+
+class UnprivilegedNetwork:
+    """The network of a node without CAP_NET_ADMIN: loopback only, or the host's when asked."""
+
+    def resolver(self) -> Resolver:
+        return host_resolver()
+
+    async def start(self) -> None:
+        return
+
+    async def acquire(self, mode: str) -> Lease:
+        if mode == "nat":
+            raise RuntimeUnavailableError(
+                "a container's own network needs CAP_NET_ADMIN on this machine; run the node as "
+                "root, or ask for no network (block_network=True)"
+            )
+        return Lease(-1)
+
+    async def release(self, lease: Lease) -> None:
+        return
+
+    def sweep(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        return
+
+
+def network_tag(node_id: str, run_dir: Path) -> str:
+    """Six characters that tell this node's interfaces apart from other nodes' of the machine."""
+    return hashlib.sha256(f"{node_id}\0{run_dir.absolute()}".encode()).hexdigest()[:6]
+
+
+def interface_names(prefix: str = INTERFACE_PREFIX) -> list[str]:
+    """Interfaces of this network namespace whose name begins with ``prefix``."""
+    return [name for _, name in socket.if_nameindex() if name.startswith(prefix)]
+
+
+def listen_in_netns(netns: str | int, host: str, port: int, backlog: int = 128) -> socket.socket:
+    """A listening TCP socket inside another network namespace, for this process to serve.
+
+    ``netns`` is a path (``Container.netns``) or a descriptor. Raises ``OSError``.
+    """
+    made: list[socket.socket] = []
+    failed: list[BaseException] = []
+
+    def listen() -> None:
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if isinstance(netns, str) else netns
+        try:
+            linux.setns(fd, linux.CLONE_NEWNET)
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((host, port))
+                listener.listen(backlog)
+                listener.setblocking(False)
+            except BaseException:
+                listener.close()
+                raise
+            made.append(listener)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            if isinstance(netns, str):
+                os.close(fd)
+
+    def guarded() -> None:
+        try:
+            listen()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded, name="homeport-netns")  # ends in that namespace
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
+def _write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""What bubblewrap is told: mounts, masks, namespaces, capabilities, environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from homeport.node.runtime import linux
+from homeport.node.runtime.port import ContainerSpec, ContainerStartError
+from homeport.node.runtime.users import User
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+CAPABILITIES: Final = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
+    "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+)  # fmt: skip
+
+MASKED: Final = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+    "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+)  # fmt: skip
+"""Shown empty, as container engines do."""
+
+READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+def sandbox_arguments(
+    spec: ContainerSpec, root: Path, sys: Path | None, user: User, *, own_network: bool
+) -> list[str]:
+    """All options but those that carry descriptors. Call it while ``root`` is mounted."""
+    arguments = ["--bind", str(root), "/"]
+    arguments += ["--proc", "/proc", "--dev", "/dev"]
+    arguments += ["--perms", "1777", "--tmpfs", "/dev/shm", "--mqueue", "/dev/mqueue"]
+    arguments += ["--ro-bind", str(sys or "/sys"), "/sys"]
+    for path in READ_ONLY:
+        if os.path.exists(path):
+            arguments += ["--ro-bind", path, path]
+    for path in MASKED:
+        if os.path.isdir(path):
+            arguments += ["--perms", "0555", "--tmpfs", path, "--remount-ro", path]
+        elif os.path.exists(path):
+            arguments += ["--ro-bind", "/dev/null", path]
+    arguments += _mounts(spec, root)
+    arguments += ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]
+    arguments += ["--hostname", hostname(spec)]
+    if own_network:
+        arguments.append("--unshare-net")
+    arguments += ["--chdir", _workdir(spec, root), "--clearenv"]
+    for name, value in environment(spec, user).items():
+        arguments += ["--setenv", name, value]
+    arguments += ["--cap-drop", "ALL"]
+    for capability in CAPABILITIES:
+        arguments += ["--cap-add", capability]
+    return arguments
+
+
+def hostname(spec: ContainerSpec) -> str:
+    """The asked host name, or one made of the id."""
+    return (spec.hostname or spec.id.lower())[:63]
+
+
+def environment(spec: ContainerSpec, user: User) -> dict[str, str]:
+    """The asked environment, with PATH and HOME if it lacks them. Raises for what cannot be."""
+    result = {"PATH": DEFAULT_PATH, "HOME": user.home, **spec.env}
+    for name, value in result.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise ContainerStartError(f"an environment variable cannot be called {name!r}")
+    return result
+
+
+def _mounts(spec: ContainerSpec, root: Path) -> Iterator[str]:
+    wanted = [(target, "", True) for target in spec.tmpfs]
+    wanted += [(bind.target, str(bind.source), bind.read_only) for bind in spec.binds]
+    for target, source, read_only in sorted(wanted, key=lambda one: one[0].count("/")):
+        place = _place(root, target)
+        if not source:
+            yield from ("--perms", "1777", "--tmpfs", place)
+        else:
+            yield from ("--ro-bind" if read_only else "--bind", source, place)
+
+
+def _place(root: Path, target: str) -> str:
+    """``target`` with the image's symbolic links resolved inside the image."""
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return linux.real_path_in_root(fd, target) or target
+    finally:
+        os.close(fd)
+
+
+def _workdir(spec: ContainerSpec, root: Path) -> str:
+    """The working directory, made if the image lacks it."""
+    path = spec.workdir or "/"
+    mounted = [*spec.tmpfs, *(bind.target for bind in spec.binds)]
+    if any(path == target or path.startswith(target.rstrip("/") + "/") for target in mounted):
+        return path
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if linux.real_path_in_root(fd, path) is None:
+            _make_directories(fd, path)
+    except OSError as error:
+        raise ContainerStartError(f"the working directory {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return path
+
+
+def _make_directories(root: int, path: str) -> None:
+    done = ""
+    for name in path.strip("/").split("/"):
+        parent = linux.open_in_root(root, done or "/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=parent)
+        finally:
+            os.close(parent)
+        done = f"{done}/{name}"

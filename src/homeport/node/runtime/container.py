@@ -1,0 +1,154 @@
+"""A started container, whichever tool started it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from homeport.node.cgroups import Cgroup, CgroupError
+from homeport.node.network import Lease, NetworkProvider
+from homeport.node.runtime.handshake import Started
+from homeport.node.runtime.port import ContainerSpec, Exit
+from homeport.node.runtime.records import ContainerDirectory, remove_tree
+
+_log = structlog.get_logger(__name__)
+_STATUS_BYTES: Final = 4
+
+RunBlocking = Callable[[Callable[[], None]], Awaitable[None]]
+
+
+class RunningContainer:
+    """Implements ``port.Container`` over an init that ``handshake`` has led to its command."""
+
+    def __init__(
+        self,
+        spec: ContainerSpec,
+        *,
+        started: Started,
+        outer_pid: int,
+        directory: ContainerDirectory,
+        work: Path,
+        cgroup: Cgroup | None,
+        lease: Lease,
+        network: NetworkProvider,
+        run_blocking: RunBlocking,
+        on_removed: Callable[[str], None],
+    ) -> None:
+        self._spec = spec
+        self._started = started
+        self._directory = directory
+        self._work = work
+        self._cgroup = cgroup
+        self._lease = lease
+        self._network = network
+        self._run_blocking = run_blocking
+        self._on_removed = on_removed
+        self._address = lease.address
+        self._outer_pid = outer_pid
+        self._outer_fd = os.pidfd_open(outer_pid)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Exit] = self._loop.create_future()
+        self._removing: asyncio.Task[None] | None = None
+        self._reaped: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._started.init_fd, self._on_end)
+        self._loop.add_reader(self._outer_fd, self._on_outer_end)
+
+    @property
+    def id(self) -> str:
+        return self._spec.id
+
+    @property
+    def pid(self) -> int:
+        return self._started.init_pid
+
+    @property
+    def command_pid(self) -> int:
+        """Host pid of the command (a child of ``pid``)."""
+        return self._started.command_pid
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{self._started.init_pid}/ns/net"
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """Its control group, for metrics."""
+        return self._cgroup
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._ended)
+
+    def signal(self, number: int) -> None:
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._started.command_fd, number)
+
+    def kill(self) -> None:
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._started.init_fd, signal.SIGKILL)
+
+    async def remove(self, *, keep_upper: bool = False) -> None:
+        if self._removing is None:
+            self._removing = self._loop.create_task(self._remove(keep_upper))
+        await asyncio.shield(self._removing)
+
+    async def _remove(self, keep_upper: bool) -> None:
+        self.kill()
+        await self.wait()
+        await self._reaped
+        for fd in (self._started.init_fd, self._started.command_fd):
+            os.close(fd)
+
+        def clean() -> None:
+            if self._cgroup is not None:
+                try:
+                    self._cgroup.remove()
+                except CgroupError as error:
+                    _log.warning("a control group stays", container=self.id, error=str(error))
+            remove_tree(self._work)
+            if not keep_upper:
+                remove_tree(self._spec.upper)
+            self._directory.remove()
+
+        await self._run_blocking(clean)
+        await self._network.release(self._lease)
+        self._on_removed(self.id)
+
+    def _on_end(self) -> None:
+        """Init has ended, and with it every process of the container."""
+        self._loop.remove_reader(self._started.init_fd)
+        oom = self._cgroup is not None and self._cgroup.oom_killed()
+        code = read_status(self._directory.status_file)
+        self._ended.set_result(Exit(code, oom, self._spec.limits.memory_mb))
+
+    def _on_outer_end(self) -> None:
+        """The tool's process outside has ended; it does so right after init."""
+        self._loop.remove_reader(self._outer_fd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._outer_fd, os.WEXITED)
+        os.close(self._outer_fd)
+        self._reaped.set_result(None)
+        self.kill()  # whoever ended it: no container without its tool
+
+
+def read_status(path: Path) -> int:
+    """The return code in a status file; -9 if init did not get to write one."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    if len(data) < _STATUS_BYTES:
+        return -signal.SIGKILL
+    return os.waitstatus_to_exitcode(int.from_bytes(data[:_STATUS_BYTES], "little"))

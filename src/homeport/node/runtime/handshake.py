@@ -1,0 +1,109 @@
+"""The node's side of the conversation with a container's init (``init/init.c``)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from homeport.node.runtime import linux
+from homeport.node.runtime.port import ContainerStartError, RuntimeUnavailableError
+
+_TIMEOUT_S: Final = 60.0
+_CREDENTIALS: Final = struct.Struct("=iII")
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A container whose command runs. Descriptors are pidfds, to be closed by the owner."""
+
+    init_pid: int
+    init_fd: int
+    command_pid: int
+    command_fd: int
+
+
+class CommandError(ContainerStartError):
+    """The sandbox is complete, but the command cannot be executed in it."""
+
+
+@cache
+def init_program() -> bytes:
+    """The static program that becomes PID 1. Raises ``RuntimeUnavailableError``."""
+    machine = os.uname().machine
+    path = Path(__file__).parent / "init" / f"init-{machine}"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RuntimeUnavailableError(
+            f"Homeport has no container init for the architecture {machine}; "
+            "build it with homeport/node/runtime/init/build.sh"
+        ) from None
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Our end, which learns the sender's pid with each message, and init's end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    ours.settimeout(_TIMEOUT_S)
+    return ours, theirs
+
+
+def converse(control: socket.socket, attach: Callable[[int], None], command: str) -> Started:
+    """Lead init to the running command; blocks for a few milliseconds.
+
+    ``attach`` is called with init's pid before anything else of the container exists. Raises
+    ``ContainerStartError`` if the tool ended before init, ``CommandError`` if the command cannot
+    be executed.
+    """
+    word, init_pid = _receive(control)
+    if word != b"I":
+        raise ContainerStartError("")
+    fds: list[int] = []
+    try:
+        fds.append(os.pidfd_open(init_pid))
+        attach(init_pid)
+        control.send(b"+")
+        word, command_pid = _receive(control)
+        if word != b"S":
+            raise _refusal(word, command)
+        fds.append(os.pidfd_open(command_pid))
+        control.send(b"+")
+        word, _ = _receive(control)
+        if word:
+            raise _refusal(word, command)
+    except BaseException as error:
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            os.close(fd)
+        if isinstance(error, OSError):
+            raise ContainerStartError(f"the container's init: {error}") from error
+        raise
+    return Started(init_pid, fds[0], command_pid, fds[1])
+
+
+def _refusal(word: bytes, command: str) -> ContainerStartError:
+    if len(word) == 2 and word[:1] == b"E":
+        return CommandError(f"{command}: {os.strerror(word[1])}")
+    return ContainerStartError("the container's init ended unexpectedly")
+
+
+def _receive(control: socket.socket) -> tuple[bytes, int]:
+    data, ancillary, _, _ = control.recvmsg(16, socket.CMSG_SPACE(_CREDENTIALS.size))
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and data:
+            return data, _CREDENTIALS.unpack_from(payload)[0]
+    return data, 0
+
+
+def write_init() -> int:
+    """A descriptor of a sealed file with init's program."""
+    return linux.sealed_memory_file("homeport-init", init_program())

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Compiles init.c for this machine's architecture, or with CC=aarch64-linux-gnu-gcc for that one.
+# usage: build.sh [OUTPUT]
+set -eu
+cd "$(dirname "$0")"
+cc="${CC:-cc}"
+machine="$("$cc" -dumpmachine | cut -d- -f1)"
+"$cc" -std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -nostdlib -static -no-pie -fno-pic \
+    -fno-stack-protector -fno-asynchronous-unwind-tables -fno-unwind-tables -fno-builtin \
+    -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,norelro -s \
+    -o "${1:-init-$machine}" init.c

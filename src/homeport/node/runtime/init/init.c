@@ -1,0 +1,249 @@
+/*
+ * The first process of every container that bubblewrap starts: PID 1 of its PID namespace.
+ *
+ *   init STATUS_FD CONTROL_FD STDOUT_FD STDERR_FD UID GID GROUPS COMMAND [ARGUMENT...]
+ *
+ * It runs after the sandbox is complete (root file system, capabilities, seccomp, working
+ * directory) and has four duties that no program of the image can be relied upon for:
+ *
+ *   1. stand still until the node has put it into its cgroups ('I', then one byte back),
+ *   2. start the command as the asked user with the caller's stdout and stderr and tell the node
+ *      its pid ('S' from the command's process, by socket credentials, then one byte back)
+ *      or why it could not ('E' and errno),
+ *   3. reap orphans,
+ *   4. leave the command's exact wait status in STATUS_FD, a file that outlives the node.
+ *
+ * When it exits, the kernel kills everything else in the namespace.
+ *
+ * Freestanding: no libc, so that one small static file runs in any image. build.sh compiles it
+ * for each architecture; tests compare the checked-in files with this source where a compiler is.
+ */
+
+typedef unsigned long u64;
+typedef unsigned int u32;
+
+#if defined(__x86_64__)
+enum {
+    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_clone = 56, SYS_execve = 59, SYS_exit = 60,
+    SYS_wait4 = 61, SYS_fcntl = 72, SYS_setsid = 112, SYS_setgroups = 116, SYS_setresuid = 117,
+    SYS_setresgid = 119, SYS_prctl = 157, SYS_exit_group = 231, SYS_dup3 = 292,
+    SYS_close_range = 436,
+};
+
+static long call(long number, long a, long b, long c, long d, long e)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16, %rsp\n  call run\n");
+
+#elif defined(__aarch64__)
+enum {
+    SYS_dup3 = 24, SYS_fcntl = 25, SYS_close = 57, SYS_read = 63, SYS_write = 64, SYS_exit = 93,
+    SYS_exit_group = 94, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
+    SYS_setgroups = 159, SYS_prctl = 167, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260,
+    SYS_close_range = 436,
+};
+
+static long call(long number, long a, long b, long c, long d, long e)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+                     : "memory");
+    return x0;
+}
+
+__asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x0, sp\n  bl run\n");
+
+#else
+#error "no system call convention for this architecture"
+#endif
+
+enum {
+    EINTR = 4, ENOENT = 2, EACCES = 13, ENOTDIR = 20,
+    SIGCHLD = 17,
+    F_SETFD = 2, FD_CLOEXEC = 1,
+    CLOSE_RANGE_CLOEXEC = 4,
+    PR_SET_DUMPABLE = 4,
+    GROUPS_MAX = 64,
+    PATH_MAX = 4096,
+    FAILED = 125, /* an exit code of our own before there is a command */
+};
+
+static void leave(int code)
+{
+    for (;;)
+        call(SYS_exit_group, code, 0, 0, 0, 0);
+}
+
+static u32 number_at(const char **text)
+{
+    u32 value = 0;
+    while (**text >= '0' && **text <= '9')
+        value = value * 10 + (u32)(*(*text)++ - '0');
+    return value;
+}
+
+static u32 number(const char *text)
+{
+    return number_at(&text);
+}
+
+/* Says one thing to the node and waits for its byte; a node that is gone ends the container. */
+static void report_and_wait(int control, const char *what)
+{
+    char answer;
+    long got;
+    if (call(SYS_write, control, (long)what, 1, 0, 0) != 1)
+        leave(FAILED);
+    do
+        got = call(SYS_read, control, (long)&answer, 1, 0, 0);
+    while (got == -EINTR);
+    if (got != 1)
+        leave(FAILED);
+}
+
+static void report_error(int control, int error)
+{
+    unsigned char message[2] = {'E', (unsigned char)error};
+    call(SYS_write, control, (long)message, 2, 0, 0);
+    leave(FAILED);
+}
+
+static void become(const char *uid, const char *gid, const char *groups, int control)
+{
+    u32 list[GROUPS_MAX];
+    long count = 0;
+    u32 user = number(uid), group = number(gid);
+    long error;
+
+    if (*uid == '-')
+        return;
+    while (*groups && count < GROUPS_MAX) {
+        list[count++] = number_at(&groups);
+        while (*groups && (*groups < '0' || *groups > '9'))
+            groups++;
+    }
+    error = call(SYS_setgroups, count, (long)list, 0, 0, 0);
+    if (!error)
+        error = call(SYS_setresgid, group, group, group, 0, 0);
+    if (!error)
+        error = call(SYS_setresuid, user, user, user, 0, 0);
+    if (error)
+        report_error(control, (int)-error);
+}
+
+static const char *search_path(char **environment)
+{
+    for (; *environment; environment++) {
+        const char *entry = *environment;
+        if (entry[0] == 'P' && entry[1] == 'A' && entry[2] == 'T' && entry[3] == 'H' && entry[4] == '=')
+            return entry + 5;
+    }
+    return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+/* execvp without the shell fallback; returns errno. */
+static int execute(char **command, char **environment)
+{
+    char candidate[PATH_MAX];
+    const char *path, *part;
+    int error = ENOENT;
+
+    for (part = command[0]; *part; part++)
+        if (*part == '/')
+            return (int)-call(SYS_execve, (long)command[0], (long)command, (long)environment, 0, 0);
+    if (part == command[0])
+        return ENOENT;
+    for (path = search_path(environment);; path++) {
+        u32 length = 0;
+        for (; *path && *path != ':'; path++)
+            if (length < PATH_MAX - 2)
+                candidate[length++] = *path;
+        if (length)
+            candidate[length++] = '/';
+        for (part = command[0]; *part && length < PATH_MAX - 1; part++)
+            candidate[length++] = *part;
+        candidate[length] = 0;
+        int this = (int)-call(SYS_execve, (long)candidate, (long)command, (long)environment, 0, 0);
+        if (this != ENOENT && this != ENOTDIR)
+            error = this;
+        if (this != ENOENT && this != ENOTDIR && this != EACCES)
+            return error;
+        if (!*path)
+            return error;
+    }
+}
+
+static void close_on_exec(void)
+{
+    if (call(SYS_close_range, 3, 0x7fffffff, CLOSE_RANGE_CLOEXEC, 0, 0) == 0)
+        return;
+    for (int fd = 3; fd < 1024; fd++)
+        call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0, 0);
+}
+
+static void run_command(char **arguments, char **environment, int control)
+{
+    call(SYS_setsid, 0, 0, 0, 0, 0);
+    call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
+    call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
+    close_on_exec();
+    become(arguments[5], arguments[6], arguments[7], control);
+    report_and_wait(control, "S");
+    report_error(control, execute(arguments + 8, environment));
+}
+
+static void reap_until(long command, int status_file)
+{
+    for (;;) {
+        int status = 0;
+        long pid = call(SYS_wait4, -1, (long)&status, 0, 0, 0);
+        if (pid == command) {
+            call(SYS_write, status_file, (long)&status, 4, 0, 0);
+            leave(0);
+        }
+        if (pid < 0 && pid != -EINTR)
+            leave(FAILED);
+    }
+}
+
+__attribute__((used, noreturn)) void run(long *stack)
+{
+    long count = stack[0];
+    char **arguments = (char **)(stack + 1);
+    char **environment = arguments + count + 1;
+    long command;
+
+    if (count < 9)
+        leave(FAILED);
+    int status_file = (int)number(arguments[1]), control = (int)number(arguments[2]);
+    /* Processes of the container may not look into this one (its descriptors are the host's). */
+    call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    report_and_wait(control, "I");
+    command = call(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (command < 0)
+        report_error(control, (int)-command);
+    if (command == 0)
+        run_command(arguments, environment, control);
+    for (int fd = 0; fd < 1024; fd++)
+        if (fd != status_file)
+            call(SYS_close, fd, 0, 0, 0, 0);
+    reap_until(command, status_file);
+    for (;;)
+        ;
+}

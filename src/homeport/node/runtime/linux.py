@@ -1,0 +1,205 @@
+"""The few system calls of Linux that Python 3.11 does not offer, as plain functions.
+
+All raise ``OSError`` with the call's name. Namespace calls act on the calling *thread* only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from typing import Any, Final
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_FS: Final = 0x00000200
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_SLAVE: Final = 1 << 19
+MNT_DETACH: Final = 2
+
+_AT_FDCWD: Final = -100
+_FSOPEN_CLOEXEC: Final = 1
+_FSMOUNT_CLOEXEC: Final = 1
+_FSCONFIG_SET_FLAG: Final = 0
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MOUNT_ATTR_NOSUID: Final = 2
+_MOUNT_ATTR_NODEV: Final = 4
+
+# The same numbers on every architecture (they came after the tables were unified).
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+_SYS_OPENAT2: Final = 437
+
+RESOLVE_IN_ROOT: Final = 0x10
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+
+_F_ADD_SEALS: Final = 1033
+_F_SEAL_ALL: Final = 0x0F  # seal, shrink, grow, write
+
+_libc: Any = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str, path: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}", path)
+    return result
+
+
+def _syscall(what: str, number: int, *arguments: Any) -> int:
+    return _check(_libc.syscall(ctypes.c_long(number), *arguments), what)
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread namespaces of its own."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Move the calling thread into the namespace ``fd`` (of ``kind``, a ``CLONE_NEW…``)."""
+    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """``mount(2)``; ``data`` must fit one page."""
+    _check(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            kind.encode() or None,
+            ctypes.c_ulong(flags),
+            os.fsencode(data) or None,
+        ),
+        f"mount {kind or 'bind'}",
+        target,
+    )
+
+
+def unmount(target: str) -> None:
+    """Detach what is mounted at ``target`` now; it ends with its last user."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), "umount", target)
+
+
+class NewMount:
+    """A file system being configured with ``fsopen``/``fsconfig`` (options without a page limit)."""
+
+    def __init__(self, kind: str) -> None:
+        self._fd = _syscall("fsopen", _SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
+
+    def text(self, key: str, value: str) -> None:
+        """Set an option with a value."""
+        self._config(_FSCONFIG_SET_STRING, key.encode(), os.fsencode(value))
+
+    def flag(self, key: str) -> None:
+        """Set an option without a value."""
+        self._config(_FSCONFIG_SET_FLAG, key.encode(), None)
+
+    def attach(self, target: str) -> None:
+        """Create the file system and mount it at ``target``, without devices and set-uid."""
+        self._config(_FSCONFIG_CMD_CREATE, None, None)
+        attributes = _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOSUID
+        mounted = _syscall("fsmount", _SYS_FSMOUNT, self._fd, _FSMOUNT_CLOEXEC, attributes)
+        try:
+            _syscall(
+                "move_mount",
+                _SYS_MOVE_MOUNT,
+                mounted,
+                b"",
+                _AT_FDCWD,
+                os.fsencode(target),
+                _MOVE_MOUNT_F_EMPTY_PATH,
+            )
+        finally:
+            os.close(mounted)
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def words(self) -> str:
+        """What the kernel says about the last failure (its log of this file system context)."""
+        said: list[str] = []
+        try:
+            while len(said) < 16:
+                said.append(os.read(self._fd, 1024).decode(errors="replace").strip())
+        except OSError:
+            pass
+        return "; ".join(said)
+
+    def _config(self, command: int, key: bytes | None, value: bytes | None) -> None:
+        what = f"fsconfig {key.decode() if key else 'create'}"
+        _syscall(what, _SYS_FSCONFIG, self._fd, command, key, value, 0)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, mode: int = 0) -> int:
+    """Open ``path`` as a process with ``root`` (a directory fd) as its root would see it.
+
+    Symbolic links, also absolute ones, never lead out of ``root``.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return _syscall(
+        "openat2",
+        _SYS_OPENAT2,
+        root,
+        os.fsencode(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+
+
+def real_path_in_root(root: int, path: str) -> str | None:
+    """``path`` inside ``root`` with its symbolic links resolved; ``None`` if it does not exist."""
+    try:
+        fd = open_in_root(root, path, os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        base = os.readlink(f"/proc/self/fd/{root}")
+        found = os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+    return found[len(base) :] or "/"
+
+
+def sealed_memory_file(name: str, content: bytes, *, seal: bool = True) -> int:
+    """An anonymous file with ``content`` that nobody can change any more; a descriptor."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    if seal:
+        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_ALL)
+    return fd
+
+
+def start_time(pid: int) -> int:
+    """Ticks since boot at which ``pid`` started, 0 if it does not exist: tells a reused pid."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0

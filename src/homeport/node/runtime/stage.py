@@ -1,0 +1,98 @@
+"""Threads in which containers are put together.
+
+Each has a mount namespace of its own (slave of the host's), so a container's root file system is
+mounted where only the tool started from that thread sees it: nothing appears in the host's mount
+table, and the kernel unmounts it with the container's last process, whatever becomes of the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from homeport.node.runtime import linux
+from homeport.node.runtime.overlay import mount_overlay
+from homeport.node.runtime.port import ContainerStartError
+
+_THREADS: Final = 4
+_T = TypeVar("_T")
+
+
+class Stage:
+    """A few such threads. ``private`` is False without CAP_SYS_ADMIN: then nothing is mounted."""
+
+    def __init__(self, directory: Path, *, private: bool) -> None:
+        self._directory = directory
+        self._private = private
+        self._local = threading.local()
+        self._next = 0
+        self._lock = threading.Lock()
+        self._host_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._threads = ThreadPoolExecutor(_THREADS, "homeport-stage", self._enter)
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Do ``work`` in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """End the threads and with them their mount namespaces."""
+        self._threads.shutdown(wait=True)
+        if self._host_network >= 0:
+            os.close(self._host_network)
+            self._host_network = -1
+
+    def _enter(self) -> None:
+        with self._lock:
+            number = self._next
+            self._next += 1
+        place = self._directory / str(number)
+        for name in ("root", "sys", "links"):
+            (place / name).mkdir(parents=True, exist_ok=True)
+        self._local.place = place
+        if self._private:
+            linux.unshare(linux.CLONE_NEWNS | linux.CLONE_FS)
+            linux.mount("none", "/", "", linux.MS_REC | linux.MS_SLAVE)
+
+    @property
+    def place(self) -> Path:
+        """The calling thread's directory with ``root`` and ``sys``."""
+        return self._local.place
+
+    @contextlib.contextmanager
+    def root(self, lowers: Sequence[Path], upper: Path, work: Path) -> Iterator[Path]:
+        """The overlay mounted for the time of the block (what was started keeps it)."""
+        target = self.place / "root"
+        mount_overlay(target, lowers, upper, work, self.place / "links")
+        try:
+            yield target
+        finally:
+            linux.unmount(str(target))
+
+    @contextlib.contextmanager
+    def network(self, netns_fd: int) -> Iterator[Path | None]:
+        """The thread in a container's network, with that network's ``/sys`` mounted.
+
+        -1 stays in the host's network and has no ``/sys`` of its own.
+        """
+        if netns_fd < 0:
+            yield None
+            return
+        target = self.place / "sys"
+        linux.setns(netns_fd, linux.CLONE_NEWNET)
+        try:
+            flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+            linux.mount("sysfs", str(target), "sysfs", flags)
+            try:
+                yield target
+            finally:
+                linux.unmount(str(target))
+        except OSError as error:
+            raise ContainerStartError(f"the container's network: {error}") from error
+        finally:
+            linux.setns(self._host_network, linux.CLONE_NEWNET)
