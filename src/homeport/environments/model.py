@@ -13,8 +13,8 @@ FIRST_NAME: Final = "main"
 COUNT_MAX: Final = 1500
 
 _NAME_CHARS_MAX: Final = 64
-_NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-_SUFFIX: Final = re.compile(r"^[a-z0-9]*(-[a-z0-9]+)*$")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_SUFFIX: Final = re.compile(r"([a-z0-9]+(-[a-z0-9]+)*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def check_name(name: str) -> None:
             f"the environment name {name[:20]!r}… has {len(name)} characters; at most "
             f"{_NAME_CHARS_MAX} are possible"
         )
-    if _NAME.match(name) is None or name.startswith("en-"):
+    if _NAME.fullmatch(name) is None or name.startswith("en-"):
         raise InvalidError(
             f"{name!r} cannot name an environment: letters, digits, '-' and '_' are possible, "
             "beginning with a letter or digit, and not with 'en-'"
@@ -49,7 +49,7 @@ def check_name(name: str) -> None:
 
 def check_web_suffix(suffix: str) -> None:
     """Raise ``InvalidError`` if ``suffix`` cannot be part of a host name."""
-    if len(suffix) > _NAME_CHARS_MAX or _SUFFIX.match(suffix) is None:
+    if len(suffix) > _NAME_CHARS_MAX or _SUFFIX.fullmatch(suffix) is None:
         raise InvalidError(
             f"{suffix[:70]!r} cannot be a web suffix: lower-case letters, digits and single '-' "
             f"between them are possible, at most {_NAME_CHARS_MAX}"

@@ -10,7 +10,7 @@ from homeport.environments.service import EnvironmentService
 from homeport.kernel import ids
 from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.rpc.context import Context
-from homeport.rpc.versions import KNOWN_BUILDERS, image_builder_version_for, knows_builder
+from homeport.rpc.versions import check_builder, image_builder_version_for, knows_builder
 from homeport.workspace.service import WorkspaceService
 
 
@@ -94,19 +94,6 @@ class EnvironmentsRpc:
             if wish and knows_builder(ctx.client_version, wish):
                 return wish
         return image_builder_version_for(ctx.client_version)
-
-
-def check_builder(version: str) -> str:
-    """``version``, if it is empty or an image builder version that some client knows.
-
-    Raises ``InvalidError``.
-    """
-    if version and version not in KNOWN_BUILDERS:
-        raise InvalidError(
-            f"there is no image builder version {version[:20]!r}; "
-            f"possible are {', '.join(KNOWN_BUILDERS)}"
-        )
-    return version
 
 
 def _item(environment: Environment) -> api_pb2.EnvironmentListItem:

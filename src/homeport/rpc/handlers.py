@@ -1,13 +1,42 @@
-"""Every class with RPC handlers, so that coverage can be told without an installation."""
+"""Who answers RPCs, so that coverage can be told without an installation."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from homeport.apps.rpc import AppsRpc
+from homeport.blobs.rpc import BlobRpc
+from homeport.calls.rpc import CallsRpc
 from homeport.environments.rpc import EnvironmentsRpc
+from homeport.functions.rpc import FunctionsRpc
+from homeport.logs.rpc import LogRpc
+from homeport.mounts.rpc import MountRpc
+from homeport.tasks.rpc import TasksRpc
 from homeport.workspace.rpc import WorkspaceRpc
 
 HANDLER_CLASSES: Final[list[type]] = [
+    AppsRpc,
+    BlobRpc,
+    CallsRpc,
     EnvironmentsRpc,
+    FunctionsRpc,
+    LogRpc,
+    MountRpc,
+    TasksRpc,
     WorkspaceRpc,
 ]
+
+NODE_METHODS: Final = frozenset(
+    {
+        "ContainerCheckpoint",
+        "ContainerHeartbeat",
+        "ContainerHello",
+        "ContainerServerLifecycleReady",
+        "ContainerStop",
+        "FunctionGetDynamicConcurrency",
+        "FunctionGetInputs",
+        "FunctionPutOutputs",
+        "TaskResult",
+    }
+)
+"""What a node answers its containers itself (``node/container_rpc.py``)."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any
 
 from homeport.kernel.clock import Clock
 from homeport.transport.dispatch import Trailers
@@ -19,162 +19,6 @@ from homeport.transport.dispatch import Trailers
 Key = tuple[str, str, str]
 """Caller, method, idempotency key."""
 Answer = tuple[bytes, Trailers]
-
-REPEATABLE: Final = frozenset(
-    [
-        "AppCountLogs",
-        "AppDeploymentHistory",
-        "AppFetchLogs",
-        "AppGetByDeploymentName",
-        "AppGetInfo",
-        "AppGetLayout",
-        "AppGetLifecycle",
-        "AppGetObjects",
-        "AppGetTags",
-        "AppGetTimeRangeStats",
-        "AppHeartbeat",
-        "AppList",
-        "AppLookup",
-        "AttemptAwait",
-        "AuditLogCount",
-        "AuditLogList",
-        "AuditLogPlan",
-        "AuditLogSettingsGet",
-        "AuthTokenGet",
-        "BlobGet",
-        "ClassGet",
-        "CliCommandSuggest",
-        "ClientHello",
-        "ClusterGet",
-        "ClusterList",
-        "ClusterReservationList",
-        "ContainerExecWait",
-        "ContainerHeartbeat",
-        "ContainerHello",
-        "ContainerLog",
-        "CurlGetAuthToken",
-        "DictContains",
-        "DictGet",
-        "DictGetById",
-        "DictHeartbeat",
-        "DictLen",
-        "DictList",
-        "DomainList",
-        "EndpointGetByName",
-        "EndpointGetInfo",
-        "EndpointGetLibrary",
-        "EndpointGetLifecycle",
-        "EndpointList",
-        "EnvironmentBillingSummary",
-        "EnvironmentGetBudget",
-        "EnvironmentGetManaged",
-        "EnvironmentGetRoles",
-        "EnvironmentList",
-        "FlashContainerList",
-        "FunctionBlobGet",
-        "FunctionCallCount",
-        "FunctionCallFetch",
-        "FunctionCallFromId",
-        "FunctionCallGetInfo",
-        "FunctionCallList",
-        "FunctionGet",
-        "FunctionGetById",
-        "FunctionGetCallGraph",
-        "FunctionGetCurrentStats",
-        "FunctionGetDynamicConcurrency",
-        "FunctionGetFlashAuthToken",
-        "FunctionGetMetrics",
-        "FunctionGetOutputs",
-        "FunctionGetSchedulingParams",
-        "FunctionGetSerialized",
-        "FunctionGetTimeRangeStats",
-        "FunctionListVariants",
-        "ImageBuildChainGet",
-        "ImageFromId",
-        "ImageGetByTag",
-        "ImageListTags",
-        "ImageTagRevisions",
-        "MapAwait",
-        "MapCheckInputs",
-        "MetricsGetInfo",
-        "MountBatchedCheckExistence",
-        "MountPutFile",
-        "ObjectSuggest",
-        "PersistentSandboxGet",
-        "PersistentSandboxTunnelsList",
-        "ProxyGet",
-        "ProxyList",
-        "QueueGetById",
-        "QueueHeartbeat",
-        "QueueLen",
-        "QueueList",
-        "QueueNextItems",
-        "SandboxGetCommandRouterAccess",
-        "SandboxGetExitSnapshot",
-        "SandboxGetExitSnapshotV2",
-        "SandboxGetFromName",
-        "SandboxGetFromNameV2",
-        "SandboxGetResourceUsage",
-        "SandboxGetStats",
-        "SandboxGetStatsV2",
-        "SandboxGetTaskId",
-        "SandboxGetTaskIdV2",
-        "SandboxGetTimeRangeStats",
-        "SandboxGetTunnels",
-        "SandboxGetTunnelsV2",
-        "SandboxList",
-        "SandboxListV2",
-        "SandboxSnapshotFsAsyncGet",
-        "SandboxSnapshotGet",
-        "SandboxSnapshotWait",
-        "SandboxTagsGet",
-        "SandboxTagsGetV2",
-        "SandboxWait",
-        "SandboxWaitUntilReady",
-        "SandboxWaitV2",
-        "SecretGetInfo",
-        "SecretList",
-        "ServerCountRequests",
-        "ServerGetMetrics",
-        "ServerGetTimeRangeStats",
-        "ServerRequestFetch",
-        "ServiceUserInfo",
-        "ServiceUserList",
-        "SharedVolumeGetFile",
-        "SharedVolumeHeartbeat",
-        "SharedVolumeList",
-        "SharedVolumeListFiles",
-        "TaskCurrentInputs",
-        "TaskGetCommandRouterAccess",
-        "TaskGetInfo",
-        "TaskList",
-        "TemplateList",
-        "TokenFlowWait",
-        "TokenInfoGet",
-        "TokensList",
-        "VolumeGetById",
-        "VolumeGetFile",
-        "VolumeGetFile2",
-        "VolumeHeartbeat",
-        "VolumeList",
-        "VolumeReload",
-        "WebhookTokenEnvironmentList",
-        "WebhookTokenList",
-        "WebhookTokenListForEnvironment",
-        "WorkspaceBillingRates",
-        "WorkspaceBillingSummary",
-        "WorkspaceDashboardUrlGet",
-        "WorkspaceMembersList",
-        "WorkspaceNameLookup",
-        "WorkspaceSettings",
-    ]
-)
-"""Reviewed: these read, wait, say "alive" or store content under its hash, so carrying one out
-twice is harmless and remembering its answer would only cost memory (or, for a poll, be wrong)."""
-
-ENDS_WITH_CALLER: Final = frozenset({"QueueGet", "FunctionGetInputs"})
-"""Reviewed: these wait for something and then take it. When nobody waits for the answer any more
-they are cancelled, lest they take it for no one; every other remembered call runs to its end."""
 
 
 @dataclass(slots=True)
@@ -225,7 +69,7 @@ class Idempotency:
         return self._size_bytes
 
     async def run(
-        self, key: Key, work: Callable[[], Awaitable[Answer]], *, ends_with_caller: bool
+        self, key: Key, work: Callable[[], Coroutine[Any, Any, Answer]], *, ends_with_caller: bool
     ) -> Answer:
         """The answer of ``work``, of the running call with the same key, or the remembered one.
 
@@ -239,7 +83,7 @@ class Idempotency:
             return done.answer
         running = self._running.get(key)
         if running is None:
-            running = self._running[key] = _Running(asyncio.ensure_future(_call(work)))
+            running = self._running[key] = _Running(asyncio.create_task(work()))
             running.task.add_done_callback(lambda task: self._finished(key, task))
         running.waiters += 1
         try:
@@ -302,7 +146,3 @@ class Idempotency:
         done = self._done.pop(key, None)
         if done is not None:
             self._size_bytes -= done.size_bytes
-
-
-async def _call(work: Callable[[], Awaitable[Answer]]) -> Answer:
-    return await work()

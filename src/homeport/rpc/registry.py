@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -21,9 +21,10 @@ from homeport.kernel.errors import InternalError, InvalidError, UnimplementedErr
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.context import Context, Identity, TaskIdentity, caller_of
 from homeport.rpc.errors import is_unexpected, status_error
-from homeport.rpc.idempotency import ENDS_WITH_CALLER, REPEATABLE, Answer, Idempotency
+from homeport.rpc.idempotency import Answer, Idempotency
 from homeport.rpc.methods import Method, check_classes, client_service, methods_of
 from homeport.rpc.missing import missing_sentence
+from homeport.rpc.repeatable import ENDS_WITH_CALLER, REPEATABLE
 from homeport.rpc.versions import require_supported
 from homeport.transport.dispatch import OK, IncomingCall, StatusError, Trailers
 from homeport.transport.recording import Recorder
@@ -127,13 +128,13 @@ class Registry:
         self,
         path: str,
         identity: TaskIdentity,
-        metadata: Mapping[str, str] | Iterable[tuple[str, str]],
+        metadata: dict[str, str],
         body: bytes,
         timeout_s: float | None,
         http_base: str,
     ) -> tuple[bytes, Trailers]:
         """A container's unary RPC, without a token. Raises ``StatusError`` as ``unary`` does."""
-        call = IncomingCall(path, dict(metadata), timeout_s, identity.task_id)
+        call = IncomingCall(path, metadata, timeout_s, identity.task_id)
         bound = self._require(path)
         started = time.perf_counter()
         request_id = self._new_request_id()
@@ -149,13 +150,13 @@ class Registry:
         self,
         path: str,
         identity: TaskIdentity,
-        metadata: Mapping[str, str] | Iterable[tuple[str, str]],
+        metadata: dict[str, str],
         body: bytes,
         timeout_s: float | None,
         http_base: str,
     ) -> AsyncIterator[bytes]:
         """A container's streaming RPC, without a token. Raises ``StatusError``."""
-        call = IncomingCall(path, dict(metadata), timeout_s, identity.task_id)
+        call = IncomingCall(path, metadata, timeout_s, identity.task_id)
         bound = self._require(path)
         started = time.perf_counter()
         request_id = self._new_request_id()
@@ -184,7 +185,9 @@ class Registry:
         authority = call.metadata.get(":authority")
         if not authority:
             return self._http_base
-        return f"{call.metadata.get('x-forwarded-proto', 'http')}://{authority}"
+        # Set by a reverse proxy that terminates TLS.
+        is_tls = call.metadata.get("x-forwarded-proto") == "https"
+        return f"{'https' if is_tls else 'http'}://{authority}"
 
     def _context(
         self, bound: _Bound, call: IncomingCall, identity: Identity, http_base: str, request_id: str

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from homeport.kernel.errors import ConflictError
+from homeport.kernel.errors import ConflictError, InvalidError
 
 Version = tuple[int, int, int]
 
@@ -57,7 +57,7 @@ def require_supported(text: str) -> None:
     """Raise ``ConflictError`` (the client sees FAILED_PRECONDITION) for clients before 1.0."""
     if not is_supported(text):
         raise ConflictError(
-            f"modal client {text} is too old for Homeport, which serves clients from 1.0 on; "
+            f"modal client {text[:32]} is too old for Homeport, which serves clients from 1.0 on; "
             "upgrade it with `pip install -U modal`"
         )
 
@@ -75,3 +75,16 @@ def image_builder_version_for(client_version: str) -> str:
     else ``2025.06``."""
     version = parse(client_version)
     return "2024.10" if UNKNOWN < version < (1, 1, 0) else "2025.06"
+
+
+def check_builder(version: str) -> str:
+    """``version``, if it is empty or an image builder version that some client knows.
+
+    Raises ``InvalidError``.
+    """
+    if version and version not in KNOWN_BUILDERS:
+        raise InvalidError(
+            f"there is no image builder version {version[:20]!r}; "
+            f"possible are {', '.join(KNOWN_BUILDERS)}"
+        )
+    return version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -10,10 +11,10 @@ ENVIRONMENT_VARIABLE = "HOMEPORT_RECORD_RPCS"
 
 
 class Recorder:
-    """Appends each distinct (method, client version) to a file, one JSON object a line.
+    """Keeps a JSON map from method to client versions in a file that processes share.
 
-    Several processes may append to the same file: every line is one short ``write`` to a file
-    opened for appending.
+    Meant for conformance runs: the first answer of a method to a client version costs a locked
+    rewrite of the small file, all others a look into a set.
     """
 
     def __init__(self, file: Path) -> None:
@@ -29,9 +30,16 @@ class Recorder:
     def note(self, method: str, client_version: str) -> None:
         """An RPC of bare name ``method`` was answered OK."""
         entry = (method, client_version)
-        if entry in self._seen:
-            return
-        self._seen.add(entry)
-        line = json.dumps({"rpc": method, "client": client_version})
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        if entry not in self._seen:
+            self._seen.add(entry)
+            self._add(method, client_version)
+
+    def _add(self, method: str, client_version: str) -> None:
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            recorded: dict[str, list[str]] = json.loads(file.read() or "{}")
+            recorded[method] = sorted({*recorded.get(method, []), client_version})
+            file.seek(0)
+            file.truncate()
+            json.dump(recorded, file, sort_keys=True)

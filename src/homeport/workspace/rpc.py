@@ -8,12 +8,11 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
-from homeport.environments.rpc import check_builder
 from homeport.environments.service import EnvironmentService
 from homeport.kernel.signing import Signer
 from homeport.rpc.accepted import accepted
 from homeport.rpc.context import Context, TaskIdentity, caller_of
-from homeport.rpc.versions import image_builder_version_for
+from homeport.rpc.versions import check_builder, image_builder_version_for
 from homeport.workspace.service import WorkspaceService
 from homeport.workspace.tokens import Token, Tokens
 

@@ -22,7 +22,7 @@ class WorkspaceService:
 
     async def start(self) -> None:
         """Load the settings; at the first start give the workspace its id."""
-        self._settings = await self._database.read(store.load)
+        self._settings = await self._database.read(store.load_settings)
         if _ID not in self._settings:
             await self._put(_ID, ids.new(ids.WORKSPACE))
 
@@ -45,5 +45,5 @@ class WorkspaceService:
         await self._put(_BUILDER, version)
 
     async def _put(self, name: str, value: str) -> None:
-        await self._database.write(lambda connection: store.put(connection, name, value))
+        await self._database.write(lambda connection: store.put_setting(connection, name, value))
         self._settings[name] = value

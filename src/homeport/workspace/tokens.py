@@ -11,60 +11,27 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
-import sqlalchemy as sa
 import structlog
 
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, NotFoundError
-from homeport.storage.database import Database, metadata
+from homeport.storage.database import Database
 from homeport.workspace import credentials as credentials_file
+from homeport.workspace import store
 from homeport.workspace.credentials import Credentials
+from homeport.workspace.model import Kind, Token
 
 log = structlog.get_logger(__name__)
-
-Kind = Literal["client", "node"]
 
 _ID_PREFIX: Final[dict[Kind, str]] = {"client": "ak", "node": "nk"}
 _SECRET_PREFIX: Final = "as"
 _USE_NOTED_S: Final = 300.0
 """How old ``last_used_at`` may be: keeps it off the hot path."""
-
-tokens = sa.Table(
-    "tokens",
-    metadata,
-    sa.Column("token_id", sa.String(32), primary_key=True),
-    sa.Column("kind", sa.String(8), nullable=False),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("secret_hash", sa.LargeBinary(32), nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("disabled_at", sa.Float, nullable=True),
-    sa.Column("last_used_at", sa.Float, nullable=True),
-)
-
-_NOTE_USE = (
-    sa.update(tokens)
-    .where(tokens.c.token_id == sa.bindparam("id"))
-    .values(last_used_at=sa.bindparam("used_at"))
-)
-
-
-@dataclass(slots=True)
-class Token:
-    """One token. Times are Unix seconds."""
-
-    token_id: str
-    kind: Kind
-    name: str
-    secret_hash: bytes
-    created_at: float
-    disabled_at: float | None = None
-    last_used_at: float | None = None
 
 
 class Tokens:
@@ -77,10 +44,8 @@ class Tokens:
 
     async def start(self) -> None:
         """Load all tokens."""
-        rows = await self._database.read(
-            lambda connection: connection.execute(sa.select(tokens)).mappings().all()
-        )
-        self._tokens = {row["token_id"]: Token(**row) for row in rows}
+        found = await self._database.read(store.load_tokens)
+        self._tokens = {token.token_id: token for token in found}
 
     # ── verification (hot) ──────────────────────────────────────────────────────────────────
 
@@ -112,7 +77,7 @@ class Tokens:
         if token.last_used_at is None or now - token.last_used_at > _USE_NOTED_S:
             token.last_used_at = now
             row = {"id": token.token_id, "used_at": now}
-            self._database.append(_NOTE_USE, [row]).add_done_callback(_log_failure)
+            self._database.append(store.NOTE_TOKEN_USE, [row]).add_done_callback(_log_failure)
         return True
 
     # ── management ──────────────────────────────────────────────────────────────────────────
@@ -137,11 +102,7 @@ class Tokens:
     async def delete(self, token_id: str) -> None:
         """Forget a token. Raises ``NotFoundError``; ``ConflictError`` for the last usable one."""
         self._keep_one(self.get(token_id))
-        await self._database.write(
-            lambda connection: connection.execute(
-                sa.delete(tokens).where(tokens.c.token_id == token_id)
-            )
-        )
+        await self._database.write(lambda connection: store.delete_token(connection, token_id))
         self._tokens.pop(token_id, None)
 
     async def disable(self, token_ids: Iterable[str]) -> None:
@@ -157,11 +118,7 @@ class Tokens:
         if disabled_at is not None:
             self._keep_one(*found)
         await self._database.write(
-            lambda connection: connection.execute(
-                sa.update(tokens)
-                .where(tokens.c.token_id.in_(token_ids))
-                .values(disabled_at=disabled_at)
-            )
+            lambda connection: store.set_tokens_disabled(connection, token_ids, disabled_at)
         )
         for token in found:
             token.disabled_at = disabled_at
@@ -199,8 +156,7 @@ class Tokens:
 
     async def _insert(self, kind: Kind, name: str, token_id: str, secret: str) -> Token:
         token = Token(token_id, kind, name, _hash(secret), self._clock.now())
-        row: dict[str, Any] = {field: getattr(token, field) for field in Token.__slots__}
-        await self._database.write(lambda c: c.execute(sa.insert(tokens).values(row)))
+        await self._database.write(lambda connection: store.insert_token(connection, token))
         self._tokens[token_id] = token
         return token
 

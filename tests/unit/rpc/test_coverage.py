@@ -1,0 +1,90 @@
+"""The coverage page is computed from the protocol, the handlers and what was proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+from modal_proto import api_pb2
+
+from homeport.rpc.accepted import accepted
+from homeport.rpc.areas import OTHER, area_of
+from homeport.rpc.context import Context
+from homeport.rpc.coverage import State, called_by_client, main, page, rows
+from homeport.rpc.handlers import HANDLER_CLASSES, NODE_METHODS
+from homeport.rpc.methods import check_classes, client_service, methods_of
+
+KNOWN = methods_of([client_service()])
+
+
+class Dicts:
+    async def DictLen(
+        self, request: api_pb2.DictLenRequest, ctx: Context
+    ) -> api_pb2.DictLenResponse:
+        return api_pb2.DictLenResponse()
+
+    async def DictClear(
+        self, request: api_pb2.DictClearRequest, ctx: Context
+    ) -> api_pb2.DictLenResponse:
+        return api_pb2.DictLenResponse()
+
+    @accepted("nothing to keep alive")
+    async def DictHeartbeat(
+        self, request: api_pb2.DictHeartbeatRequest, ctx: Context
+    ) -> api_pb2.DictLenResponse:
+        return api_pb2.DictLenResponse()
+
+
+def test_every_handler_class_fits_the_protocol() -> None:
+    check_classes(HANDLER_CLASSES, KNOWN)
+    assert set(KNOWN) >= NODE_METHODS
+
+
+def test_every_rpc_has_an_area() -> None:
+    assert [name for name in KNOWN if area_of(name) == OTHER] == []
+
+
+def test_the_longest_prefix_names_the_area() -> None:
+    assert area_of("FunctionCreate") == "Functions"
+    assert area_of("FunctionCallCancel") == "Calls"
+    assert area_of("SharedVolumeList") == "Network file systems"
+
+
+def test_states() -> None:
+    proven = {"DictLen": ["1.0.5", "1.6.4"], "DictPop": ["1.6.4"]}
+    found = {
+        row.method: row for row in rows(KNOWN, [Dicts], {"ContainerHello"}, proven, frozenset())
+    }
+    assert len(found) == len(KNOWN)
+    assert found["DictLen"].state is State.PROVEN
+    assert found["DictLen"].note == "clients 1.0.5, 1.6.4"
+    assert found["DictClear"].state is State.ANSWERS
+    assert found["ContainerHello"].state is State.ANSWERS
+    assert found["DictHeartbeat"].state is State.ACCEPTED
+    assert found["DictHeartbeat"].note == "nothing to keep alive"
+    assert found["DictPop"].state is State.MISSING, "recorded once, but there is no handler now"
+
+
+def test_the_page_has_totals_and_every_rpc() -> None:
+    text = page(rows(KNOWN, [Dicts], (), {}, frozenset({"DictPop"})), "1.6.4")
+    assert "| Dicts | 12 | 0 | 2 | 1 | 9 | 1 |" in text
+    assert f"| **all** | {len(KNOWN)} |" in text
+    assert all(f"| {name} |" in text for name in KNOWN)
+
+
+def test_knows_what_the_client_calls() -> None:
+    called = called_by_client(KNOWN)
+    assert {"FunctionMap", "DictPop", "AppCreate"} <= called
+    assert "AppDeploy" not in called
+
+
+def test_check_tells_a_stale_page(tmp_path: Path) -> None:
+    def run(*arguments: str) -> int:
+        return CliRunner().invoke(main, [*arguments, "--root", str(tmp_path)]).exit_code
+
+    assert run("--check") == 1
+    assert run() == 0
+    assert run("--check") == 0
+    file = tmp_path / "docs" / "coverage.md"
+    file.write_text(file.read_text().replace("DictPop", "DictPup"))
+    assert run("--check") == 1
