@@ -45,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:  # the first test of a program waits for all of it
             item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=lambda item: "recovery" in item.path.name)
 
 
 def _chosen(config: pytest.Config) -> tuple[str, ...]:

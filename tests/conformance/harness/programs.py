@@ -71,6 +71,61 @@ class Checks:
         return line
 
 
+class Started:
+    """A client process in the background; what it prints goes to ``log``."""
+
+    def __init__(
+        self, command: list[str], environ: dict[str, str], log: Path, report: Path
+    ) -> None:
+        self._command = command
+        self._log = log
+        self._report = report
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environ,
+                cwd=log.parent,
+                start_new_session=True,
+            )
+
+    def wait_for(self, condition: Callable[[str], bool], timeout_s: float = 180.0) -> None:
+        """Until ``condition(output so far)``; ends the process and fails if that never comes."""
+        deadline = time.monotonic() + timeout_s
+        while not condition(self._output()):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._kill()
+                raise AssertionError(f"never got that far:\n{self._output()}")
+            time.sleep(0.1)
+
+    def interrupt(self) -> Completed:
+        """Ctrl-C; it must end within a minute."""
+        self._process.send_signal(signal.SIGINT)
+        return self._ended(60)
+
+    def checks(self) -> Checks:
+        """What it reported, when it has ended by itself."""
+        return _read(self._report, self._ended(TIMEOUT_S))
+
+    def _ended(self, timeout_s: float) -> Completed:
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise AssertionError(f"did not end:\n{self._output()}") from None
+        return Completed(" ".join(self._command), code, self._output(), "")
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+
 class Runner:
     """Runs clients in a folder of their own, with nothing of the user's configuration."""
 
@@ -94,11 +149,7 @@ class Runner:
         environ = {"CONFORMANCE_REPORT": str(report)}
         run = self.script if script else self.modal_run
         completed = run(client, f"{program}.py", *arguments, environ=environ)
-        checks = Checks(completed)
-        for text in report.read_text().splitlines() if report.exists() else ():
-            line = json.loads(text)
-            checks.lines[line["check"]] = line
-        return checks
+        return _read(report, completed)
 
     def modal_run(
         self,
@@ -129,6 +180,16 @@ class Runner:
         rows = json.loads(done.stdout)
         return [{k.lower().replace(" ", "_"): v for k, v in row.items()} for row in rows]
 
+    def start(
+        self, client: Client, target: str, *arguments: str, options: Sequence[str] = ()
+    ) -> Started:
+        """``modal run`` in the background."""
+        command = [str(client.python), "-m", "modal", "run", *options, _path(target), *arguments]
+        report = self.folder / "started.jsonl"
+        report.unlink(missing_ok=True)
+        environ = self._environment({"CONFORMANCE_REPORT": str(report)})
+        return Started(command, environ, self.folder / "started.log", report)
+
     def interrupted(
         self,
         client: Client,
@@ -138,31 +199,9 @@ class Runner:
         options: Sequence[str] = (),
     ) -> Completed:
         """``modal run``, Ctrl-C as soon as ``when(output so far)``; it must end within 60 s."""
-        command = [str(client.python), "-m", "modal", "run", *options, _path(target), *arguments]
-        log = self.folder / "interrupted.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=self._environment({}),
-                cwd=self.folder,
-                start_new_session=True,
-            )
-        try:
-            deadline = time.monotonic() + 180
-            while not when(log.read_text(errors="replace")):
-                assert process.poll() is None, f"ended too early:\n{log.read_text()}"
-                assert time.monotonic() < deadline, f"never got that far:\n{log.read_text()}"
-                time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
-            code = process.wait(60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        return Completed(" ".join(command), code, log.read_text(errors="replace"), "")
+        started = self.start(client, target, *arguments, options=options)
+        started.wait_for(when)
+        return started.interrupt()
 
     def _run(self, command: list[str], environ: dict[str, str] | None) -> Completed:
         try:
@@ -191,3 +230,11 @@ class Runner:
 def _path(target: str) -> str:
     name, mark, entry = target.partition("::")
     return f"{PROGRAMS / name}{mark}{entry}"
+
+
+def _read(report: Path, completed: Completed) -> Checks:
+    checks = Checks(completed)
+    for text in report.read_text().splitlines() if report.exists() else ():
+        line = json.loads(text)
+        checks.lines[line["check"]] = line
+    return checks
