@@ -41,7 +41,7 @@ def check_values(values: Mapping[str, str]) -> None:
     if len(values) > ENTRIES_MAX:
         raise InvalidError(f"a secret can have {ENTRIES_MAX} entries, not {len(values)}")
     for key, value in values.items():
-        if not _KEY.match(key) or len(key) > KEY_CHARS_MAX:
+        if not _KEY.fullmatch(key) or len(key) > KEY_CHARS_MAX:
             raise InvalidError(
                 f"{key[:100]!r} cannot name an environment variable: "
                 "use letters, digits and underscores, and no digit in front"
@@ -54,7 +54,7 @@ def check_values(values: Mapping[str, str]) -> None:
 
 def check_name(name: str) -> None:
     """Raise ``InvalidError`` if a secret may not be called ``name``."""
-    if not _NAME.match(name) or len(name) > NAME_CHARS_MAX:
+    if not _NAME.fullmatch(name) or len(name) > NAME_CHARS_MAX:
         raise InvalidError(
             f"{name[:100]!r} is not a secret name: use up to {NAME_CHARS_MAX} letters, digits, "
             "dashes, dots and underscores"

@@ -64,7 +64,7 @@ class FileStore:
 
         Raises ``InvalidError`` for anything but 64 lower-case hex digits.
         """
-        if not _SHA256.match(sha256):
+        if not _SHA256.fullmatch(sha256):
             raise InvalidError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hex")
         return self.root / sha256[:2] / sha256
 
