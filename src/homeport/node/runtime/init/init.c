@@ -24,9 +24,9 @@ typedef unsigned int u32;
 
 #if defined(__x86_64__)
 enum {
-    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_clone = 56, SYS_execve = 59, SYS_exit = 60,
+    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_clone = 56, SYS_execve = 59,
     SYS_wait4 = 61, SYS_fcntl = 72, SYS_setsid = 112, SYS_setgroups = 116, SYS_setresuid = 117,
-    SYS_setresgid = 119, SYS_prctl = 157, SYS_exit_group = 231, SYS_dup3 = 292,
+    SYS_setresgid = 119, SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_dup3 = 292,
     SYS_close_range = 436,
 };
 
@@ -46,8 +46,8 @@ __asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16,
 
 #elif defined(__aarch64__)
 enum {
-    SYS_dup3 = 24, SYS_fcntl = 25, SYS_close = 57, SYS_read = 63, SYS_write = 64, SYS_exit = 93,
-    SYS_exit_group = 94, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
+    SYS_dup3 = 24, SYS_fcntl = 25, SYS_close = 57, SYS_read = 63, SYS_write = 64,
+    SYS_capget = 90, SYS_capset = 91, SYS_exit_group = 94, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
     SYS_setgroups = 159, SYS_prctl = 167, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260,
     SYS_close_range = 436,
 };
@@ -78,7 +78,8 @@ enum {
     SIGCHLD = 17,
     F_SETFD = 2, FD_CLOEXEC = 1,
     CLOSE_RANGE_CLOEXEC = 4,
-    PR_SET_DUMPABLE = 4,
+    PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_CAPBSET_DROP = 24, PR_CAP_AMBIENT = 47,
+    PR_CAP_AMBIENT_CLEAR_ALL = 4, CAPABILITY_VERSION_3 = 0x20080522, CAPABILITIES_MAX = 64,
     GROUPS_MAX = 64,
     PATH_MAX = 4096,
     FAILED = 125, /* an exit code of our own before there is a command */
@@ -122,6 +123,23 @@ static void report_error(int control, int error)
     unsigned char message[2] = {'E', (unsigned char)error};
     call(SYS_write, control, (long)message, 2, 0, 0);
     leave(FAILED);
+}
+
+/* Whoever executes what in this container: no capability beyond those we have now. */
+static void bound_capabilities(void)
+{
+    u32 header[2] = {CAPABILITY_VERSION_3, 0};
+    u32 sets[6]; /* effective, permitted, inheritable of the lower 32, then of the upper 32 */
+    if (call(SYS_capget, (long)header, (long)sets, 0, 0, 0))
+        leave(FAILED);
+    for (int capability = 0; capability < CAPABILITIES_MAX; capability++)
+        if (!(sets[capability / 32 * 3 + 1] >> capability % 32 & 1))
+            call(SYS_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
+    call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    sets[2] = sets[5] = 0;
+    header[0] = CAPABILITY_VERSION_3;
+    if (call(SYS_capset, (long)header, (long)sets, 0, 0, 0))
+        leave(FAILED);
 }
 
 static void become(const char *uid, const char *gid, const char *groups, int control)
@@ -234,6 +252,8 @@ __attribute__((used, noreturn)) void run(long *stack)
     int status_file = (int)number(arguments[1]), control = (int)number(arguments[2]);
     /* Processes of the container may not look into this one (its descriptors are the host's). */
     call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
+    bound_capabilities();
     report_and_wait(control, "I");
     command = call(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (command < 0)
