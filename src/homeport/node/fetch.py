@@ -30,12 +30,12 @@ class FileSource:
         session: aiohttp.ClientSession,
         http_url: Callable[[], str],
         blob_root: Callable[[], str],
-        token: str = "",
+        token: Callable[[], str],
     ) -> None:
         self._session = session
         self._http_url = http_url
         self._blob_root = blob_root
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
 
     def local(self, sha256: str) -> Path | None:
         """The file in the server's own store, if this process can read it there."""
@@ -77,7 +77,8 @@ class FileSource:
         url = self._http_url()
         if not url:
             raise UnavailableError("the node has not met its server yet")
-        return self._session.get(url + path, headers=self._headers)
+        headers = {"Authorization": f"Bearer {self._token()}"}
+        return self._session.get(url + path, headers=headers)
 
 
 def _check(response: aiohttp.ClientResponse, what: str) -> None:

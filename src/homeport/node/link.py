@@ -17,6 +17,7 @@ from typing import Protocol
 
 import structlog
 
+from homeport.kernel.errors import HomeportError
 from homeport.link.framing import FrameProtocol, LinkClosedError
 from homeport.link.messages import (
     Ack,
@@ -100,6 +101,8 @@ class NodeLink:
         self._seq = time.time_ns() // 1000
         self._outbox: deque[tuple[int, int, Message]] = deque()
         self._outbox_bytes = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._outage = OutageBuffer()
         self._pending: dict[int, _Pending] = {}
         self._rpc_id = 0
@@ -117,7 +120,7 @@ class NodeLink:
             started = time.monotonic()
             try:
                 welcomed = await self._session(handler)
-            except (OSError, LinkClosedError, TimeoutError, EOFError) as error:
+            except (OSError, LinkClosedError, TimeoutError, HomeportError) as error:
                 welcomed = False
                 log.warning("no link to the server", error=str(error) or type(error).__name__)
             if welcomed and time.monotonic() - started > 1.0:
@@ -203,6 +206,8 @@ class NodeLink:
         elif isinstance(message, Ack):
             while self._outbox and self._outbox[0][0] <= message.seq:
                 self._outbox_bytes -= self._outbox.popleft()[1]
+            if not self._outbox:
+                self._empty.set()
         else:
             handler.handle(message)
 
@@ -233,9 +238,16 @@ class NodeLink:
 
     def _keep(self, seq: int, message: Message) -> None:
         size = _size(message)
+        self._empty.clear()
         self._outbox.append((seq, size, message))
         self._outbox_bytes += size
         self.send(message)
+
+    async def acknowledged(self, timeout_s: float) -> bool:
+        """Wait until everything kept is acknowledged; whether it was within ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return not self._outbox
 
     @property
     def is_full(self) -> bool:

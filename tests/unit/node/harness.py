@@ -151,7 +151,7 @@ class NoLayers:
 
 
 class NoMounts:
-    async def layer(self, digest: str) -> Path:
+    async def materialise(self, digest: str) -> Path:
         raise AssertionError(f"mount {digest} was not expected")
 
 
@@ -322,7 +322,7 @@ class Node:
         await asyncio.wait([self._link_task])
         await self.server.stop()
         assert all(container.removed for container in self.runtime.containers)
-        assert not [path for path in (self._root / "tasks").glob("*")]
+        assert not list((self._root / "tasks").glob("*"))
 
     def start(self, start: StartTask) -> str:
         self.server.send(start)

@@ -26,7 +26,6 @@ from homeport.link.messages import (
     TaskInitFailed,
     TaskReady,
 )
-
 from homeport.node.runtime.port import ContainerStartError
 
 from .harness import Node, function, item, start_task, value

@@ -1,0 +1,210 @@
+"""The node agent: wiring, start, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+import structlog
+
+from homeport.kernel import ids
+from homeport.kernel.clock import SystemClock
+from homeport.kernel.errors import ConflictError, InvalidError
+from homeport.kernel.resources import Resources
+from homeport.link.connect import connect_link
+from homeport.link.framing import FrameProtocol
+from homeport.link.messages import ServerMessage
+from homeport.node.blob_relay import BlobRelay
+from homeport.node.builder.builder import ImageBuilder
+from homeport.node.builds import NodeBuilds
+from homeport.node.bytecode import BytecodeStore
+from homeport.node.fetch import FileSource
+from homeport.node.layers import LayerStore
+from homeport.node.link import NodeLink, Wire
+from homeport.node.mounts import MountStore
+from homeport.node.prepare import Preparer
+from homeport.node.runtime.bubblewrap import create_runtime
+from homeport.node.runtime.port import Runtime
+from homeport.node.supervisor import Supervisor
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 5.0
+"""How long containers may run their exit handlers when the node stops."""
+ACKNOWLEDGE_S = 2.0
+"""How long a stopping node waits for the server to take its last reports."""
+RESERVE_MB = 1024
+"""Memory kept for the machine itself; at most a tenth of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What a node is told. ``token`` reads the token anew at each use: it may be replaced."""
+
+    home: Path
+    server_url: str
+    token: Callable[[], str]
+    runtime: str = ""
+
+    @property
+    def root(self) -> Path:
+        return self.home / "node"
+
+
+class ClosableRuntime(Runtime, Protocol):
+    """A runtime with things of its own to undo."""
+
+    async def close(self) -> None: ...
+
+
+class Agent:
+    """One node of one home. ``run`` until cancelled or ``stop`` is asked for."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask ``run`` to end all containers and return."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until ``stop``. Raises ``ConflictError`` if this home has a running node."""
+        async with contextlib.AsyncExitStack() as stack:
+            root = self._config.root
+            root.mkdir(parents=True, exist_ok=True)
+            stack.callback(os.close, lock(root / "lock"))
+            node_id = read_node_id(root / "id")
+            runtime = await create_runtime(self._config.runtime, root / "runtime", node_id)
+            stack.push_async_callback(runtime.close)
+            swept = await runtime.sweep()
+            if swept:
+                log.warning("left-overs of an earlier run were removed", containers=swept)
+            await asyncio.to_thread(shutil.rmtree, root / "tasks", True)
+            await self._serve(stack, node_id, runtime)
+
+    async def _serve(
+        self, stack: contextlib.AsyncExitStack, node_id: str, runtime: ClosableRuntime
+    ) -> None:
+        root = self._config.root
+        link = NodeLink(self._connect)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        relay = BlobRelay(lambda: self._http_url(link))
+        await relay.start()
+        stack.push_async_callback(relay.close)
+        layers = LayerStore(root / "layers")
+        source = FileSource(
+            session, lambda: self._http_url(link), lambda: link.blob_root, self._config.token
+        )
+        mounts = MountStore(root / "mounts", source)
+        supervisor = Supervisor(
+            node_id=node_id,
+            capacity=capacity(),
+            runtimes=[runtime.name],
+            gpu_type="",
+            link=link,
+            preparer=Preparer(
+                root / "tasks",
+                {runtime.name: runtime},
+                runtime.name,
+                layers,
+                mounts,
+                BytecodeStore(mounts),
+            ),
+            relay=relay,
+            builds=NodeBuilds(ImageBuilder(runtime, layers, mounts, root / "builder"), link),
+            clock=SystemClock(),
+        )
+        linked = asyncio.create_task(link.run(supervisor))
+        try:
+            await self._until_stop(linked)
+        finally:
+            await supervisor.stop(STOP_GRACE_S)
+            await link.acknowledged(ACKNOWLEDGE_S)
+            linked.cancel()
+            await asyncio.wait([linked])
+
+    async def _until_stop(self, linked: asyncio.Task[None]) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([stop, linked], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if linked.done():
+            linked.result()  # a defect: let it be seen
+
+    def _http_url(self, link: NodeLink) -> str:
+        """The server's HTTP side: the address it was dialled at is known to work from here."""
+        return self._config.server_url if link.http_url else ""
+
+    async def _connect(
+        self,
+        on_message: Callable[[ServerMessage], None],
+        on_close: Callable[[Exception | None], None],
+    ) -> Wire:
+        def protocol() -> Wire:
+            return FrameProtocol(ServerMessage, on_message, on_close)
+
+        _, wire = await connect_link(self._config.server_url, self._config.token(), protocol)
+        return wire
+
+
+def lock(path: Path) -> int:
+    """A descriptor that holds ``path`` locked. Raises ``ConflictError`` if another process does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConflictError(f"a node is running in {path.parent} already") from None
+    return descriptor
+
+
+def read_node_id(path: Path) -> str:
+    """This node's id, made at its first start."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.read_text().strip()
+        if ids.is_id(found, ids.NODE):
+            return found
+        log.warning("the node's id file is damaged; this node is a new one", path=str(path))
+    made = ids.new(ids.NODE)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(made + "\n")
+    temporary.replace(path)
+    return made
+
+
+def read_token(path: Path) -> str:
+    """The node's token: ``node_token`` of a credentials file (TOML), else the file's only line.
+
+    Raises ``InvalidError`` if there is none.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InvalidError(
+            f"the node's token cannot be read from {path}: {error.strerror}"
+        ) from None
+    if path.suffix == ".toml":
+        try:
+            text = str(tomllib.loads(text).get("node_token", ""))
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidError(f"{path} is not valid TOML: {error}") from None
+    token = text.strip()
+    if not token:
+        raise InvalidError(f"there is no node token in {path}")
+    return token
+
+
+def capacity() -> Resources:
+    """What of this machine may be given to containers."""
+    cores = len(os.sched_getaffinity(0))
+    total_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
+    return Resources(cores * 1000, total_mb - min(RESERVE_MB, total_mb // 10), 0)

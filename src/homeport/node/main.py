@@ -1,0 +1,87 @@
+"""``python -m homeport.node.main``: the node agent as a program."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+import structlog
+
+from homeport.kernel.errors import HomeportError
+from homeport.node.agent import Agent, NodeConfig, read_token
+from homeport.node.runtime.port import RuntimeUnavailableError
+from homeport.settings import load
+
+
+@click.command()
+@click.option("--home", type=click.Path(path_type=Path), default=None, help="Folder of all state.")
+@click.option("--server", default="", help="URL of the server; default: the local one.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="File with the node's token; default: credentials.toml in the home folder.",
+)
+@click.option("--runtime", default="", help="Isolation back end; default: the settings' one.")
+def main(home: Path | None, server: str, token_file: Path | None, runtime: str) -> None:
+    """Run containers on this machine for a Homeport server, until SIGTERM."""
+    try:
+        settings = load(home)
+        configure_logging(settings.log_level)
+        file = token_file or settings.home / "credentials.toml"
+        config = NodeConfig(
+            home=settings.home,
+            server_url=(server or f"http://127.0.0.1:{settings.port}").rstrip("/"),
+            token=lambda: read_token(file),
+            runtime=runtime or settings.default_runtime,
+        )
+        run(config)
+    except (HomeportError, RuntimeUnavailableError) as error:
+        print(f"homeport node: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(config: NodeConfig) -> None:
+    """Run an agent on an event loop of its own until SIGTERM or SIGINT."""
+
+    async def serve() -> None:
+        agent = Agent(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.stop)
+        await agent.run()
+
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve())
+    else:
+        uvloop.run(serve())
+
+
+def configure_logging(level: str) -> None:
+    """Log to stderr, one line an event; tracebacks without local variables (they hold secrets)."""
+    numbers = logging.getLevelNamesMapping()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            numbers.get(level.upper(), logging.INFO)
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
