@@ -11,6 +11,7 @@ import structlog
 
 from homeport.apps.model import App, AppState, Deployment
 from homeport.apps.store import AppStore
+from homeport.environments.model import Environment
 from homeport.functions.model import Layout
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
@@ -294,6 +295,20 @@ class AppService:
             await self._runtime.stop_app(app_id, reason)
         finally:
             self._logs.finish(app_id)
+
+    # ── environments ────────────────────────────────────────────────────────────────────────
+
+    async def environment_deleting(self, environment: Environment) -> None:
+        """Stop all apps of an environment that is being deleted."""
+        here = [app for app in self.all_live() if app.environment == environment.name]
+        reason = f"its environment {environment.name!r} was deleted"
+        await asyncio.gather(*(self.stop_app(app.app_id, reason) for app in here))
+
+    async def environment_renamed(self, old: Environment, new: Environment) -> None:
+        """Follow an environment's new name."""
+        for app in list(self._apps.values()):
+            if app.environment == old.name:
+                await self._save(msgspec.structs.replace(app, environment=new.name))
 
     async def _expire_silent_apps(self) -> None:
         """Stop ephemeral apps whose client no longer says it is alive."""

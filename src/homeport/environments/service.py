@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from homeport.environments import store
@@ -22,6 +22,7 @@ from homeport.kernel.errors import (
     ConflictError,
     ExhaustedError,
     NotFoundError,
+    UnimplementedError,
 )
 from homeport.storage.database import Database
 
@@ -34,7 +35,8 @@ class EnvironmentService:
 
     Features that keep things in environments register with ``on_deleting`` (remove them; runs
     before the environment goes, and may raise to refuse) and ``on_renamed`` (old, new; runs once
-    the new name is recorded).
+    the new name is recorded). While nobody has, both changes are refused: they would leave
+    things behind that no name leads to.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -151,6 +153,7 @@ class EnvironmentService:
             old = self.resolve(name)
             new = old
             if new_name is not None and new_name != old.name:
+                _require(self._renamed, "rename")
                 check_name(new_name)
                 if new_name in self._by_name:
                     raise AlreadyExistsError(f"Environment {new_name!r} already exists")
@@ -189,6 +192,7 @@ class EnvironmentService:
         Raises ``NotFoundError``; ``ConflictError`` for the default one.
         """
         async with self._changing:
+            _require(self._deleting, "delete")
             environment = self.resolve(name)
             if environment.is_default:
                 raise ConflictError(
@@ -216,3 +220,8 @@ class EnvironmentService:
         while suffix in taken:
             suffix, number = f"{wanted}-{number}", number + 1
         return suffix
+
+
+def _require(followers: Sequence[object], change: str) -> None:
+    if not followers:
+        raise UnimplementedError(f"this server cannot {change} environments")

@@ -9,8 +9,10 @@ from homeport.blobs.rpc import BlobRpc
 from homeport.calls.rpc import CallsRpc
 from homeport.environments.rpc import EnvironmentsRpc
 from homeport.functions.rpc import FunctionsRpc
+from homeport.images.rpc import ImagesRpc
 from homeport.logs.rpc import LogRpc
 from homeport.mounts.rpc import MountRpc
+from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
 from homeport.workspace.rpc import WorkspaceRpc
 
@@ -20,8 +22,10 @@ HANDLER_CLASSES: Final[list[type]] = [
     CallsRpc,
     EnvironmentsRpc,
     FunctionsRpc,
+    ImagesRpc,
     LogRpc,
     MountRpc,
+    SecretRpc,
     TasksRpc,
     WorkspaceRpc,
 ]

@@ -63,6 +63,19 @@ class WorkspaceRpc:
             url=f"{ctx.http_base}/apps?environment={environment.name}"
         )
 
+    async def WorkspaceMembersList(
+        self, request: Empty, ctx: Context
+    ) -> api_pb2.WorkspaceMembersListResponse:
+        user = self._user()
+        owner = api_pb2.WorkspaceMembersListItem(
+            member_id=user.user_id,
+            member_displayname=user.username,
+            member_role=api_pb2.MEMBER_ROLE_OWNER,
+            joined_at=self._tokens.list()[0].created_at,
+            user_id=user.user_id,
+        )
+        return api_pb2.WorkspaceMembersListResponse(members=[owner])
+
     async def WorkspaceSettings(
         self, request: Empty, ctx: Context
     ) -> api_pb2.WorkspaceSettingsResponse:

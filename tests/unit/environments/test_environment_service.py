@@ -17,6 +17,7 @@ from homeport.kernel.errors import (
     ConflictError,
     InvalidError,
     NotFoundError,
+    UnimplementedError,
 )
 from homeport.storage.database import Database, metadata
 
@@ -156,6 +157,17 @@ def test_deleting_asks_what_it_holds_first(tmp_path: Path) -> None:
         assert [e.name for e in service.list()] == ["main"]
         with pytest.raises(ConflictError, match="default one"):
             await service.delete("main")
+
+    run(tmp_path, program)
+
+
+def test_nothing_is_left_behind_by_a_change_that_nobody_follows(tmp_path: Path) -> None:
+    async def program(service: EnvironmentService) -> None:
+        await service.create("dev")
+        with pytest.raises(UnimplementedError, match="cannot rename"):
+            await service.update("dev", new_name="stage")
+        with pytest.raises(UnimplementedError, match="cannot delete"):
+            await service.delete("dev")
 
     run(tmp_path, program)
 

@@ -95,6 +95,10 @@ class Edge:
             yield client
 
 
+async def _follow(*_environments: object) -> None:
+    """A feature that keeps nothing in environments."""
+
+
 @asynccontextmanager
 async def database(folder: Path) -> AsyncIterator[Database]:
     """An empty database in ``folder``, or the one an earlier use left there."""
@@ -116,6 +120,8 @@ async def edge(home: Path, *, handlers: Sequence[object] = ()) -> AsyncIterator[
         await tokens.start()
         environments = EnvironmentService(opened, clock)
         await environments.start()
+        environments.on_deleting(_follow)
+        environments.on_renamed(_follow)
         workspace = WorkspaceService(opened, name="homeport")
         await workspace.start()
         signer = Signer.from_file(home / "signing.key", clock)

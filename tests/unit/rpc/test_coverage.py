@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from click.testing import CliRunner
 from modal_proto import api_pb2
 
+import homeport
+from homeport.node.container_rpc import ContainerDispatcher
 from homeport.rpc.accepted import accepted
 from homeport.rpc.areas import OTHER, area_of
 from homeport.rpc.context import Context
 from homeport.rpc.coverage import State, called_by_client, main, page, rows
 from homeport.rpc.handlers import HANDLER_CLASSES, NODE_METHODS
-from homeport.rpc.methods import check_classes, client_service, methods_of
+from homeport.rpc.methods import check_classes, client_service, handler_names, methods_of
 
 KNOWN = methods_of([client_service()])
 
@@ -38,6 +41,26 @@ class Dicts:
 def test_every_handler_class_fits_the_protocol() -> None:
     check_classes(HANDLER_CLASSES, KNOWN)
     assert set(KNOWN) >= NODE_METHODS
+
+
+def test_no_handler_class_is_forgotten() -> None:
+    source = Path(homeport.__file__).parent
+    modules = [
+        importlib.import_module(f"homeport.{file.parent.name}.{file.stem}")
+        for file in source.glob("*/rpc*.py")
+    ]
+    classes = {
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__
+    }
+    assert {kind for kind in classes if any(handler_names(kind))} == set(HANDLER_CLASSES)
+
+
+def test_the_node_answers_what_it_is_said_to() -> None:
+    node = ContainerDispatcher(None, None)  # type: ignore[arg-type]
+    assert {path.rpartition("/")[2] for path in node._local} == NODE_METHODS
 
 
 def test_every_rpc_has_an_area() -> None:

@@ -267,6 +267,7 @@ def test_tokens_can_be_listed_disabled_and_deleted(tmp_path: Path) -> None:
         (["environment", "list", "--json"], 0, '"name": "main"'),
         (["token", "info"], 0, "Workspace: homeport (ac-"),
         (["workspace", "settings", "list"], 0, "default-environment"),
+        (["workspace", "members", "list", "--json"], 0, '"homeport"'),
         (["environment", "delete", "-y", "main"], 1, "is the default one"),
         (["billing", "rates"], 1, "on your own machines nothing is billed"),
     ],
