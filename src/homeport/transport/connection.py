@@ -46,6 +46,8 @@ FRAME_BYTES = 256 * 1024
 """Largest DATA frame accepted: fewer, larger frames cost Python less per byte."""
 WRITE_BYTES = 1 * _MIB
 """Most bytes framed at a time; also the transport's buffer above which framing pauses."""
+DISCARD_BYTES_MAX = 2**32 + 1024
+"""The largest message that gRPC can express: no honest client has more to say."""
 _TIMEOUT_MAX_S = 10 * 365 * 86400.0
 _CONFIGURATION = Configuration(
     # Clients that end thousands of waiting calls at once are normal here.
@@ -259,9 +261,9 @@ class GrpcProtocol(asyncio.Protocol):
 
     def _discard(self, stream: RpcStream, size: int) -> None:
         # The rest of a refused request is read and thrown away: a client that is still sending
-        # sees the status only if its stream is left to end by itself.
+        # (grpclib) learns the status only if its stream is not reset.
         stream.discarded += size
-        if stream.discarded > 2 * self._limits.message_bytes_max:
+        if stream.discarded > DISCARD_BYTES_MAX:
             with contextlib.suppress(NGH2Error):
                 self._http2.reset_stream(stream.stream_id, ErrorCode.NO_ERROR)
 

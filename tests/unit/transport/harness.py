@@ -67,6 +67,7 @@ class Recorder:
         return str(len(body)).encode()
 
     async def unary_Make(self, call: IncomingCall, body: bytes) -> bytes:
+        self.started.put_nowait("Make")
         return b"m" * int(body)
 
     async def unary_Fail(self, call: IncomingCall, body: bytes) -> bytes:
@@ -125,6 +126,7 @@ class Client:
     """Calls raw methods over a grpclib channel."""
 
     def __init__(self, port: int, path: str | None = None, **config: Any) -> None:
+        self.port = port
         self.channel = grpclib.client.Channel(
             None if path else "127.0.0.1",
             None if path else port,
@@ -170,7 +172,8 @@ def run(
             port = 0
         caller = Client(port, str(unix) if unix else None, **(client or {}))
         try:
-            await scenario(recorder, server, caller)
+            async with asyncio.timeout(15):  # uvloop keeps pytest-timeout's signal from acting
+                await scenario(recorder, server, caller)
         finally:
             caller.channel.close()
             listening.close()
