@@ -25,6 +25,7 @@ class Server:
         self.url = ""
         self._environ = environ or {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._variables: dict[str, str] = {}
 
     def start(self) -> None:
         """Start it and wait until it says that it is ready; fails with the end of its log."""
@@ -46,6 +47,9 @@ class Server:
                 raise AssertionError(f"homeport up did not become ready:\n{self.tail()}")
             time.sleep(0.05)
         self.url = found[1].decode()
+        done = self.homeport("env", "--json")
+        assert done.returncode == 0, done.stderr
+        self._variables = json.loads(done.stdout)
 
     def stop(self) -> None:
         """Stop it the polite way; whatever is left of it after a minute and a half is killed."""
@@ -83,9 +87,7 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         """The variables that ``homeport env`` gives to a client."""
-        done = self.homeport("env", "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return self._variables
 
     def tail(self, lines: int = 40) -> str:
         """The end of the log, for messages."""
