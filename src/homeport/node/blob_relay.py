@@ -50,7 +50,7 @@ class BlobRelay:
     def __init__(self, http_url: Callable[[], str]) -> None:
         self._http_url = http_url
         self._session: aiohttp.ClientSession | None = None
-        self._server: web.Server[web.BaseRequest] | None = None
+        self._server: web.Server | None = None
 
     async def start(self) -> None:
         """Open what all containers share."""

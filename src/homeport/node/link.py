@@ -116,13 +116,20 @@ class NodeLink:
         """Connect, serve, reconnect with back-off; ends only by cancellation."""
         self._handler = handler
         delay = self._backoff_s[0]
+        said = ""
         while True:
             started = time.monotonic()
             try:
                 welcomed = await self._session(handler)
             except (OSError, LinkClosedError, TimeoutError, HomeportError) as error:
                 welcomed = False
-                log.warning("no link to the server", error=str(error) or type(error).__name__)
+                text = str(error) or type(error).__name__
+                if text != said:
+                    log.warning("no link to the server; trying on", error=text)
+                    said = text
+            if welcomed:
+                said = ""
+                log.warning("the link to the server was lost")
             if welcomed and time.monotonic() - started > 1.0:
                 delay = self._backoff_s[0]
             await asyncio.sleep(delay)

@@ -213,10 +213,10 @@ class WorkLoop:
             key = (item.input_id, item.retry_count)
             if key in known or key in self._running or key in self._finished:
                 continue
+            known.add(key)
             if self._is_closed:
                 effects.returned.append(key)
                 continue
-            known.add(key)
             self._queue.append((item, now))
             effects.wake = True
         return effects
