@@ -1,0 +1,1 @@
+"""Images: recipes in, built once by a node, looked up by functions."""

@@ -1,0 +1,106 @@
+"""Conversions between the client's image messages and our records."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from modal_proto import api_pb2
+
+from homeport.images.model import ContextFile, ImageRecord, ImageRequest, ImageStatus
+from homeport.images.service import BuildEvent
+from homeport.kernel.errors import UnimplementedError
+from homeport.link.messages import LogEntry
+
+
+def image_request(request: api_pb2.ImageGetOrCreateRequest) -> ImageRequest:
+    """What the client asks for. Raises ``UnimplementedError`` for what cannot be built yet."""
+    image = request.image
+    if request.build_function_id or image.HasField("build_function"):
+        raise UnimplementedError(
+            "Homeport does not build images with Image.run_function yet; "
+            "use run_commands, or do the work when the container starts (@modal.enter)"
+        )
+    if image.volume_mounts:
+        raise UnimplementedError("Homeport does not mount volumes into image builds yet")
+    return ImageRequest(
+        dockerfile=list(image.dockerfile_commands),
+        bases=[(base.docker_tag, base.image_id) for base in image.base_images],
+        context_files=[ContextFile(file.filename, file.data) for file in image.context_files],
+        context_mount_id=image.context_mount_id,
+        build_args=dict(image.build_args),
+        secret_ids=list(image.secret_ids),
+        builder_version=request.builder_version,
+        app_id=request.app_id,
+        force_build=request.force_build,
+        ignore_cache=request.ignore_cache,
+    )
+
+
+def result(record: ImageRecord) -> api_pb2.GenericResult:
+    """The end of the image's build; without a status while it goes on."""
+    if record.status is ImageStatus.SUCCEEDED:
+        return api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
+    if record.status is ImageStatus.FAILED:
+        return api_pb2.GenericResult(
+            status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=record.error
+        )
+    return api_pb2.GenericResult()
+
+
+def metadata(record: ImageRecord) -> api_pb2.ImageMetadata:
+    """What clients are told about a built image; absent facts stay unset."""
+    return api_pb2.ImageMetadata(
+        python_version_info=record.python_version_info or None,
+        workdir=record.config.workdir or None,
+        libc_version_info=record.libc_version or None,
+        image_builder_version=record.builder_version,
+    )
+
+
+def created(record: ImageRecord) -> api_pb2.ImageGetOrCreateResponse:
+    """The answer to a request for an image: with a result only if it is there already."""
+    if record.status is not ImageStatus.SUCCEEDED:
+        return api_pb2.ImageGetOrCreateResponse(image_id=record.image_id)
+    return api_pb2.ImageGetOrCreateResponse(
+        image_id=record.image_id, result=result(record), metadata=metadata(record)
+    )
+
+
+def joined(event: BuildEvent) -> api_pb2.ImageJoinStreamingResponse:
+    """One message to a follower of a build."""
+    outcome = event.outcome
+    if outcome is None:
+        return api_pb2.ImageJoinStreamingResponse(
+            entry_id=event.entry_id, task_logs=[_log(entry) for entry in event.entries]
+        )
+    succeeded = outcome.status is ImageStatus.SUCCEEDED
+    return api_pb2.ImageJoinStreamingResponse(
+        result=result(outcome), metadata=metadata(outcome) if succeeded else None, eof=True
+    )
+
+
+def build_step(record: ImageRecord) -> api_pb2.ImageBuildStep:
+    """One image of a build chain."""
+    return api_pb2.ImageBuildStep(
+        image_id=record.image_id,
+        started_at=_timestamp(record.started_at),
+        finished_at=_timestamp(record.finished_at),
+        builder_app_id=record.app_id,
+        builder_task_id=record.build_id,
+    )
+
+
+def _log(entry: LogEntry) -> api_pb2.TaskLogs:
+    return api_pb2.TaskLogs(
+        data=entry.data,
+        file_descriptor=api_pb2.FileDescriptor.ValueType(entry.fd),
+        timestamp=entry.time_ns / 1e9,
+        timestamp_ns=entry.time_ns,
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp | None:
+    if not seconds:
+        return None
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
