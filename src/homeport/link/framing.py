@@ -93,8 +93,10 @@ class FrameProtocol(asyncio.Protocol, Generic[M]):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self._transport is not None and not self._closed and self._outgoing:
-            self._transport.write(b"".join(self._outgoing))
+        transport = self._transport
+        # Between its end and connection_lost a transport of uvloop raises on a write.
+        if transport is not None and self._outgoing and not transport.is_closing():
+            transport.write(b"".join(self._outgoing))
         self._outgoing.clear()
 
     def data_received(self, data: bytes) -> None:

@@ -73,6 +73,7 @@ class GrpcProtocol(asyncio.Protocol):
         self._flush_scheduled = False
         self._paused = False
         self._closed = False
+        self._terminating = False
 
     # ── the transport's calls ─────────────────────────────────────────────────────────────────
 
@@ -95,7 +96,7 @@ class GrpcProtocol(asyncio.Protocol):
         self._flush_soon()
 
     def data_received(self, data: bytes) -> None:
-        if self._closed:
+        if self._closed or self._terminating:
             return
         try:
             self._http2.receive_data(data)
@@ -178,6 +179,7 @@ class GrpcProtocol(asyncio.Protocol):
                 if stream is not None:
                     self._on_request_end(stream)
             elif kind is ConnectionClosed:
+                self._terminating = True
                 self._loop.call_soon(self._close_after_goaway)
 
     def _close_after_goaway(self) -> None:
@@ -325,7 +327,8 @@ class GrpcProtocol(asyncio.Protocol):
     def _flush(self) -> None:
         self._flush_scheduled = False
         http2 = self._http2
-        while not self._paused and not self._closed:
+        # Between its end and connection_lost a transport of uvloop raises on a write.
+        while not self._paused and not self._closed and not self._transport.is_closing():
             try:
                 data = http2.data_to_send(WRITE_BYTES)
                 events = http2.events()
