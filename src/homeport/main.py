@@ -140,6 +140,9 @@ class Server:
         launcher = Launcher(
             settings, self._apps, self._functions, self._images, self._mounts, self._secrets
         )
+        self._environments.on_deleting(self._apps.environment_deleting)
+        self._environments.on_deleting(self._secrets.delete_of_environment)
+        self._environments.on_renamed(self._apps.environment_renamed)
         self._scheduler.use(self._calls, self._apps, launcher)
         self._tasks.use(self._scheduler)
         subjects = Subjects(self._apps, self._tasks)
@@ -171,6 +174,7 @@ class Server:
                 ),
             ],
             authenticator=Authenticator(self._tokens),
+            log_calls=settings.log_level == "debug",
         )
         self._registry = registry
         self._nodes.use(self._scheduler, RpcForwarder(registry, self._scheduler.identify))

@@ -44,8 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_retention_s: float = 7 * 86400.0
     inputs_pending_max: int = 200_000
     """Inputs waiting in one call before back-pressure (clients wait and retry)."""
-    default_milli_cpu: int = 125
-    """CPU a container is given when its function asks for none."""
+    default_milli_cpu: int = 50
+    """CPU a container is counted with when its function asks for none: most of them idle most of
+    the time, and a busy one may use what the others leave."""
     default_memory_mb: int = 128
     """Memory a container is counted with when its function asks for none."""
     default_memory_limit_mb: int = 0

@@ -24,6 +24,7 @@ Each poll carries a token of every awaited input, so answering one output at a t
 client several times the work of the output itself."""
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 """Payload bytes in one answer with outputs (at least one output is always given)."""
+CANCELLED_TEXT = "The input was cancelled"
 CLEAR_GRACE_S = 60.0
 """A cleared call stays readable that long: its last poll may have been lost on the way."""
 _DELETE_DELAY_S = 1.0
@@ -363,7 +364,7 @@ def terminated(item: Input, now: float, reason: str = "") -> Output:
     return Output(
         input_id=item.input_id,
         idx=item.idx,
-        result=Result(STATUS_TERMINATED, exception=reason or "Input was cancelled by user"),
+        result=Result(STATUS_TERMINATED, exception=reason or CANCELLED_TEXT),
         data_format=0,
         task_id=item.task_id,
         started_at=now,

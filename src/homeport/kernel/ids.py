@@ -60,5 +60,5 @@ def derive(prefix: str, *parts: str | bytes) -> str:
 
 def is_id(value: str, prefix: str) -> bool:
     """Whether ``value`` is a well-formed id of kind ``prefix``."""
-    match = _ID.match(value)
+    match = _ID.fullmatch(value)
     return match is not None and match.group(1) == prefix

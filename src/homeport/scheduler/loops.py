@@ -8,6 +8,7 @@ a timer of a plan); nothing polls. What is decided is decided in ``autoscale``, 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import structlog
 from homeport.apps.model import App, AppState
 from homeport.apps.service import AppService
 from homeport.calls.model import Input, InputState, Output
-from homeport.calls.service import CallService, terminated
+from homeport.calls.service import CANCELLED_TEXT, CallService, terminated
 from homeport.functions.model import Autoscaler, FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
 from homeport.kernel import ids
@@ -662,6 +663,8 @@ class Scheduler:
         self._task_records.started(task.task_id, message.time)
         self._logs.task_state(task.pool.record.app_id, task.task_id, TASK_ACTIVE)
         self._step(task.pool)
+        if task.is_idle:
+            self._give_way(task)
 
     def _outputs(self, message: Outputs) -> Durable:
         task = self._tasks.get(message.task_id)
@@ -683,6 +686,8 @@ class Scheduler:
                 cancelled=item.cancelled,
             )
             if decision.verdict is Verdict.FINISH:
+                if item.cancelled and not output.result.exception:
+                    output.result.exception = CANCELLED_TEXT
                 finished.append(
                     (
                         item,
@@ -706,9 +711,18 @@ class Scheduler:
             if not task.held:
                 task.idle_since = self._clock.monotonic()
             self._fill(task, limit=task.pool.spec.slots + task.pool.prefetch)
-            if (not task.pool.waiting and not task.held) or task.pool.waiting:
+            if task.pool.waiting or not task.held:
                 self._scale(task.pool)
+            if task.is_idle:
+                self._give_way(task)
         return durable
+
+    def _give_way(self, idle: Task) -> None:
+        """An idle container makes room for functions that found the machine full."""
+        for pool in self._starved.values():
+            if pool is not idle.pool:
+                self._reclaim(pool)
+                return
 
     def _policy(self, item: Input):
         record = self._functions.find(item.call.function_id)
@@ -812,7 +826,7 @@ class Scheduler:
                 oom_killed=message.oom_killed,
                 memory_limit_mb=task.memory_limit_mb,
                 was_asked_to_stop=asked,
-                reason=message.reason,
+                reason=_kill_reason(message),
                 policy=self._policy(item),
                 user_retries=item.user_retries,
                 crashes=item.crashes,
@@ -835,11 +849,17 @@ class Scheduler:
         if message.oom_killed:
             reason = attempts.crash_text(message.returncode, True, task.memory_limit_mb)
         else:
-            reason = message.reason or f"the container exited with code {message.returncode}"
+            reason = _kill_reason(message) or f"the container exited with code {message.returncode}"
         tail = message.stderr_tail.strip()
-        if tail and not message.reason:
+        if tail and not _kill_reason(message):
             reason = f"{reason}. Its last output:\n{tail}"
         self._start_failed(pool, reason, final=True)
+
+
+def _kill_reason(message: TaskExited) -> str:
+    """Why the node itself killed the container (a timeout, say); empty if it ended by itself."""
+    was_killed = message.returncode == -signal.SIGKILL and not message.oom_killed
+    return message.reason if was_killed else ""
 
 
 def _item(item: Input, *, final: bool) -> InputItem:
