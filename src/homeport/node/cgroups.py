@@ -218,6 +218,7 @@ class CgroupProvider:
         self, owner: str, root: Path = DEFAULT_ROOT, *, delegated: bool | None = None
     ) -> None:
         self._owner = owner
+        self._root = root
         self.layout = detect(root)
         if delegated is None:
             delegated = os.geteuid() != 0
@@ -271,6 +272,13 @@ class CgroupProvider:
             raise
         return group
 
+    def remove(self, name: str) -> None:
+        """Kill and remove the group ``name`` wherever it exists, also in other hierarchies."""
+        group = self.group(name)
+        group.remove()
+        for path in self._root.glob(f"*/homeport/{self._owner}/{name}"):
+            _remove_tree(path)
+
     def names(self) -> set[str]:
         """Names of all groups of this owner that exist."""
         found: set[str] = set()
@@ -310,12 +318,7 @@ class CgroupProvider:
 
 def all_groups(root: Path = DEFAULT_ROOT) -> Iterator[Path]:
     """Every existing group of any Homeport node on the machine, innermost first."""
-    layout = detect(root)
-    bases = [*dict.fromkeys(layout.v1.values())]
-    if layout.unified is not None:
-        bases.append(layout.unified)
-    for base in bases:
-        top = base / "homeport"
+    for top in (root / "homeport", *sorted(root.glob("*/homeport"))):
         for directory, _, _ in os.walk(top, topdown=False):
             yield Path(directory)
 

@@ -30,9 +30,7 @@ MASKED: Final = (
 READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-def sandbox_arguments(
-    spec: ContainerSpec, root: Path, sys: Path | None, user: User, *, own_network: bool
-) -> list[str]:
+def sandbox_arguments(spec: ContainerSpec, root: Path, sys: Path | None, user: User) -> list[str]:
     """All options but those that carry descriptors. Call it while ``root`` is mounted."""
     arguments = ["--bind", str(root), "/"]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
@@ -49,8 +47,6 @@ def sandbox_arguments(
     arguments += _mounts(spec, root)
     arguments += ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]
     arguments += ["--hostname", hostname(spec)]
-    if own_network:
-        arguments.append("--unshare-net")
     arguments += ["--chdir", _workdir(spec, root), "--clearenv"]
     for name, value in environment(spec, user).items():
         arguments += ["--setenv", name, value]

@@ -184,22 +184,18 @@ def real_path_in_root(root: int, path: str) -> str | None:
     return found[len(base) :] or "/"
 
 
-def sealed_memory_file(name: str, content: bytes, *, seal: bool = True) -> int:
-    """An anonymous file with ``content`` that nobody can change any more; a descriptor."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def memory_file(name: str, content: bytes, flags: int = os.MFD_CLOEXEC) -> int:
+    """An anonymous file with ``content``, positioned at its start; a descriptor."""
+    fd = os.memfd_create(name, flags)
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
-    if seal:
-        fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_ALL)
     return fd
 
 
-def start_time(pid: int) -> int:
-    """Ticks since boot at which ``pid`` started, 0 if it does not exist: tells a reused pid."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
+def sealed_memory_file(name: str, content: bytes) -> int:
+    """Such a file that nobody can change any more."""
+    fd = memory_file(name, content, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_ALL)
+    return fd

@@ -45,7 +45,7 @@ class ContainerDirectory:
 
     def create(self, record: Record) -> None:
         """Raises ``FileExistsError`` if the id is in use."""
-        self.path.mkdir(parents=True, mode=0o700)
+        self.path.mkdir(mode=0o700)
         draft = self.path / f".{_FILE}"
         draft.write_bytes(msgspec.json.encode(record))
         draft.rename(self.path / _FILE)

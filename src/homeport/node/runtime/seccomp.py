@@ -7,6 +7,7 @@ libraries fall back to ``clone``, whose flags a filter can see).
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import socket
 from functools import cache
@@ -53,7 +54,7 @@ _AF_VSOCK: Final = 40
 def compiled_filter() -> bytes:
     """The filter as the kernel's BPF program. Raises ``RuntimeUnavailableError``."""
     try:
-        import pyseccomp
+        pyseccomp = importlib.import_module("pyseccomp")
     except (ImportError, RuntimeError, OSError) as error:
         raise RuntimeUnavailableError(
             f"libseccomp cannot be loaded ({error}); install libseccomp2 (apt) or libseccomp (dnf)"

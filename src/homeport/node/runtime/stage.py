@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -65,7 +65,7 @@ class Stage:
         return self._local.place
 
     @contextlib.contextmanager
-    def root(self, lowers: Sequence[Path], upper: Path, work: Path) -> Iterator[Path]:
+    def root(self, lowers: Sequence[Path], upper: Path, work: Path) -> Generator[Path]:
         """The overlay mounted for the time of the block (what was started keeps it)."""
         target = self.place / "root"
         mount_overlay(target, lowers, upper, work, self.place / "links")
@@ -75,7 +75,7 @@ class Stage:
             linux.unmount(str(target))
 
     @contextlib.contextmanager
-    def network(self, netns_fd: int) -> Iterator[Path | None]:
+    def network(self, netns_fd: int) -> Generator[Path | None]:
         """The thread in a container's network, with that network's ``/sys`` mounted.
 
         -1 stays in the host's network and has no ``/sys`` of its own.

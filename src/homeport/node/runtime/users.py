@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from homeport.node.runtime import linux
 from homeport.node.runtime.port import ContainerStartError
@@ -21,12 +22,20 @@ class User:
     home: str = "/root"
 
 
-def resolve_user(root: int, asked: str) -> User:
+def resolve_user(root: Path, asked: str) -> User:
     """``asked`` (``name``, ``uid``, ``name:group``, ``uid:gid`` or empty for root) in the image.
 
-    ``root`` is a directory descriptor of the mounted root file system. A number without an entry
+    ``root`` is the mounted root file system. A number without an entry
     is taken as it is, with group 0. Raises ``ContainerStartError`` for an unknown name.
     """
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _resolve(fd, asked)
+    finally:
+        os.close(fd)
+
+
+def _resolve(root: int, asked: str) -> User:
     name, _, group = asked.partition(":")
     name = name or "0"
     user = _find_user(_lines(root, "etc/passwd"), name)

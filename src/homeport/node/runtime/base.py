@@ -1,0 +1,181 @@
+"""What the runtimes share: starting through a stage, keeping track, cleaning up after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from homeport.node.cgroups import Cgroup, CgroupProvider
+from homeport.node.network import Lease, NetworkProvider
+from homeport.node.runtime.container import RunningContainer
+from homeport.node.runtime.handshake import write_init
+from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared
+from homeport.node.runtime.port import Container, ContainerSpec, ContainerStartError
+from homeport.node.runtime.records import (
+    ContainerDirectory,
+    find_processes,
+    init_name,
+    outer_name,
+    remove_tree,
+)
+from homeport.node.runtime.stage import Stage
+
+
+class StagedRuntime:
+    """Starts containers with a tool that is called from a thread with mounts of its own.
+
+    ``run_dir`` holds what is needed to clean up after a crash and belongs to this runtime alone;
+    ``network`` and ``cgroups`` give each container its network and its limits. Containers outlive
+    the process that started them; the next one's ``sweep`` removes them.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        network: NetworkProvider,
+        cgroups: CgroupProvider,
+        *,
+        private_mounts: bool = True,
+    ) -> None:
+        self._run_dir = run_dir.absolute()
+        self._network = network
+        self._cgroups = cgroups
+        self._token = hashlib.sha256(str(self._run_dir).encode()).hexdigest()[:12]
+        self._containers: dict[str, RunningContainer] = {}
+        self._starting: set[str] = set()
+        for name in ("containers", "skeletons"):
+            (self._run_dir / name).mkdir(parents=True, exist_ok=True)
+        os.chmod(self._run_dir, 0o700)
+        self._init_fd = write_init()
+        self._stage = Stage(self._run_dir / "stage", private=private_mounts)
+        self._shared = Shared(
+            self._run_dir, self._token, self._init_fd, self._make_cgroup, network.resolver
+        )
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def network(self) -> NetworkProvider:
+        """Where its containers get their networks from."""
+        return self._network
+
+    async def start(self, spec: ContainerSpec) -> Container:
+        if spec.id in self._containers or spec.id in self._starting:
+            raise ContainerStartError(f"there already is a container {spec.id}")
+        self._starting.add(spec.id)
+        try:
+            lease = await self._network.acquire(spec.network)
+            try:
+                container = await self._start(spec, lease)
+            except BaseException:
+                await self._network.release(lease)
+                raise
+            self._containers[spec.id] = container
+            return container
+        finally:
+            self._starting.discard(spec.id)
+
+    async def sweep(self) -> int:
+        return await self._stage.run(self._sweep)
+
+    async def close(self) -> None:
+        """Remove the containers of this process and everything shared. Idempotent."""
+        if self._init_fd < 0:
+            return
+        for container in list(self._containers.values()):
+            await container.remove()
+        await self._network.close()
+        await self._stage.run(self._cgroups.close)
+        self._stage.close()
+        os.close(self._init_fd)
+        self._init_fd = -1
+        for name in ("stage", "skeletons", "containers"):
+            remove_tree(self._run_dir / name)
+
+    def invocation(self, launch: Launch, keep: Keep) -> AbstractContextManager[Invocation]:
+        """See ``launch.Tool``."""
+        raise NotImplementedError
+
+    def sweep_tool(self, container_id: str) -> None:
+        """Undo what the tool itself keeps about a container whose processes are gone."""
+
+    async def _start(self, spec: ContainerSpec, lease: Lease) -> RunningContainer:
+        launch = Launch(self._shared, self, spec, lease)
+        started, outer = await self._stage.run(launch.run)
+        return RunningContainer(
+            spec,
+            started=started,
+            outer_pid=outer,
+            directory=launch.directory,
+            work=launch.work,
+            cgroup=launch.cgroup,
+            lease=lease,
+            network=self._network,
+            run_blocking=self._stage.run,
+            on_removed=self._forget,
+        )
+
+    def _forget(self, container_id: str) -> None:
+        self._containers.pop(container_id, None)
+
+    def _make_cgroup(self, spec: ContainerSpec) -> Cgroup | None:
+        limits = spec.limits
+        if not self._cgroups.available() and limits == type(limits)():
+            return None
+        return self._cgroups.create(spec.id, limits)
+
+    def _sweep(self) -> int:
+        """Undo everything under our run directory that no container of this process owns."""
+        mine = {*self._containers, *self._starting}
+        swept = self._kill_strangers(mine)
+        for name in self._cgroups.names() - mine:
+            swept.add(name)
+            self._cgroups.remove(name)
+        for path in (self._run_dir / "containers").iterdir():
+            if path.name in mine:
+                continue
+            swept.add(path.name)
+            directory = ContainerDirectory(path)
+            record = directory.record()
+            if record is not None:
+                remove_tree(Path(record.work))
+                remove_tree(Path(record.upper))
+            self.sweep_tool(path.name)
+            directory.remove()
+        self._network.sweep()
+        return len(swept)
+
+    def _kill_strangers(self, mine: set[str]) -> set[str]:
+        killed: set[str] = set()
+        fds: list[int] = []
+        prefixes = (init_name(self._token, ""), outer_name(self._token, ""))
+        for pid, name in find_processes(*prefixes).items():
+            container = name.rpartition(":")[2]
+            if container in mine:
+                continue
+            killed.add(container)
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(pid)
+                fds.append(fd)
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        wait_for_ends(fds)
+        return killed
+
+
+def wait_for_ends(pidfds: list[int], timeout_s: float = 10.0) -> None:
+    """Block until the processes have ended, and close the descriptors."""
+    import select
+    import time
+
+    deadline = time.monotonic() + timeout_s
+    for fd in pidfds:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        os.close(fd)

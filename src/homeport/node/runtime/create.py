@@ -1,0 +1,49 @@
+"""Choosing and making a node's runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from homeport.node.cgroups import CgroupProvider
+from homeport.node.network import NetworkProvider, UnprivilegedNetwork, VethNetwork, network_tag
+from homeport.node.runtime.base import StagedRuntime
+from homeport.node.runtime.bubblewrap import BubblewrapRuntime
+from homeport.node.runtime.port import RuntimeUnavailableError
+
+DEFAULT = "bubblewrap"
+NAMES = ("bubblewrap", "runc", "crun")
+
+
+async def create_runtime(name: str, run_dir: Path, node_id: str) -> StagedRuntime:
+    """The runtime called ``name`` (empty = bubblewrap), with its network, ready to start containers.
+
+    ``run_dir`` is this node's alone. Raises ``RuntimeUnavailableError`` with the fix; there is no
+    silent choice of another runtime.
+    """
+    name = name or DEFAULT
+    if name not in NAMES:
+        raise RuntimeUnavailableError(
+            f"there is no runtime {name!r}; this version has {', '.join(NAMES)}"
+        )
+    tag = network_tag(node_id, run_dir)
+    root = os.geteuid() == 0
+    network: NetworkProvider = VethNetwork(tag) if root else UnprivilegedNetwork()
+    cgroups = CgroupProvider(tag)
+    runtime = _make(name, run_dir, network, cgroups, root=root)
+    try:
+        await network.start()
+    except BaseException:
+        await runtime.close()
+        raise
+    return runtime
+
+
+def _make(
+    name: str, run_dir: Path, network: NetworkProvider, cgroups: CgroupProvider, *, root: bool
+) -> StagedRuntime:
+    if name == "bubblewrap" and root:
+        return BubblewrapRuntime(run_dir, network, cgroups)
+    if not root:
+        raise RuntimeUnavailableError(f"the runtime {name} needs root; use bubblewrap")
+    raise RuntimeUnavailableError(f"the runtime {name} is not there")

@@ -1,0 +1,214 @@
+"""One start of a container, whatever the tool: the steps before and after the tool's own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from homeport.node.cgroups import Cgroup, CgroupError
+from homeport.node.network import Lease
+from homeport.node.resolver import Resolver
+from homeport.node.runtime.arguments import DEFAULT_PATH, hostname
+from homeport.node.runtime.handshake import CommandError, Started, control_pair, converse
+from homeport.node.runtime.port import ContainerSpec, ContainerStartError
+from homeport.node.runtime.records import ContainerDirectory, Record, outer_name, remove_tree
+from homeport.node.runtime.rootfs import mount_points, write_generated
+from homeport.node.runtime.users import User
+
+STATUS_FD: Final = 3
+CONTROL_FD: Final = 4
+OUT_FD: Final = 5
+ERR_FD: Final = 6
+INIT_FD: Final = 7
+FIRST_FREE_FD: Final = 8
+
+INIT_PATH: Final = f"/proc/self/fd/{INIT_FD}"
+
+_HIGH_FD: Final = 40  # sources are moved above all targets
+_ERRORS_MAX: Final = 4096
+# Python ignores some signals; a container must not inherit that.
+_DEFAULT_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM)
+
+Keep = Callable[[int], int]
+"""Takes over a descriptor: it is closed when the start is over. Returns it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How to call the tool. ``fds`` maps numbers from ``FIRST_FREE_FD`` on to descriptors."""
+
+    path: str
+    arguments: list[str]
+    fds: dict[int, int] = field(default_factory=dict[int, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all starts of a runtime have in common."""
+
+    run_dir: Path
+    token: str
+    init_fd: int
+    make_cgroup: Callable[[ContainerSpec], Cgroup | None]
+    resolver: Callable[[], Resolver]
+
+
+class Tool(Protocol):
+    """The part of a runtime that differs from tool to tool."""
+
+    def invocation(self, launch: Launch, keep: Keep) -> AbstractContextManager[Invocation]:
+        """Prepare the root file system for the time of the block and say how to call the tool."""
+        ...
+
+
+def init_arguments(user: User | None, command: tuple[str, ...]) -> list[str]:
+    """What init is told. Without ``user`` it stays who it is."""
+    who = ["-", "-", ""]
+    if user is not None:
+        who = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
+    return [*map(str, (STATUS_FD, CONTROL_FD, OUT_FD, ERR_FD)), *who, *command]
+
+
+class Launch:
+    """The steps of one start; ``run`` blocks, in a thread of the stage."""
+
+    def __init__(self, shared: Shared, tool: Tool, spec: ContainerSpec, lease: Lease) -> None:
+        self.shared = shared
+        self.spec = spec
+        self.lease = lease
+        self.directory = ContainerDirectory(shared.run_dir / "containers" / spec.id)
+        self.work = spec.upper.with_name(spec.upper.name + ".work")
+        self.cgroup: Cgroup | None = None
+        self._tool = tool
+        self._made_upper = False
+
+    def run(self) -> tuple[Started, int]:
+        """Start it: what init said, and the pid of the tool's process (our child)."""
+        if not self.spec.command:
+            raise ContainerStartError("a container needs a command")
+        try:
+            self.directory.create(self._record())
+        except FileExistsError:
+            raise ContainerStartError(f"there already is a container {self.spec.id}") from None
+        try:
+            self._prepare()
+            with contextlib.ExitStack() as stack:
+
+                def keep(fd: int) -> int:
+                    stack.callback(os.close, fd)
+                    return fd
+
+                invocation = stack.enter_context(self._tool.invocation(self, keep))
+                return self._spawn(invocation, keep)
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, (OSError, CgroupError, ValueError)):
+                raise ContainerStartError(f"container {self.spec.id}: {error}") from error
+            raise
+
+    def lowers(self) -> list[Path]:
+        """The read-only layers, topmost first."""
+        spec = self.spec
+        skeleton = mount_points(self.shared.run_dir / "skeletons", spec.binds, spec.tmpfs)
+        return [self.directory.generated, *reversed(spec.layers), skeleton]
+
+    def _record(self) -> Record:
+        return Record(
+            id=self.spec.id,
+            upper=str(self.spec.upper),
+            work=str(self.work),
+            cgroup=self.spec.id,
+            interface=self.lease.interface,
+        )
+
+    def _prepare(self) -> None:
+        spec = self.spec
+        self.cgroup = self.shared.make_cgroup(spec)
+        if not spec.upper.is_dir():
+            spec.upper.mkdir(parents=True)
+            os.chmod(spec.upper, 0o755)
+            self._made_upper = True
+        remove_tree(self.work)
+        self.work.mkdir(mode=0o700)
+        resolver = self.shared.resolver()
+        servers = resolver.nameservers if spec.network != "none" else ()
+        write_generated(
+            self.directory.generated, hostname(spec), self.lease.address, servers, resolver.search
+        )
+
+    def _spawn(self, invocation: Invocation, keep: Keep) -> tuple[Started, int]:
+        ours, theirs = control_pair()
+        with ours:
+            with theirs:
+                errors = keep(os.memfd_create("tool-errors", os.MFD_CLOEXEC))
+                pid = self._posix_spawn(invocation, theirs, errors, keep)
+            try:
+                return converse(ours, self._attach, self.spec.command[0]), pid
+            except BaseException as error:
+                _end(pid)
+                if isinstance(error, ContainerStartError) and not isinstance(error, CommandError):
+                    words = os.pread(errors, _ERRORS_MAX, 0).decode(errors="replace").strip()
+                    raise ContainerStartError(words or str(error)) from error
+                raise
+
+    def _posix_spawn(
+        self, invocation: Invocation, control: socket.socket, errors: int, keep: Keep
+    ) -> int:
+        null = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        wanted = {
+            0: null,
+            1: null,
+            2: errors,
+            STATUS_FD: keep(os.open(self.directory.status_file, flags, 0o600)),
+            CONTROL_FD: control.fileno(),
+            OUT_FD: self.spec.stdout_fd if self.spec.stdout_fd >= 0 else null,
+            ERR_FD: self.spec.stderr_fd if self.spec.stderr_fd >= 0 else null,
+            INIT_FD: self.shared.init_fd,
+            **invocation.fds,
+        }
+        actions: list[tuple[int, int, int]] = []
+        try:
+            for target, source in wanted.items():
+                high = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+                actions.append((os.POSIX_SPAWN_DUP2, high, target))
+            return os.posix_spawn(
+                invocation.path,
+                [outer_name(self.shared.token, self.spec.id), *invocation.arguments],
+                {"PATH": DEFAULT_PATH},
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_DEFAULT_SIGNALS,
+            )
+        finally:  # at once: the end of the conversation shows by the last copy being closed
+            for _, high, _ in actions:
+                os.close(high)
+
+    def _attach(self, pid: int) -> None:
+        if self.cgroup is not None:
+            self.cgroup.attach(pid)
+
+    def _undo(self) -> None:
+        if self.cgroup is not None:
+            with contextlib.suppress(CgroupError):
+                self.cgroup.remove()
+        remove_tree(self.work)
+        if self._made_upper:
+            remove_tree(self.spec.upper)
+        self.directory.remove()
+
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
