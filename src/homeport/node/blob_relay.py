@@ -50,7 +50,7 @@ class BlobRelay:
     def __init__(self, http_url: Callable[[], str]) -> None:
         self._http_url = http_url
         self._session: aiohttp.ClientSession | None = None
-        self._server: web.Server | None = None
+        self.protocol_factory: web.Server | None = None
 
     async def start(self) -> None:
         """Open what all containers share."""
@@ -60,12 +60,12 @@ class BlobRelay:
             auto_decompress=False,
             skip_auto_headers=("Accept-Encoding", "Content-Type", "User-Agent"),
         )
-        self._server = web.Server(self.handle, access_log=None)
+        self.protocol_factory = web.Server(self.handle, access_log=None)
 
     async def close(self) -> None:
         """End all requests."""
-        if self._server is not None:
-            await self._server.shutdown(CLOSE_S)
+        if self.protocol_factory is not None:
+            await self.protocol_factory.shutdown(CLOSE_S)
         if self._session is not None:
             await self._session.close()
 
@@ -75,7 +75,7 @@ class BlobRelay:
         Without the right to enter that namespace the container runs, but cannot move payloads
         that are too large for a message.
         """
-        assert self._server is not None
+        assert self.protocol_factory is not None
         try:
             listener = await asyncio.to_thread(
                 listen_in_netns, container.netns, RELAY_HOST, RELAY_PORT
@@ -83,7 +83,9 @@ class BlobRelay:
         except OSError as error:
             log.warning("no blob relay for a container", id=container.id, error=str(error))
             return lambda: None
-        server = await asyncio.get_running_loop().create_server(self._server, sock=listener)
+        server = await asyncio.get_running_loop().create_server(
+            self.protocol_factory, sock=listener
+        )
         return server.close
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:

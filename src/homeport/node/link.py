@@ -262,11 +262,14 @@ class NodeLink:
         return self._outbox_bytes > OUTBOX_BYTES_MAX
 
     def unacknowledged(self) -> dict[str, list[tuple[str, int]]]:
-        """``(input_id, retry_count)`` of outputs on their way, by task."""
+        """``(input_id, retry_count)`` in reports that are on their way, by task."""
         found: dict[str, list[tuple[str, int]]] = {}
         for _, _, message in self._outbox:
             if isinstance(message, Outputs):
                 keys = [(item.input_id, item.retry_count) for item in message.items]
+                found.setdefault(message.task_id, []).extend(keys)
+            elif isinstance(message, TaskExited):
+                keys = message.unfinished + message.unstarted
                 found.setdefault(message.task_id, []).extend(keys)
         return found
 

@@ -70,7 +70,7 @@ class MountStore:
         """The directory of mount ``digest`` (whether or not it exists)."""
         return self.root / digest
 
-    async def materialise(self, digest: str) -> Path:
+    async def layer(self, digest: str) -> Path:
         """The layer directory of mount ``digest``, built if it is not there.
 
         Raises ``NotFoundError`` or ``UnavailableError`` if the server does not give its files,

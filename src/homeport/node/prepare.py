@@ -33,7 +33,7 @@ class Layers(Protocol):
 class Mounts(Protocol):
     """The mounts of this node."""
 
-    async def materialise(self, digest: str) -> Path: ...
+    async def layer(self, digest: str) -> Path: ...
 
 
 class Bytecode(Protocol):
@@ -130,9 +130,7 @@ class Preparer:
     async def _mount_layers(
         self, start: StartTask, runtime: Runtime, image: tuple[Path, ...]
     ) -> tuple[Path, ...]:
-        paths = await asyncio.gather(
-            *(self._mounts.materialise(ref.digest) for ref in start.mounts)
-        )
+        paths = await asyncio.gather(*(self._mounts.layer(ref.digest) for ref in start.mounts))
         layers: list[Path] = []
         for ref, path in zip(start.mounts, paths, strict=True):
             layers.append(path)

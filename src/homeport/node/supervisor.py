@@ -79,7 +79,11 @@ class Supervisor:
     # ── LinkHandler ───────────────────────────────────────────────────────────────────────────
 
     def hello(self) -> Hello:
-        """What this node is and has. Outputs under way count as held until they are acknowledged."""
+        """What this node is and has.
+
+        A task whose end is not acknowledged is still named, with what its reports are about:
+        they follow on the same connection, and the server need not take it for lost.
+        """
         unacknowledged = self._link.unacknowledged()
         running: list[RunningTask] = []
         for task in self._tasks.values():

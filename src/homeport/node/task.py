@@ -242,7 +242,7 @@ class Task:
                 was_ready=self._work.is_ready,
                 unfinished=end.unfinished,
                 unstarted=end.unstarted,
-                reason=self._kill_reason or _reason(ended),
+                reason=self._kill_reason,
                 stderr_tail=self._pump.stderr_tail,
             )
         )
@@ -412,15 +412,3 @@ class Task:
         if self._work.ready():
             self._link.send(TaskReady(self.task_id, self._clock.now()))
             self._arm()
-
-
-def _reason(ended: Exit) -> str:
-    if ended.oom_killed:
-        limit = f" of {ended.memory_limit_mb} MiB" if ended.memory_limit_mb else ""
-        return f"the container ran out of memory: it reached its limit{limit}"
-    if ended.returncode < 0:
-        with contextlib.suppress(ValueError):
-            return f"the container was ended by {signal.Signals(-ended.returncode).name}"
-    if ended.returncode:
-        return f"the container exited with code {ended.returncode}"
-    return ""

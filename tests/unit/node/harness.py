@@ -151,7 +151,7 @@ class NoLayers:
 
 
 class NoMounts:
-    async def materialise(self, digest: str) -> Path:
+    async def layer(self, digest: str) -> Path:
         raise AssertionError(f"mount {digest} was not expected")
 
 

@@ -1,0 +1,148 @@
+"""Container output: order, decoding, bounds, pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+from homeport.link.messages import LogEntry
+from homeport.node.logs import STDERR, STDOUT, LogPump, OutageBuffer
+
+
+class Sink:
+    """Remembers entries; can be congested."""
+
+    def __init__(self) -> None:
+        self.entries: list[LogEntry] = []
+        self.is_congested = False
+        self.free = asyncio.Event()
+        self.got = asyncio.Event()
+
+    def logs(self, task_id: str, entries: list[LogEntry]) -> None:
+        self.entries += entries
+        self.got.set()
+
+    async def uncongested(self) -> None:
+        await self.free.wait()
+
+    def text(self, fd: int) -> str:
+        return "".join(entry.data for entry in self.entries if entry.fd == fd)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.got.clear()
+                await self.got.wait()
+
+
+def run(scenario: Callable[[Sink, LogPump, int, int], Awaitable[None]]) -> None:
+    """Runs ``scenario`` with a pump on two pipes and their write ends."""
+
+    async def main() -> None:
+        sink = Sink()
+        pump = LogPump("ta-1", sink, lambda: ("in-1", "fc-1"))
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        pump.add(out_read, STDOUT)
+        pump.add(err_read, STDERR)
+        try:
+            await scenario(sink, pump, out_write, err_write)
+        finally:
+            os.close(out_write)
+            os.close(err_write)
+            pump.close()
+
+    asyncio.run(main())
+
+
+def test_output_arrives_with_its_stream_and_owner() -> None:
+    async def scenario(sink: Sink, _pump: LogPump, out: int, err: int) -> None:
+        os.write(out, b"hello\n")
+        os.write(err, b"oops\n")
+        await sink.until(lambda: len(sink.entries) == 2)
+        assert {(entry.fd, entry.data) for entry in sink.entries} == {(1, "hello\n"), (2, "oops\n")}
+        assert {(entry.input_id, entry.call_id) for entry in sink.entries} == {("in-1", "fc-1")}
+        assert all(entry.time_ns > 1e18 for entry in sink.entries)
+
+    run(scenario)
+
+
+def test_character_split_between_writes_stays_whole() -> None:
+    async def scenario(sink: Sink, pump: LogPump, out: int, _err: int) -> None:
+        data = "grüß €".encode()
+        for byte in data:
+            os.write(out, bytes([byte]))
+            pump.catch_up()
+        assert sink.text(1) == "grüß €"
+
+    run(scenario)
+
+
+def test_bytes_that_are_no_text_are_replaced() -> None:
+    async def scenario(sink: Sink, pump: LogPump, out: int, _err: int) -> None:
+        os.write(out, b"a\xffb")
+        pump.catch_up()
+        assert sink.text(1) == "a\ufffdb"
+
+    run(scenario)
+
+
+def test_catching_up_reads_what_is_in_the_pipe_now() -> None:
+    async def scenario(sink: Sink, pump: LogPump, out: int, _err: int) -> None:
+        os.write(out, b"x" * 60_000)
+        pump.catch_up()
+        assert len(sink.text(1)) == 60_000
+        assert max(len(entry.data) for entry in sink.entries) <= 64 * 1024
+
+    run(scenario)
+
+
+def test_congestion_stops_the_reading_and_its_end_resumes_it() -> None:
+    async def scenario(sink: Sink, pump: LogPump, out: int, _err: int) -> None:
+        os.set_blocking(out, False)
+        sink.is_congested = True
+        os.write(out, b"first")
+        await sink.until(lambda: sink.text(1) == "first")
+        written = os.write(out, b"y" * 70_000)  # more than the pipe holds
+        await asyncio.sleep(0.05)
+        assert sink.text(1) == "first"
+        sink.is_congested = False
+        sink.free.set()
+        await sink.until(lambda: len(sink.text(1)) == 5 + written)
+
+    run(scenario)
+
+
+def test_rest_is_read_at_the_end_though_someone_holds_the_pipe_open() -> None:
+    async def scenario(sink: Sink, pump: LogPump, out: int, err: int) -> None:
+        os.write(out, b"last words")
+        os.write(err, b"traceback")
+        pump.close()
+        assert sink.text(1) == "last words"
+        assert pump.stderr_tail == "traceback"
+
+    run(scenario)
+
+
+def test_tail_keeps_the_last_four_kibibytes() -> None:
+    async def scenario(_sink: Sink, pump: LogPump, _out: int, err: int) -> None:
+        os.write(err, b"a" * 10_000 + b"the end")
+        pump.catch_up()
+        assert len(pump.stderr_tail) == 4096
+        assert pump.stderr_tail.endswith("the end")
+
+    run(scenario)
+
+
+def test_outage_buffer_keeps_order_and_says_what_it_dropped() -> None:
+    buffer = OutageBuffer(bytes_max=10)
+    buffer.add("ta-1", [LogEntry(1, 1, "aaaa"), LogEntry(2, 2, "bbbb")])
+    buffer.add("ta-1", [LogEntry(1, 3, "cccc")])
+    buffer.add("ta-2", [LogEntry(1, 4, "d")])
+    one, two = buffer.take()
+    assert [entry.data for entry in one.entries[1:]] == ["bbbb", "cccc"]
+    assert one.entries[0].fd == 3
+    assert "4 characters" in one.entries[0].data
+    assert [entry.data for entry in two.entries] == ["d"]
+    assert buffer.take() == []
