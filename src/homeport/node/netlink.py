@@ -7,6 +7,8 @@ event loop. A socket belongs to the network namespace in which it was created.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import struct
@@ -27,10 +29,12 @@ _HEADER: Final = struct.Struct("=IHHII")
 
 _RTM_NEWLINK: Final = 16
 _RTM_DELLINK: Final = 17
+_RTM_SETLINK: Final = 19
 _RTM_NEWADDR: Final = 20
 _RTM_NEWROUTE: Final = 24
 _IFF_UP: Final = 1
 _RTNH_F_ONLINK: Final = 4
+_SIOCGIFINDEX: Final = 0x8933
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -63,11 +67,8 @@ class Netlink:
 
     def index(self, name: str) -> int:
         """Index of interface ``name`` in this socket's namespace. Raises ``OSError``."""
-        import fcntl
-
-        with socket.socket(fileno=os.dup(self._socket.fileno())) as same:
-            request = struct.pack("16si", name.encode(), 0)
-            return struct.unpack("16si", fcntl.ioctl(same, 0x8933, request))[1]
+        request = struct.pack("16si", name.encode(), 0)
+        return struct.unpack("16si", fcntl.ioctl(self._socket, _SIOCGIFINDEX, request))[1]
 
     def ask(self, kind: int, flags: int, body: bytes) -> None:
         """Send one request and wait for its acknowledgement. Raises ``OSError``."""
@@ -160,9 +161,23 @@ def set_up(netlink: Netlink, index: int) -> None:
     netlink.ask(_RTM_NEWLINK, 0, _link(index, up=True))
 
 
-def delete_link(netlink: Netlink, name: str) -> None:
-    """Remove an interface by name. Raises ``OSError`` (ENODEV if it is gone)."""
-    netlink.ask(_RTM_DELLINK, 0, _link() + text(3, name))
+def delete_links(netlink: Netlink, names: Sequence[str], group: int) -> None:
+    """Remove interfaces by name, all in one step of the kernel (each alone takes ten ms).
+
+    ``group`` is a number of interface groups nobody else uses. Names that do not exist are no
+    error.
+    """
+    found = False
+    for name in names:
+        try:
+            body = _link() + text(3, name) + attribute(27, struct.pack("=I", group))
+            netlink.ask(_RTM_SETLINK, 0, body)
+            found = True
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+    if found:
+        netlink.ask(_RTM_DELLINK, 0, _link() + attribute(27, struct.pack("=I", group)))
 
 
 def add_address(netlink: Netlink, index: int, address: str, peer: str = "") -> None:

@@ -95,7 +95,12 @@ class VethNetwork:
         self._block: AddressBlock | None = None
         self._ready: deque[Lease] = deque()
         self._refill: asyncio.Task[None] | None = None
+        self._doomed: list[Lease] = []
+        self._janitor: asyncio.Task[None] | None = None
+        self._live: set[str] = set()
+        self._group = 0x40000000 | int.from_bytes(hashlib.sha256(tag.encode()).digest()[:3], "big")
         self._threads = ThreadPoolExecutor(1, "homeport-network")
+        self._janitor_thread = ThreadPoolExecutor(1, "homeport-network-janitor")
         self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._route: netlink.Netlink | None = None
         self._started = False
@@ -131,8 +136,16 @@ class VethNetwork:
         return lease
 
     async def release(self, lease: Lease) -> None:
-        if lease.netns_fd >= 0 or lease.interface:
-            await self._run(lambda: self._destroy(lease))
+        if lease.netns_fd >= 0:
+            os.close(lease.netns_fd)
+            lease.netns_fd = -1
+        if lease.number < 0:
+            return
+        self._doomed.append(lease)
+        if self._janitor is None:
+            loop = asyncio.get_running_loop()
+            self._janitor = loop.create_task(self._remove_doomed())
+        await asyncio.shield(self._janitor)
 
     def resolver(self) -> Resolver:
         return host_resolver()
@@ -146,8 +159,12 @@ class VethNetwork:
             self._refill.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._refill
-        await self._run(self._tear_down)
+        if self._janitor is not None:
+            await self._janitor
+        if self._host >= 0:
+            await self._run(self._tear_down)
         self._threads.shutdown(wait=False)
+        self._janitor_thread.shutdown(wait=False)
 
     # --- in the event loop ---
 
@@ -157,6 +174,22 @@ class VethNetwork:
     def _wake_refill(self) -> None:
         if self._refill is None or self._refill.done():
             self._refill = asyncio.get_running_loop().create_task(self._fill())
+
+    async def _remove_doomed(self) -> None:
+        """Remove interfaces, many at once: the kernel's price is per removal, not per link."""
+        try:
+            while self._doomed:
+                batch, self._doomed = self._doomed, []
+                names = [lease.interface for lease in batch]
+                await asyncio.get_running_loop().run_in_executor(
+                    self._janitor_thread, self._delete, names
+                )
+                for lease in batch:
+                    self._live.discard(lease.interface)
+                    if self._block is not None:
+                        self._block.give_back(lease.number)
+        finally:
+            self._janitor = None
 
     async def _fill(self) -> None:
         while len(self._ready) < self._pool_size:
@@ -220,6 +253,7 @@ class VethNetwork:
         assert self._block is not None
         number = self._block.take()
         name = f"{self._prefix}{number}"
+        self._live.add(name)
         fd = -1
         try:
             fd, inside = self._new_namespace()
@@ -230,6 +264,7 @@ class VethNetwork:
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
+            self._live.discard(name)
             self._block.give_back(number)
             raise RuntimeUnavailableError(f"a container's network: {error}") from error
         return Lease(fd, self._block.address(number), name, number)
@@ -242,7 +277,7 @@ class VethNetwork:
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise
-            netlink.delete_link(routes, name)  # a leftover
+            netlink.delete_links(routes, [name], self._group)  # a leftover
             netlink.create_veth(routes, name, "eth0", fd)
         with contextlib.suppress(OSError):  # a kernel without IPv6
             _write(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")
@@ -272,41 +307,36 @@ class VethNetwork:
         finally:
             linux.setns(self._host, linux.CLONE_NEWNET)
 
-    def _destroy(self, lease: Lease) -> None:
-        if lease.netns_fd >= 0:
-            os.close(lease.netns_fd)
-            lease.netns_fd = -1
-        if lease.interface:
-            with contextlib.suppress(OSError):
-                netlink.delete_link(self._routes(), lease.interface)
-            lease.interface = ""
-        if lease.number >= 0 and self._block is not None:
-            self._block.give_back(lease.number)
-            lease.number = -1
+    def _delete(self, names: list[str]) -> None:
+        routes = netlink.Netlink()
+        try:
+            netlink.delete_links(routes, names, self._group)
+        except OSError as error:
+            _log.warning("interfaces stay", names=names, error=str(error))
+        finally:
+            routes.close()
 
     def _sweep(self) -> int:
-        removed = 0
-        kept = {lease.interface for lease in self._ready}
-        for name in interface_names(self._prefix):
-            if name in kept:
-                continue
-            with contextlib.suppress(OSError):
-                netlink.delete_link(self._routes(), name)
-                removed += 1
+        names = [name for name in interface_names(self._prefix) if name not in self._live]
+        if names:
+            self._delete(names)
         if not self._started:
             with contextlib.suppress(OSError):
                 if self._table in netlink.table_names():
                     netlink.delete_table(self._table)
-        return removed
+        return len(names)
 
     def _tear_down(self) -> None:
-        while self._ready:
-            self._destroy(self._ready.popleft())
+        for lease in self._ready:
+            os.close(lease.netns_fd)
+        self._ready.clear()
         if self._block is not None:
             with contextlib.suppress(OSError):
                 netlink.delete_table(self._table)
+            self._delete(interface_names(self._prefix))
             self._block.release()
             self._block = None
+        self._started = False
         if self._route is not None:
             self._route.close()
             self._route = None
@@ -361,37 +391,33 @@ def listen_in_netns(netns: str | int, host: str, port: int, backlog: int = 128) 
     failed: list[BaseException] = []
 
     def listen() -> None:
-        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if isinstance(netns, str) else netns
         try:
-            linux.setns(fd, linux.CLONE_NEWNET)
+            _join(netns)
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            try:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((host, port))
-                listener.listen(backlog)
-                listener.setblocking(False)
-            except BaseException:
-                listener.close()
-                raise
             made.append(listener)
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            if isinstance(netns, str):
-                os.close(fd)
-
-    def guarded() -> None:
-        try:
-            listen()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(backlog)
+            listener.setblocking(False)
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=guarded, name="homeport-netns")  # ends in that namespace
+    thread = threading.Thread(target=listen, name="homeport-netns")  # ends in that namespace
     thread.start()
     thread.join()
     if failed:
+        for listener in made:
+            listener.close()
         raise failed[0]
     return made[0]
+
+
+def _join(netns: str | int) -> None:
+    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if isinstance(netns, str) else os.dup(netns)
+    try:
+        linux.setns(fd, linux.CLONE_NEWNET)
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, value: str) -> None:

@@ -16,11 +16,11 @@ from homeport.link.messages import ImageConfig
 from homeport.node.builder import pythons
 from homeport.node.builder.debian import (
     BUILD_PACKAGES,
-    DEBIAN_PYTHON_PACKAGES,
     SUITES,
     Suite,
     bootstrap,
     host_mirrors,
+    python_packages,
 )
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.flights import Emit
@@ -34,6 +34,7 @@ from homeport.node.runtime.port import ContainerSpec, ContainerStartError, Runti
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REVISION = "1"
 """Raise it when bases are made differently, so that old ones are not used any more."""
+_HOST_PYTHONS_AGE_S = 60.0
 _LOCK_RETRY_S = 0.2
 """Another process' bootstrap takes half a minute and cannot wake us."""
 
@@ -60,6 +61,12 @@ python3 -I -m ensurepip --default-pip >/dev/null 2>&1
 python3 -I -m compileall -q -j 2 "$(python3 -I -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" >/dev/null || true
 """
 
+_DEBIAN_SETUP = """
+set -e
+pip=$(echo /usr/share/python-wheels/pip-*.whl)
+python3 "$pip/pip" install --quiet --no-index --no-deps --root-user-action ignore "$pip"
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -79,6 +86,7 @@ class Bases:
     def __init__(self, tools: BuildTools, cache: LayerStore) -> None:
         self._tools = tools
         self._cache = cache
+        self._found: tuple[float, list[HostPython]] = (float("-inf"), [])
 
     async def get(self, reference: str, emit: Emit) -> Base:
         """The base called ``reference``. Raises ``BuildError`` saying what can be had here."""
@@ -96,16 +104,21 @@ class Bases:
 
     # ── Debian ──────────────────────────────────────────────────────────────────────────────
 
-    async def _debian(self, suite: Suite, packages: Sequence[str], kind: str, emit: Emit) -> str:
+    def _debian_key(self, suite: Suite, kind: str) -> str:
+        return layer_key("debian", _REVISION, suite.name, kind, self._tools.host.ca_digest)
+
+    async def _debian(
+        self, suite: Suite, packages: Sequence[str], kind: str, emit: Emit, *, python: str = ""
+    ) -> str:
         host = self._tools.host
-        key = layer_key("debian", _REVISION, suite.name, kind, host.ca_digest)
+        key = self._debian_key(suite, kind)
 
         async def make(upper: Path, emit: Emit) -> None:
             emit([entry(f"=> Bootstrapping Debian {suite.name}, once on this machine\n")])
             mirrors = await asyncio.to_thread(host_mirrors)
             await bootstrap(suite, packages, upper, mirrors, host, emit)
-            if kind == "python":
-                await asyncio.to_thread(_finish_debian_python, upper, suite.python)
+            if python:
+                await asyncio.to_thread(_finish_debian_python, upper, python)
 
         return await self._ensure(key, "", f"debian {suite.name} ({kind})", make, emit)
 
@@ -113,22 +126,40 @@ class Bases:
 
     async def _python(self, reference: str, wanted: PythonReference, emit: Emit) -> Base:
         refused: list[str] = []
-        for python in await pythons.host_pythons():
+        for python in await self._host_pythons():
             if python.minor == wanted.minor:
                 base = await self._try_copy(python, wanted, refused, emit)
                 if base is not None:
                     return base
-        if wanted.suite.python != wanted.minor:
-            downloads = self._cache.root / "pythons"
-            python = await pythons.download_python(wanted.minor, downloads)
-            if python is not None:
-                base = await self._try_copy(python, wanted, refused, emit)
-                if base is not None:
-                    return base
-        own = next((s for s in _from(wanted.suite) if s.python == wanted.minor), None)
+        own = next((s for s in _from(wanted.suite) if wanted.minor in s.pythons), None)
+        if own is not None and (own is wanted.suite or self._has_own(own, wanted.minor)):
+            return await self._debian_python(own, wanted, emit)
+        downloaded = await self._downloaded(wanted, refused, emit)
+        if downloaded is not None:
+            return downloaded
         if own is not None:
             return await self._debian_python(own, wanted, emit)
         raise BuildError(await self._no_python(reference, wanted, refused))
+
+    async def _downloaded(
+        self, wanted: PythonReference, refused: list[str], emit: Emit
+    ) -> Base | None:
+        emit([entry(f"   looking for CPython {wanted.minor} among uv's downloads\n")])
+        python = await pythons.download_python(wanted.minor, self._cache.root / "pythons")
+        return await self._try_copy(python, wanted, refused, emit) if python is not None else None
+
+    def _has_own(self, suite: Suite, minor: str) -> bool:
+        key = self._debian_key(suite, f"python{minor}")
+        return self._tools.layers.has(key) or self._cache.has(key)
+
+    async def _host_pythons(self) -> list[HostPython]:
+        """What the host has, looked up at most once a minute."""
+        checked_at, found = self._found
+        now = self._tools.clock.monotonic()
+        if now - checked_at > _HOST_PYTHONS_AGE_S:
+            found = await pythons.host_pythons()
+            self._found = (now, found)
+        return found
 
     async def _try_copy(
         self, python: HostPython, wanted: PythonReference, refused: list[str], emit: Emit
@@ -157,25 +188,32 @@ class Bases:
             await asyncio.to_thread(pythons.copy_python, python, upper)
 
         async def set_up(upper: Path, emit: Emit) -> None:
-            await self._run_setup([bottom, files], upper, emit)
+            await self._run_setup([bottom, files], _SETUP, upper, emit)
 
         await self._ensure(files, bottom, f"CPython {python.version}", copy, emit)
         await self._ensure(ready, files, f"CPython {python.version} set up", set_up, emit)
         return [bottom, files, ready]
 
     async def _debian_python(self, suite: Suite, wanted: PythonReference, emit: Emit) -> Base:
-        packages = [*BUILD_PACKAGES, *DEBIAN_PYTHON_PACKAGES]
-        key = await self._debian(suite, packages, "python", emit)
-        version = _installed_version(self._tools.layers.path(key), suite.python)
+        minor = wanted.minor
+        packages = [*BUILD_PACKAGES, *python_packages(minor)]
+        bottom = await self._debian(suite, packages, f"python{minor}", emit, python=minor)
+        ready = layer_key("debian-python-setup", _REVISION, bottom)
+        version = _installed_version(self._tools.layers.path(bottom), minor)
         _note_differences(wanted, version, suite, f"Debian {suite.name}", emit)
-        return Base([key], _python_config(version))
 
-    async def _run_setup(self, layers: list[str], upper: Path, emit: Emit) -> None:
+        async def set_up(upper: Path, emit: Emit) -> None:
+            await self._run_setup([bottom], _DEBIAN_SETUP, upper, emit)
+
+        await self._ensure(ready, bottom, f"Debian's Python {version} set up", set_up, emit)
+        return Base([bottom, ready], _python_config(version))
+
+    async def _run_setup(self, layers: list[str], script: str, upper: Path, emit: Emit) -> None:
         spec = ContainerSpec(
             id=ids.new("bd"),
             layers=tuple(self._tools.layers.path(key) for key in layers),
             upper=upper,
-            command=("/bin/sh", "-c", _SETUP),
+            command=("/bin/sh", "-c", script),
             env={"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8"},
             limits=Limits(),
             network="none",
@@ -188,8 +226,8 @@ class Bases:
             raise BuildError(done.tail or f"its set-up returned {done.exit.returncode}")
 
     async def _no_python(self, reference: str, wanted: PythonReference, refused: list[str]) -> str:
-        host = {python.minor for python in await pythons.host_pythons()}
-        debian = {suite.python for suite in SUITES}
+        host = {python.minor for python in await self._host_pythons()}
+        debian = {minor for suite in SUITES for minor in suite.pythons}
         known = sorted(
             (minor for minor in host | debian if minor.startswith("3.")),
             key=lambda minor: int(minor.split(".")[1]),
@@ -272,19 +310,13 @@ def _note_differences(
 
 
 def _finish_debian_python(root: Path, minor: str) -> None:
-    """Make Debian's Python the image's own: plain names in /usr/local/bin, pip allowed to install."""
+    """Make Debian's Python the image's own: plain names, pip allowed to install."""
     for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         marker.unlink()
     binaries = root / "usr" / "local" / "bin"
     binaries.mkdir(parents=True, exist_ok=True)
     for name in ("python", "python3", f"python{minor}"):
         (binaries / name).symlink_to(f"/usr/bin/python{minor}")
-    for name in ("pip", "pip3"):
-        script = binaries / name
-        script.write_text(
-            f"#!/usr/local/bin/python{minor}\nimport sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n"
-        )
-        script.chmod(0o755)
 
 
 def _installed_version(root: Path, minor: str) -> str:

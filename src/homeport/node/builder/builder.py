@@ -37,8 +37,11 @@ _PLATFORMS = ("", "linux/amd64", "linux/x86_64")
 class Mounts(Protocol):
     """Where the builder gets the files of a context mount from."""
 
-    async def materialise(self, digest: str) -> Path:
-        """A directory that holds the mount's files under their absolute names, made relative."""
+    async def layer(self, digest: str) -> Path:
+        """A directory that holds the mount's files under their absolute names, made relative.
+
+        Raises ``HomeportError`` if the server does not give them.
+        """
         ...
 
 
@@ -117,9 +120,7 @@ class ImageBuilder:
         return BuildOutcome(stage.layers, stage.config, probe.python_version, probe.libc_version)
 
     async def _maker(self, message: BuildImage, emit: Emit) -> LayerMaker:
-        root = (
-            await self._mounts.materialise(message.context_mount) if message.context_mount else None
-        )
+        root = await self._mounts.layer(message.context_mount) if message.context_mount else None
         return LayerMaker(
             tools=self._tools,
             context=BuildContext(root, message.context_mount, message.context_files),

@@ -23,9 +23,9 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BOOTSTRAP_TIMEOUT_S = 1_800.0
 """A bootstrap takes half a minute with a near mirror; this bounds a mirror that hangs."""
 
+_NOISE = ("W: Download is performed unsandboxed", "rehash: warning", "I: running --customize-hook")
 BUILD_PACKAGES = ("build-essential", "gcc", "gfortran")
 """What ``Image.debian_slim`` installs by itself: much cheaper while bootstrapping than after."""
-DEBIAN_PYTHON_PACKAGES = ("python3", "python3-dev", "python3-pip", "python3-venv")
 _COMMON_PACKAGES = ("ca-certificates", "debconf", "netbase", "tzdata", "zlib1g")
 
 
@@ -36,7 +36,7 @@ class Suite:
     name: str
     number: str
     glibc: tuple[int, int]
-    python: str
+    pythons: tuple[str, ...]
     libraries: tuple[str, ...]
     has_security: bool = True
 
@@ -64,21 +64,22 @@ _LIBRARIES_T64 = [
     else name
     for name in _LIBRARIES
 ]
+_LIBRARIES_FORKY = [name for name in _LIBRARIES_T64 if name != "libnsl2"]
 
 SUITES = (
     Suite(
         "bullseye",
         "11",
         (2, 31),
-        "3.9",
+        ("3.9",),
         tuple(
             {"libffi8": "libffi7", "libssl3": "libssl1.1"}.get(name, name) for name in _LIBRARIES
         ),
     ),
-    Suite("bookworm", "12", (2, 36), "3.11", tuple(_LIBRARIES)),
-    Suite("trixie", "13", (2, 41), "3.13", tuple(_LIBRARIES_T64)),
-    Suite("forky", "14", (2, 42), "3.14", tuple(_LIBRARIES_T64), has_security=False),
-    Suite("sid", "", (2, 42), "3.14", tuple(_LIBRARIES_T64), has_security=False),
+    Suite("bookworm", "12", (2, 36), ("3.11",), tuple(_LIBRARIES)),
+    Suite("trixie", "13", (2, 41), ("3.13",), tuple(_LIBRARIES_T64)),
+    Suite("forky", "14", (2, 43), ("3.14", "3.15"), tuple(_LIBRARIES_FORKY), has_security=False),
+    Suite("sid", "", (2, 43), ("3.14", "3.15"), tuple(_LIBRARIES_FORKY), has_security=False),
 )
 STABLE = "trixie"
 _ALIASES = {
@@ -96,6 +97,11 @@ def find_suite(name: str) -> Suite | None:
     name = _ALIASES.get(name, name)
     number = name.partition(".")[0]
     return next((s for s in SUITES if s.name == name or (s.number and s.number == number)), None)
+
+
+def python_packages(minor: str) -> tuple[str, ...]:
+    """The packages of Debian's own CPython ``minor``; ``-venv`` brings the wheel of pip."""
+    return (f"python{minor}", f"python{minor}-dev", f"python{minor}-venv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +289,8 @@ async def _run(command: list[str], emit: Emit, *, timeout_s: float) -> None:
             async for line in process.stdout:
                 text = line.decode(errors="replace")
                 tail = [*tail[-14:], text.rstrip()]
-                emit([entry(f"   {text}")])
+                if not text.startswith(_NOISE):
+                    emit([entry(f"   {text}")])
             code = await process.wait()
     except TimeoutError:
         raise BuildError(f"{command[0]} did not end within {timeout_s:.0f} s") from None

@@ -63,7 +63,12 @@ async def download_python(minor: str, directory: Path) -> HostPython | None:
     """
     if os.environ.get("UV_PYTHON_DOWNLOADS", "").lower() in ("never", "false"):
         return None
-    environment = {"UV_HTTP_TIMEOUT": "10", **os.environ, "UV_PYTHON_INSTALL_DIR": str(directory)}
+    environment = {
+        "UV_HTTP_TIMEOUT": "10",
+        "UV_HTTP_RETRIES": "1",
+        **os.environ,
+        "UV_PYTHON_INSTALL_DIR": str(directory),
+    }
     arguments = ["python", "install", "--no-bin", "--no-config", minor]
     code, _ = await _uv(arguments, environment, _DOWNLOAD_TIMEOUT_S)
     if code != 0:
