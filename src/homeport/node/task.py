@@ -369,12 +369,14 @@ class Task:
 
     async def heartbeat(self, hold_s: float) -> list[str]:
         """Wait for inputs to cancel; says the same ids again until those inputs ended."""
-        ids = self._work.cancelled_ids()
-        if not ids:
+        until = self._clock.monotonic() + hold_s
+        while not (ids := self._work.cancelled_ids()):
             self._cancels_wake.clear()
+            left = min(until, self._work.next_cancel_at() or until) - self._clock.monotonic()
+            if left <= 0 and until <= self._clock.monotonic():
+                break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._cancels_wake.wait(), hold_s)
-            ids = self._work.cancelled_ids()
+                await asyncio.wait_for(self._cancels_wake.wait(), max(left, 0.0))
         return ids
 
     def put_outputs(self, items: list[OutputItem]) -> None:

@@ -37,6 +37,9 @@ TIMEOUT_GRACE_S = 3.0
 """How long a timed-out attempt may take to end after its cancel event."""
 CANCEL_GRACE_S = 10.0
 """The same for a cancelled one: its clean-up code deserves more than a timeout's."""
+SETTLE_S = 0.1
+"""No cancel event sooner after hand-out: the client loses an async input, and the slot with it, if
+its task is cancelled before it first ran."""
 INTERRUPT_GRACE_S = 10.0
 """From the interrupt (SIGINT) to the kill."""
 EXIT_GRACE_S = 30.0
@@ -89,11 +92,16 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """An attempt that was handed to the container. ``deadline`` is on the monotonic clock."""
+    """An attempt that was handed to the container.
+
+    ``started_at`` is Unix time; from ``settled_at`` it may be cancelled, at ``deadline`` something
+    is due for it (both on the monotonic clock).
+    """
 
     item: InputItem
     group: Group
     started_at: float
+    settled_at: float
     deadline: float | None
     fate: Fate = Fate.WANTED
     interrupted: bool = False
@@ -343,9 +351,13 @@ class WorkLoop:
 
     def cancelled_ids(self) -> list[str]:
         """Inputs for the next heartbeat's cancel event (repeated until they end)."""
-        return sorted(
-            {a.item.input_id for a in self._running.values() if a.fate is not Fate.WANTED}
-        )
+        now = self._clock.monotonic()
+        return sorted({a.item.input_id for a in self._doomed() if a.settled_at <= now})
+
+    def next_cancel_at(self) -> float | None:
+        """When ``cancelled_ids`` will name one more, on the monotonic clock."""
+        now = self._clock.monotonic()
+        return min((a.settled_at for a in self._doomed() if a.settled_at > now), default=None)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────
 
@@ -398,6 +410,9 @@ class WorkLoop:
     def _is_closed(self) -> bool:
         return self._exhausted or self._phase in (Phase.DRAINING, Phase.STOPPING)
 
+    def _doomed(self) -> list[Attempt]:
+        return [a for a in self._running.values() if a.fate is not Fate.WANTED]
+
     def _choose(self) -> list[tuple[InputItem, float]]:
         """The next input, or the oldest ones of one method for a batch."""
         running_ids = {attempt.item.input_id for attempt in self._running.values()}
@@ -419,11 +434,12 @@ class WorkLoop:
     def _hand_out(self, items: list[InputItem]) -> Grant:
         group = Group()
         timeout_s = self._rules.input_timeout_s
-        deadline = self._clock.monotonic() + timeout_s if timeout_s > 0 else None
+        now = self._clock.monotonic()
+        deadline = now + timeout_s if timeout_s > 0 else None
         taken = {id(item) for item in items}
         self._queue = deque(entry for entry in self._queue if id(entry[0]) not in taken)
         for item in items:
-            attempt = Attempt(item, group, self._clock.now(), deadline)
+            attempt = Attempt(item, group, self._clock.now(), now + SETTLE_S, deadline)
             group.attempts.append(attempt)
             self._running[attempt.key] = attempt
         returned: tuple[Key, ...] = ()

@@ -16,6 +16,7 @@ from homeport.node.work import (
     CANCEL_GRACE_S,
     EXIT_GRACE_S,
     INTERRUPT_GRACE_S,
+    SETTLE_S,
     TIMEOUT_GRACE_S,
     Grant,
     Phase,
@@ -181,6 +182,10 @@ def test_cancelling_a_running_input_goes_by_heartbeat_until_it_ends(clock: FakeC
     work.deliver([given("a")])
     work.take()
     assert work.cancel(["a"]).cancel_event
+    assert work.cancelled_ids() == []  # the client has hardly begun with it
+    assert work.next_cancel_at() == clock.time + SETTLE_S
+    clock.time += SETTLE_S
+    assert work.next_cancel_at() is None
     assert work.cancelled_ids() == ["a"]
     assert work.cancelled_ids() == ["a"]
     effects = work.finish([ended("a", 0, STATUS_TERMINATED)])
