@@ -39,6 +39,7 @@ from homeport.functions.service import FunctionService
 from homeport.functions.store import FunctionStore
 from homeport.gateway.http import create_http_app
 from homeport.gateway.listener import Listener
+from homeport.housekeeping import Housekeeping
 from homeport.images.rpc import ImagesRpc
 from homeport.images.service import ImageService
 from homeport.images.store import ImageStore
@@ -97,7 +98,10 @@ class Server:
             LogStore(self._database), retention_s=settings.log_retention_s, clock=clock
         )
         self._blobs = BlobService(
-            BlobStore(self._database), self._files, UrlSigner(read_or_create(home / "blob.key"))
+            BlobStore(self._database),
+            self._files,
+            UrlSigner(read_or_create(home / "blob.key")),
+            retention_s=settings.result_retention_s,
         )
         self._mounts = MountService(
             MountStore(self._database), self._files, self._blobs, GlobalMounts(self._files)
@@ -191,6 +195,11 @@ class Server:
             access_log=None,
         )
         self._listener: Listener | None = None
+        self._housekeeping = Housekeeping(
+            self._files,
+            prunable=[self._logs, self._blobs, self._tasks],
+            contents=[self._blobs.contents, self._mounts.contents],
+        )
 
     @property
     def url(self) -> str:
@@ -231,6 +240,7 @@ class Server:
             self.settings.home, msgspec.structs.replace(credentials, server_url=self.url)
         )
         self._write_record()
+        self._housekeeping.start()
         log.info("listening", url=self.url, home=str(self.settings.home), version=__version__)
 
     def _health(self) -> dict[str, Any]:
@@ -261,6 +271,7 @@ class Server:
         """Stop accepting, end polls, commit what is queued."""
         if self._listener is not None:
             await self._listener.stop()
+        await self._housekeeping.stop()
         await self._scheduler.stop()
         await self._calls.stop()
         await self._grpc.stop(STOP_GRACE_S)

@@ -8,7 +8,7 @@ leave in one system call, and an idle link adds no delay.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar, cast
 
 import msgspec
@@ -45,6 +45,7 @@ class FrameProtocol(asyncio.Protocol, Generic[M]):
         self._flush_scheduled = False
         self._transport: asyncio.Transport | None = None
         self._closed = False
+        self._held: asyncio.Future[None] | None = None
         self._drained = asyncio.Event()
         self._drained.set()
 
@@ -122,6 +123,19 @@ class FrameProtocol(asyncio.Protocol, Generic[M]):
             self._on_message(message)
         if position:
             del buffer[:position]
+
+    def hold_until(self, room: Awaitable[None]) -> None:
+        """Receive nothing more until ``room`` is done: the sender is held back, not buffered."""
+        if self._transport is None or self._closed or self._held is not None:
+            return
+        self._transport.pause_reading()
+        self._held = asyncio.ensure_future(room)
+        self._held.add_done_callback(self._release)
+
+    def _release(self, _held: asyncio.Future[None]) -> None:
+        self._held = None
+        if self._transport is not None and not self._closed:
+            self._transport.resume_reading()
 
     def close(self, _reason: str = "") -> None:
         """Flush what is queued and close the connection."""

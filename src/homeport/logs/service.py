@@ -151,6 +151,11 @@ class LogService:
         self._finished.discard(app_id)
         self._opened[app_id] = self._last_id
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the database is too far behind: callers should ``drain`` before adding more."""
+        return not self._room.is_set()
+
     async def drain(self) -> None:
         """Wait until the database has caught up to a bounded distance."""
         await self._room.wait()

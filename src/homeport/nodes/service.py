@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from homeport.link.messages import (
     CancelBuild,
     Hello,
     LogEntry,
+    Logs,
     Message,
     NodeMessage,
     Ping,
@@ -62,9 +63,16 @@ class NodeEvents(Protocol):
         """Handle one message; the futures are done when its effects are durable."""
         ...
 
+    def room(self) -> Awaitable[None] | None:
+        """What to wait for before hearing more, when too much is not stored yet."""
+        ...
+
 
 class Forwarder(Protocol):
     """Who answers RPCs that containers make through their node."""
+
+    def room(self) -> Awaitable[None] | None:
+        return self._events.room() if self._events is not None else None
 
     def forward(
         self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
@@ -125,6 +133,8 @@ class Session:
                 running.cancel()
         elif not isinstance(message, Ping):
             durable = self._service.said(self, message)
+            if isinstance(message, Logs) and (room := self._service.room()) is not None:
+                self.protocol.hold_until(room)
             seq = getattr(message, "seq", None)
             if seq is not None:
                 self._acknowledge(seq, durable)

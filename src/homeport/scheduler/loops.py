@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -620,19 +620,7 @@ class Scheduler:
 
     def node_said(self, node_id: str, message: Message) -> Durable:
         if isinstance(message, Logs):
-            task = self._tasks.get(message.task_id)
-            record = self._task_records.alive(message.task_id)
-            if task is not None:
-                self._logs.append(
-                    task.pool.record.app_id,
-                    message.task_id,
-                    task.pool.spec.base_function_id or task.pool.spec.function_id,
-                    message.entries,
-                )
-            elif record is not None:
-                self._logs.append(
-                    record.app_id, message.task_id, record.function_id, message.entries
-                )
+            self._log(message)
             return []
         if isinstance(message, Outputs):
             return self._outputs(message)
@@ -653,6 +641,25 @@ class Scheduler:
         elif isinstance(message, TaskExited):
             return self._exited(task, message)
         return []
+
+    def _log(self, message: Logs) -> None:
+        """A container's output; its last lines may come after its end."""
+        record = self._task_records.recent(message.task_id)
+        if record is None:
+            return
+        function = self._functions.find(record.function_id)
+        base = function.spec.base_function_id if function and function.spec else ""
+        self._logs.append(
+            record.app_id,
+            message.task_id,
+            record.function_id,
+            message.entries,
+            root_function_id=base or record.function_id,
+        )
+
+    def room(self) -> Awaitable[None] | None:
+        """What to wait for while too many log lines are not stored yet."""
+        return self._logs.drain() if self._logs.is_behind else None
 
     def _ready(self, task: Task, message: TaskReady) -> None:
         if task.status is TaskStatus.STARTING:

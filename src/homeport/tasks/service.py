@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Protocol
 
 import msgspec
@@ -10,6 +11,11 @@ from homeport.kernel.clock import Clock
 from homeport.kernel.errors import NotFoundError
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.store import TaskStore
+
+ENDED_MAX = 2_000
+"""Ended tasks kept in memory: their last log lines may still be on the way."""
+RETENTION_S = 35 * 86400.0
+"""How long ended tasks can be looked up: as long as their logs can be asked for."""
 
 
 class TaskStopper(Protocol):
@@ -25,6 +31,7 @@ class TaskService:
         self._store = store
         self._clock = clock
         self._alive: dict[str, TaskRecord] = {}
+        self._ended: OrderedDict[str, TaskRecord] = OrderedDict()
         self._stopper: TaskStopper | None = None
 
     def use(self, stopper: TaskStopper) -> None:
@@ -42,6 +49,10 @@ class TaskService:
 
     def alive(self, task_id: str) -> TaskRecord | None:
         return self._alive.get(task_id)
+
+    def recent(self, task_id: str) -> TaskRecord | None:
+        """A task that is alive or ended not long ago."""
+        return self._alive.get(task_id) or self._ended.get(task_id)
 
     def of_app(self, app_id: str) -> list[TaskRecord]:
         """Live tasks of an app that have started."""
@@ -77,7 +88,15 @@ class TaskService:
     def finished(self, task_id: str) -> None:
         record = self._alive.pop(task_id, None)
         if record is not None:
-            self._store.save(msgspec.structs.replace(record, finished_at=self._clock.now()))
+            record = msgspec.structs.replace(record, finished_at=self._clock.now())
+            self._ended[task_id] = record
+            if len(self._ended) > ENDED_MAX:
+                self._ended.popitem(last=False)
+            self._store.save(record)
+
+    async def prune(self) -> int:
+        """Forget tasks that ended longer ago than the retention."""
+        return await self._store.prune(self._clock.now() - RETENTION_S)
 
     async def stop_task(self, task_id: str, *, graceful: bool) -> None:
         """End a container; its running inputs run again elsewhere (RPC ``ContainerStop``)."""

@@ -56,12 +56,15 @@ class TaskStore:
 
         return await self._database.read(query)
 
-    async def prune(self, finished_before: float) -> None:
-        """Forget tasks that ended before that time."""
-        await self._database.write(
-            lambda connection: connection.execute(
+    async def prune(self, finished_before: float) -> int:
+        """Forget tasks that ended before that time; how many."""
+
+        def write(connection: sa.Connection) -> int:
+            result = connection.execute(
                 sa.delete(tasks)
                 .where(tasks.c.finished_at > 0.0)
                 .where(tasks.c.finished_at < finished_before)
             )
-        )
+            return result.rowcount
+
+        return await self._database.write(write)
