@@ -15,6 +15,7 @@ from ngh2 import (
     ErrorCode,
     Event,
     NGH2Error,
+    PingAcknowledged,
     RequestReceived,
     Role,
     Setting,
@@ -48,6 +49,8 @@ WRITE_BYTES = 1 * _MIB
 """Most bytes framed at a time; also the transport's buffer above which framing pauses."""
 DISCARD_BYTES_MAX = 2**32 + 1024
 """The largest message that gRPC can express: no honest client has more to say."""
+PARTING_S = 1.0
+"""How long a stopping server waits for a peer to say that it has read its last answer."""
 _TIMEOUT_MAX_S = 10 * 365 * 86400.0
 _CONFIGURATION = Configuration(
     # Clients that end thousands of waiting calls at once are normal here.
@@ -74,6 +77,7 @@ class GrpcProtocol(asyncio.Protocol):
         self._paused = False
         self._closed = False
         self._terminating = False
+        self._parting: asyncio.TimerHandle | None = None
 
     # ── the transport's calls ─────────────────────────────────────────────────────────────────
 
@@ -116,6 +120,8 @@ class GrpcProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
+        if self._parting is not None:
+            self._parting.cancel()
         streams = list(self._streams.values())
         self._streams.clear()
         for stream in streams:
@@ -129,7 +135,7 @@ class GrpcProtocol(asyncio.Protocol):
         for stream in list(self._streams.values()):
             if stream.is_stream or stream.call.interruptible or not stream.ended:
                 self._end(stream, UNAVAILABLE, self._shared.stopping)
-        self._close_if_done()
+        self._part_if_done()
 
     def end_calls(self, status: int, sentence: str) -> None:
         """Answer every running RPC with ``status`` and cancel its task."""
@@ -152,13 +158,23 @@ class GrpcProtocol(asyncio.Protocol):
         self._closed = True
         self._transport.abort()
 
-    def _close_if_done(self) -> None:
-        if self._shared.stopping and not self._streams and not self._closed:
-            self._loop.call_soon(self._shut_if_done)
+    def _part_if_done(self) -> None:
+        """With nothing left to answer, ask by a ping whether the peer has read all of it."""
+        if not self._shared.stopping or self._streams or self._closed or self._parting is not None:
+            return
+        self._parting = self._loop.call_later(PARTING_S, self._on_parted)
+        with contextlib.suppress(NGH2Error):
+            self._http2.ping()
+        self._flush_soon()
 
-    def _shut_if_done(self) -> None:
-        if not self._streams:
-            self.shut()
+    def _on_parted(self) -> None:
+        # A peer that reads its answer and the GOAWAY in one go (grpclib) drops the answer. It has
+        # seen the answer before it acknowledged the ping.
+        if self._parting is not None:
+            self._parting.cancel()
+            self._parting = None
+            if not self._streams:
+                self.shut()
 
     # ── HTTP/2 events ─────────────────────────────────────────────────────────────────────────
 
@@ -173,11 +189,13 @@ class GrpcProtocol(asyncio.Protocol):
                 stream = self._streams.pop(event.stream_id, None)  # type: ignore[attr-defined]
                 if stream is not None:
                     self._drop(stream)
-                    self._close_if_done()
+                    self._part_if_done()
             elif kind is TrailersReceived:
                 stream = self._streams.get(event.stream_id)  # type: ignore[attr-defined]
                 if stream is not None:
                     self._on_request_end(stream)
+            elif kind is PingAcknowledged:
+                self._loop.call_soon(self._on_parted)
             elif kind is ConnectionClosed:
                 self._terminating = True
                 self._loop.call_soon(self._close_after_goaway)

@@ -12,7 +12,7 @@ __all__ = ["GrpcProtocol", "GrpcServer"]
 
 _MIB = 1024 * 1024
 _CLOSE_S = 2.0
-"""How long a closing connection may take to send what is buffered before it is cut."""
+"""How long a closing connection may take to send what is left before the next harder step."""
 STOPPING = "the server is stopping; try again"
 
 
@@ -60,7 +60,8 @@ class GrpcServer:
 
         New RPCs get UNAVAILABLE, and so do at once all streams and calls marked
         ``interruptible``. Others may take ``grace_s`` seconds. A connection gets its GOAWAY when
-        its last RPC is answered and not before: grpclib drops running RPCs on GOAWAY.
+        its last RPC is answered and read, not before: grpclib drops running RPCs on GOAWAY.
+        A peer that does not read at all holds this up for two times two seconds at most.
         """
         shared = self._shared
         shared.stopping = STOPPING
@@ -69,6 +70,8 @@ class GrpcServer:
         await shared.wait_closed(grace_s)
         for connection in list(shared.connections):
             connection.end_calls(UNAVAILABLE, STOPPING)
+        await shared.wait_closed(_CLOSE_S)
+        for connection in list(shared.connections):
             connection.shut()
         await shared.wait_closed(_CLOSE_S)
         for connection in list(shared.connections):
