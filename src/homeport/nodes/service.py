@@ -71,9 +71,6 @@ class NodeEvents(Protocol):
 class Forwarder(Protocol):
     """Who answers RPCs that containers make through their node."""
 
-    def room(self) -> Awaitable[None] | None:
-        return self._events.room() if self._events is not None else None
-
     def forward(
         self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
     ) -> asyncio.Task[None]: ...
@@ -279,6 +276,9 @@ class NodeService:
             return []
         assert self._events is not None
         return self._events.node_said(session.node_id, message)
+
+    def room(self) -> Awaitable[None] | None:
+        return self._events.room() if self._events is not None else None
 
     def forward(
         self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
