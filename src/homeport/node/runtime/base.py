@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from homeport.node.runtime.records import (
     init_name,
     outer_name,
     remove_tree,
+    run_token,
 )
 from homeport.node.runtime.stage import Stage
 
@@ -44,7 +44,7 @@ class StagedRuntime:
         self._run_dir = run_dir.absolute()
         self._network = network
         self._cgroups = cgroups
-        self._token = hashlib.sha256(str(self._run_dir).encode()).hexdigest()[:12]
+        self._token = run_token(self._run_dir)
         self._containers: dict[str, RunningContainer] = {}
         self._starting: set[str] = set()
         for name in ("containers", "skeletons"):

@@ -31,6 +31,7 @@ async def create_runtime(name: str, run_dir: Path, node_id: str) -> StagedRuntim
     network: NetworkProvider = VethNetwork(tag) if root else UnprivilegedNetwork()
     cgroups = CgroupProvider(tag)
     runtime = _make(name, run_dir, network, cgroups, root=root)
+    (run_dir / "network-tag").write_text(tag)  # how the leak check knows what is this node's
     try:
         await network.start()
     except BaseException:

@@ -131,18 +131,8 @@ class NewMount:
             os.close(self._fd)
             self._fd = -1
 
-    def words(self) -> str:
-        """What the kernel says about the last failure (its log of this file system context)."""
-        said: list[str] = []
-        try:
-            while len(said) < 16:
-                said.append(os.read(self._fd, 1024).decode(errors="replace").strip())
-        except OSError:
-            pass
-        return "; ".join(said)
-
     def _config(self, command: int, key: bytes | None, value: bytes | None) -> None:
-        what = f"fsconfig {key.decode() if key else 'create'}"
+        what = f"{key.decode()} {os.fsdecode(value or b'')}".strip() if key else "mounting it"
         _syscall(what, _SYS_FSCONFIG, self._fd, command, key, value, 0)
 
 

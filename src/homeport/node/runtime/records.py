@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -78,6 +79,11 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, onerror=unlock)
         if not os.path.lexists(path):
             return
+
+
+def run_token(run_dir: Path) -> str:
+    """What tells containers of one runtime's ``run_dir`` apart from others of the machine."""
+    return hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:12]
 
 
 def init_name(token: str, container_id: str) -> str:

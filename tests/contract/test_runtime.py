@@ -1,0 +1,487 @@
+"""What every runtime must do; the same suite for each tool that is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from homeport.kernel.resources import Limits
+from homeport.node.cgroups import CgroupProvider
+from homeport.node.leaks import find_leaks
+from homeport.node.network import interface_names, network_tag
+from homeport.node.runtime.create import create_runtime
+from homeport.node.runtime.port import Bind, ContainerStartError, RuntimeUnavailableError
+
+from .containers import NODE_ID, Box, eventually, make_layer, open_box
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(shutil.which("busybox") is None, reason="needs busybox-static"),
+]
+
+Check = Callable[[Box], Awaitable[None]]
+InBox = Callable[[Check], None]
+
+
+@pytest.fixture(scope="session")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_layer(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(params=["bubblewrap", "runc", "crun"])
+def tool(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name != "bubblewrap" and shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture
+def in_box(tool: str, tmp_path: Path, layer: Path) -> InBox:
+    def run(check: Check) -> None:
+        async def main() -> None:
+            async with open_box(tool, tmp_path, layer) as box:
+                await check(box)
+
+        asyncio.run(main())
+        assert find_leaks(tmp_path) == []
+
+    return run
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+def test_ends_are_reported_exactly(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        for script, code in (
+            ("true", 0),
+            ("exit 7", 7),
+            ("exit 137", 137),
+            ("exit 255", 255),
+            ("kill -9 $$", -9),
+            ("kill -15 $$", -15),
+            ("kill -6 $$", -6),
+        ):
+            result = await box.sh(script)
+            assert result.exit.returncode == code, script
+            assert not result.exit.oom_killed
+
+    in_box(check)
+
+
+def test_signals_reach_the_command(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        script = "trap 'exit 42' INT; touch /ready; while :; do sleep 0.01; done"
+        container = await box.start("sh", "-c", script)
+        ready = box.home / "uppers" / container.id / "ready"
+        await eventually(ready.exists)
+        container.signal(signal.SIGINT)
+        assert (await container.wait()).returncode == 42
+        container.signal(signal.SIGINT)  # after the end: nothing happens
+        await container.remove()
+
+        container = await box.start("sleep", "1000")
+        container.signal(signal.SIGTERM)  # without a handler it dies of it
+        assert (await container.wait()).returncode == -signal.SIGTERM
+        await container.remove()
+
+    in_box(check)
+
+
+def test_kill_takes_everything_with_it(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        script = "(setsid sleep 1234 &); (sleep 1234 & sleep 1234) & touch /ready; sleep 1234"
+        container = await box.start("sh", "-c", script)
+        await eventually((box.home / "uppers" / container.id / "ready").exists)
+        inside = os.stat(f"/proc/{container.pid}/ns/pid").st_ino
+        assert len(_in_namespace(inside)) >= 4
+        container.kill()
+        assert (await container.wait()).returncode == -signal.SIGKILL
+        assert _in_namespace(inside) in ([], [str(container.pid)])  # init may wait to be reaped
+        await container.remove()
+        assert _in_namespace(inside) == []
+        await container.remove()  # idempotent
+
+    in_box(check)
+
+
+def test_the_end_of_the_command_is_the_end_of_the_container(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        # the child keeps the pipes open; neither the end nor their end waits for it
+        result = await box.sh("(setsid sleep 1234 &); sleep 0.05; echo done; exit 3")
+        assert (result.exit.returncode, result.output) == (3, "done\n")
+
+    in_box(check)
+
+
+def _in_namespace(inode: int) -> list[str]:
+    found: list[str] = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                if os.stat(f"/proc/{entry}/ns/pid").st_ino == inode:
+                    found.append(entry)
+            except OSError:
+                continue
+    return found
+
+
+def test_orphans_are_reaped(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        script = (
+            "for i in 1 2 3; do (sh -c 'exit 0' &); done; sleep 0.2; "
+            "grep -l '^State:.*zombie' /proc/[0-9]*/status | wc -l"
+        )
+        assert (await box.sh(script)).output.strip() == "0"
+
+    in_box(check)
+
+
+def test_what_cannot_be_started_says_so(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        with pytest.raises(ContainerStartError, match=r"no-such-program: No such file"):
+            await box.start("no-such-program")
+        with pytest.raises(ContainerStartError, match=r"/etc/passwd: Permission denied"):
+            await box.start("/etc/passwd")
+        with pytest.raises(ContainerStartError, match="no user 'nobody-here'"):
+            await box.start("true", user="nobody-here")
+        with pytest.raises(ContainerStartError, match="gone"):
+            await box.start("true", binds=(Bind(box.home / "gone", "/x"),))
+        with pytest.raises(ContainerStartError, match="missing-layer"):
+            await box.start("true", layers=(box.home / "missing-layer",))
+        first = await box.start("sleep", "1000")
+        with pytest.raises(ContainerStartError, match="already"):
+            await box.start("true", id=first.id)
+        await first.remove()
+        assert os.listdir(box.home / "run" / "containers") == []
+
+    in_box(check)
+
+
+# --- what the command sees ------------------------------------------------------------------------
+
+
+def test_environment_directory_and_user(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        result = await box.run("env", env={"A": "b c", "EMPTY": "", "PATH": "/bin"}, workdir="/a/b")
+        lines = set(result.output.splitlines())
+        assert {"A=b c", "EMPTY=", "PATH=/bin", "HOME=/root"} <= lines
+        assert not any(line.startswith("HOMEPORT") for line in lines)
+        script = "id -u; id -g; id -G; pwd; echo $HOME"
+        for user, expected in (
+            ("", "0 0 0 /work /root"),
+            ("worker", "1000 1001 1001 2000 /work /home/worker"),
+            ("1000", "1000 1001 1001 2000 /work /home/worker"),
+            ("worker:root", "1000 0 0 /work /home/worker"),
+            ("4242:4343", "4242 4343 4343 /work /"),
+        ):
+            result = await box.sh(script, user=user, workdir="/work")
+            assert result.output.split() == expected.split(), user
+
+    in_box(check)
+
+
+def test_generated_files_do_not_land_in_the_upper_directory(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        file = box.home / "file"
+        file.write_text("bound\n")
+        result = await box.sh(
+            "hostname; cat /etc/hostname /deep/down/file; grep -c localhost /etc/hosts; "
+            "ls /etc/resolv.conf; touch /tmp/mine",
+            hostname="box-1",
+            network="nat",
+            binds=(Bind(file, "/deep/down/file"),),
+            tmpfs=("/scratch/space",),
+        )
+        assert result.output.split() == ["box-1", "box-1", "bound", "2", "/etc/resolv.conf"]
+        written = [str(p.relative_to(result.upper)) for p in sorted(result.upper.rglob("*"))]
+        assert written == ["tmp", "tmp/mine"]
+        assert result.upper.joinpath("tmp").stat().st_mode & 0o7777 == 0o1777
+
+    in_box(check)
+
+
+def test_writes_land_in_the_upper_directory_only(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        low, high = box.home / "low", box.home / "high"
+        for place, text in ((low, "low"), (high, "high")):
+            place.mkdir()
+            (place / "file").write_text(text)
+            (place / text).write_text(text)
+        result = await box.sh(
+            "cat /file; echo changed > /file; rm /low; echo new > /new",
+            layers=(box.layer, low, high),
+        )
+        assert result.output == "high"
+        assert (high / "file").read_text() == "high"
+        assert sorted(os.listdir(low)) == ["file", "low"]
+        assert (result.upper / "file").read_text() == "changed\n"
+        assert (result.upper / "new").read_text() == "new\n"
+        # the kept directory, with its whiteout, works as a layer
+        again = await box.sh(
+            "cat /file /new; ls /low 2>/dev/null | wc -l",
+            layers=(box.layer, low, high, result.upper),
+        )
+        assert again.output == "changed\nnew\n0\n"
+        container = await box.start("true")
+        await container.wait()
+        await container.remove()
+        assert not (box.home / "uppers" / container.id).exists()
+        assert not list((box.home / "uppers").glob("*.work"))
+
+    in_box(check)
+
+
+def test_many_layers(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        layers = [box.layer]
+        for number in range(150):
+            place = box.home / "a-directory-with-a-long-name-as-digests-have-them" / f"{number:064}"
+            place.mkdir(parents=True)
+            (place / f"file-{number}").write_text(str(number))
+            (place / "top").write_text(str(number))
+            layers.append(place)
+        result = await box.sh("ls /file-* | wc -l; cat /top", layers=tuple(layers))
+        assert result.output == "150\n149"
+
+    in_box(check)
+
+
+def test_binds_and_tmpfs(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        shared, fixed = box.home / "shared", box.home / "fixed"
+        for place in (shared, fixed):
+            place.mkdir()
+        (shared / "sub").mkdir()
+        (fixed / "data").write_text("data")
+        result = await box.sh(
+            "cat /fixed/data; echo x > /shared/out; echo x > /shared/sub/in-tmpfs;"
+            "echo x > /fixed/data || echo refused",
+            binds=(Bind(shared, "/shared", read_only=False), Bind(fixed, "/fixed")),
+            tmpfs=("/shared/sub",),
+        )
+        assert result.output.startswith("data")
+        assert result.output.endswith("refused\n")
+        assert (shared / "out").read_text() == "x\n"
+        assert not (shared / "sub/in-tmpfs").exists()
+        assert (fixed / "data").read_text() == "data"
+
+    in_box(check)
+
+
+def test_links_of_the_image_do_not_lead_out(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        outside, image = box.home / "outside", box.home / "image"
+        outside.mkdir()
+        image.mkdir()
+        (image / "app").symlink_to(outside)
+        (image / "data").symlink_to("/real/data")
+        (image / "real/data").mkdir(parents=True)
+        source = box.home / "source"
+        source.mkdir()
+        (source / "file").write_text("here")
+        result = await box.sh(
+            "cat /real/data/file; pwd",
+            layers=(box.layer, image),
+            binds=(Bind(source, "/data"),),
+            workdir=f"{outside}/work",
+        )
+        assert result.output == f"here{outside}/work\n"
+        assert os.listdir(outside) == []
+
+    in_box(check)
+
+
+def test_output_is_complete(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        result = await box.sh("seq 1 200000; echo last >&2")
+        lines = result.output.splitlines()
+        assert lines[:2] == ["1", "2"]
+        assert lines[-2:] == ["200000", "last"]
+        assert len(lines) == 200001
+
+    in_box(check)
+
+
+# --- isolation ------------------------------------------------------------------------------------
+
+
+def test_privileges_are_those_of_a_container_engine(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        status = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status"
+        lines = dict(line.split(":\t") for line in (await box.sh(status)).output.splitlines())
+        assert lines["CapPrm"] == lines["CapEff"] == lines["CapBnd"] == "00000000a80425fb"
+        assert lines["CapInh"] == lines["CapAmb"] == "0" * 16
+        assert (lines["NoNewPrivs"], lines["Seccomp"]) == ("1", "2")
+        lines = dict(
+            line.split(":\t") for line in (await box.sh(status, user="worker")).output.splitlines()
+        )
+        assert lines["CapPrm"] == lines["CapEff"] == "0" * 16
+
+    in_box(check)
+
+
+def test_system_calls_are_refused(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        for script in (
+            "mount -t tmpfs none /tmp",
+            "umount /proc",
+            "unshare -n true",
+            "unshare -U true",
+            "nsenter -t 1 -m true",
+            "hostname changed",
+            "! date -s 2001-01-01 2>&1 | grep 'not permitted'",
+            "echo 1 > /proc/sys/kernel/panic",
+            "echo b > /proc/sysrq-trigger",
+            "touch /sys/kernel/mm/x",
+            "mknod /tmp/disk b 254 0 && head -c 1 /tmp/disk",
+            "ls /proc/1/root/",
+            "cat /proc/1/environ",
+            "test -s /proc/kcore",
+            "ls /sys/firmware/*",
+        ):
+            assert (await box.sh(f"{script} 2>/dev/null")).exit.returncode != 0, script
+
+    in_box(check)
+
+
+def test_the_host_is_invisible(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        result = await box.sh("ls /; ls /proc | grep -c '^[0-9]*$'; ls /sys/class/net; ls /home")
+        assert str(box.home) not in result.output
+        names = result.output.split()
+        assert "work" not in names
+        assert int(names[names.index("var") + 1]) <= 6  # init, the shell and its children
+        result = await box.sh("ls /dev | sort | tr '\\n' ' '; ls /dev/pts; echo x > /dev/null")
+        extra = set(result.output.split()) - {
+            *("core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr"),
+            *("stdin", "stdout", "tty", "urandom", "zero", "console"),
+        }
+        assert extra == set()
+        assert (await box.sh("touch /dev/shm/a /tmp/b", user="worker")).exit.returncode == 0
+        assert (await box.sh("read line", user="worker")).exit.returncode == 1  # stdin is empty
+
+    in_box(check)
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_memory_limit(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        result = await box.run("tail", "/dev/zero", limits=Limits(memory_mb=32))
+        assert result.exit.oom_killed
+        assert result.exit.returncode == -signal.SIGKILL
+        assert result.exit.memory_limit_mb == 32
+        result = await box.sh("kill -9 $$", limits=Limits(memory_mb=32))
+        assert not result.exit.oom_killed
+
+    in_box(check)
+
+
+def test_process_limit(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        script = "for i in $(seq 1 40); do sleep 100 & done; echo unreachable"
+        result = await box.sh(script, limits=Limits(pids=20))
+        assert result.exit.returncode != 0
+        assert "unreachable" not in result.output
+
+    in_box(check)
+
+
+def test_processor_limits_are_set(in_box: InBox, tmp_path: Path) -> None:
+    async def check(box: Box) -> None:
+        limits = Limits(milli_cpu=500, milli_cpu_max=1500)
+        container = await box.start("sleep", "1000", limits=limits)
+        group = CgroupProvider(network_tag(NODE_ID, tmp_path / "run")).group(container.id)
+        assert container.pid in group.processes()
+        shares, weight = group.paths()[0] / "cpu.shares", group.paths()[-1] / "cpu.weight"
+        assert int((shares if shares.exists() else weight).read_text()) in (512, 50)
+        quota, both = group.paths()[0] / "cpu.cfs_quota_us", group.paths()[-1] / "cpu.max"
+        text = quota.read_text() if quota.exists() else both.read_text()
+        assert text.split()[0] == "150000"
+        await container.remove()
+        assert not any(path.exists() for path in group.paths())
+
+    in_box(check)
+
+
+# --- life -----------------------------------------------------------------------------------------
+
+
+def test_fifty_at_once(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        async def one(number: int) -> str:
+            return (await box.sh(f"echo {number}; ls /sys/class/net", network="nat")).output
+
+        outputs = await asyncio.gather(*(one(number) for number in range(50)))
+        assert outputs == [f"{number}\neth0\nlo\n" for number in range(50)]
+
+    in_box(check)
+
+
+_NODE = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from contract.containers import open_box
+from homeport.kernel.resources import Limits
+
+async def main():
+    async with open_box(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])) as box:
+        for _ in range(2):
+            await box.start("sleep", "1000", network="nat", limits=Limits(memory_mb=64))
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_node_leaves_containers_that_sweep_removes(
+    tool: str, tmp_path: Path, layer: Path
+) -> None:
+    tests = str(Path(__file__).parents[1])
+    arguments = [tool, str(tmp_path), str(layer), tests]
+    node = subprocess.Popen(
+        [sys.executable, "-c", _NODE, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert node.stdout is not None
+    with node.stdout:
+        assert node.stdout.readline() == "ready\n"
+    node.kill()
+    node.wait()
+    tag = network_tag(NODE_ID, tmp_path / "run")
+    leaks = find_leaks(tmp_path)
+    assert sum("container process" in leak for leak in leaks) >= 4  # they live on
+    assert any("control group" in leak for leak in leaks)
+    assert len(interface_names(f"hpv{tag}")) >= 2
+
+    async def restart() -> None:
+        async with open_box(tool, tmp_path, layer) as box:
+            alive = await box.start("sleep", "1000", id="ta-new", network="nat")
+            assert await box.runtime.sweep() == 2
+            assert (await box.sh("ls /sys/class/net", id="ta-other", network="nat")).output
+            assert [path.name for path in (box.home / "run/containers").iterdir()] == ["ta-new"]
+            alive.signal(signal.SIGTERM)
+            assert (await alive.wait()).returncode == -signal.SIGTERM
+            assert await box.runtime.sweep() == 0
+
+    asyncio.run(restart())
+    assert find_leaks(tmp_path) == []
+    assert not [path for path in (tmp_path / "uppers").iterdir() if path.name != "ta-other"]
+
+
+def test_unknown_runtimes_are_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="no runtime 'docker'"):
+        asyncio.run(create_runtime("docker", tmp_path, NODE_ID))
