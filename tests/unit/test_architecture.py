@@ -41,7 +41,8 @@ def imports(path: Path) -> Iterator[str]:
 def own_parts(path: Path) -> set[str]:
     """The parts of Homeport that a module imports."""
     names = (name.split(".") for name in imports(path))
-    return {name[1] for name in names if name[0] == "homeport" and len(name) > 1}
+    parts = {name[1] for name in names if name[0] == "homeport" and len(name) > 1}
+    return parts - {"__version__"}
 
 
 def test_protobuf_types_stop_at_the_edge() -> None:
