@@ -95,7 +95,7 @@ def server(
 def _nothing_left(home: Path) -> None:
     from homeport.node import leaks
 
-    assert not (found := leaks.find(home)), f"left behind: {found}"
+    assert not (found := leaks.find_leaks(home)), f"left behind: {found}"
 
 
 def _merge(recorded: Path) -> None:

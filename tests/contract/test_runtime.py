@@ -463,7 +463,7 @@ def test_a_killed_node_leaves_containers_that_sweep_removes(
     node.wait()
     tag = network_tag(NODE_ID, tmp_path / "run")
     leaks = find_leaks(tmp_path)
-    assert sum("container process" in leak for leak in leaks) >= 4  # they live on
+    assert sum("container process" in leak for leak in leaks) >= 2  # they live on
     assert any("control group" in leak for leak in leaks)
     assert len(interface_names(f"hpv{tag}")) >= 2
 

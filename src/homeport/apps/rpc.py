@@ -57,9 +57,7 @@ class AppsRpc:
             app_id=app.app_id, app_page_url=page, app_logs_url=f"{page}/logs"
         )
 
-    async def AppHeartbeat(
-        self, request: api_pb2.AppHeartbeatRequest, ctx: Context
-    ) -> Empty:
+    async def AppHeartbeat(self, request: api_pb2.AppHeartbeatRequest, ctx: Context) -> Empty:
         self._apps.heartbeat(request.app_id)
         return Empty()
 

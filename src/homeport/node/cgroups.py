@@ -19,6 +19,8 @@ from homeport.kernel.resources import Limits
 
 DEFAULT_ROOT: Final = Path("/sys/fs/cgroup")
 CONTROLLERS: Final = ("cpu", "cpuacct", "memory", "pids")
+OCI_SUFFIX: Final = ".oci"
+"""What the name of a group that an OCI runtime makes for itself ends with."""
 _MB: Final = 1024 * 1024
 _PERIOD_US: Final = 100_000
 _QUOTA_MIN_US: Final = 1_000
@@ -231,6 +233,11 @@ class CgroupProvider:
         self._v2_limits = self._v2_base is not None and not v1
         self._ready = False
 
+    @property
+    def owner(self) -> str:
+        """The name of the group that all groups of this provider are in."""
+        return self._owner
+
     def available(self) -> bool:
         """Whether groups with limits can be made."""
         return bool(self._v1_base) or self._v2_base is not None
@@ -295,9 +302,10 @@ class CgroupProvider:
         return [base / "homeport" / self._owner for base in bases]
 
     def close(self) -> None:
-        """Remove the parents if nothing is in them."""
+        """Remove the parents if nothing is in them, also those an OCI runtime made."""
         self._ready = False
-        for parent in self.parents():
+        strays = self._root.glob(f"*/homeport/{self._owner}")
+        for parent in (*self.parents(), *strays):
             for path in (parent, parent.parent):
                 with contextlib.suppress(OSError):
                     path.rmdir()

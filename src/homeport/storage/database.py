@@ -75,9 +75,7 @@ class Database:
             event.listen(self._engine, "begin", _begin_sqlite)
 
     @classmethod
-    def sqlite(
-        cls, path: Path, *, durability: Literal["process", "power"] = "process"
-    ) -> Database:
+    def sqlite(cls, path: Path, *, durability: Literal["process", "power"] = "process") -> Database:
         """The default database: one file at ``path``."""
         return cls(f"sqlite:///{path}", durability=durability)
 
@@ -96,7 +94,7 @@ class Database:
     async def start(self) -> None:
         """Bring the schema up to date and start the writer."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(migrate, self._engine, metadata)
+        await asyncio.to_thread(migrate, self._engine)
         self._thread = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._thread.start()
 

@@ -84,10 +84,17 @@ def test_a_gpu_that_no_node_has_is_refused_with_what_there_is() -> None:
 
 def test_gpus_are_matched_by_type() -> None:
     gpu_node = node(
-        "g", 2000, 8192, capacity=Resources(2000, 8192, 2), free=Resources(2000, 8192, 2),
+        "g",
+        2000,
+        8192,
+        capacity=Resources(2000, 8192, 2),
+        free=Resources(2000, 8192, 2),
         gpu_type="H100",
     )
     nodes = [node("a", 2000, 8192), gpu_node]
-    assert place(spec(gpu_type="h100", gpu_count=2), nodes, DEFAULTS) == ("g", Resources(125, 128, 2))
+    assert place(spec(gpu_type="h100", gpu_count=2), nodes, DEFAULTS) == (
+        "g",
+        Resources(125, 128, 2),
+    )
     assert place(spec(gpu_type="ANY", gpu_count=1), nodes, DEFAULTS) is not None
     assert place(spec(gpu_type="T4", gpu_count=1), nodes, DEFAULTS) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,7 @@ def sandbox_arguments(spec: ContainerSpec, root: Path, sys: Path | None, user: U
     arguments += _mounts(spec, root)
     arguments += ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]
     arguments += ["--hostname", hostname(spec)]
-    arguments += ["--chdir", _workdir(spec, root), "--clearenv"]
+    arguments += ["--chdir", working_directory(spec, root), "--clearenv"]
     for name, value in environment(spec, user).items():
         arguments += ["--setenv", name, value]
     arguments += ["--cap-drop", "ALL"]
@@ -70,15 +71,29 @@ def environment(spec: ContainerSpec, user: User) -> dict[str, str]:
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Something mounted in a container: the host's ``source``, or a tmpfs if that is empty."""
+
+    target: str
+    source: str
+    read_only: bool
+
+
+def mount_plan(spec: ContainerSpec, root: Path) -> list[Mount]:
+    """The asked mounts, outer ones first, with the image's symbolic links resolved inside it."""
+    wanted = [Mount(target, "", read_only=False) for target in spec.tmpfs]
+    wanted += [Mount(bind.target, str(bind.source), bind.read_only) for bind in spec.binds]
+    wanted.sort(key=lambda mount: mount.target.rstrip("/").count("/"))
+    return [replace(mount, target=_place(root, mount.target)) for mount in wanted]
+
+
 def _mounts(spec: ContainerSpec, root: Path) -> Iterator[str]:
-    wanted = [(target, "", True) for target in spec.tmpfs]
-    wanted += [(bind.target, str(bind.source), bind.read_only) for bind in spec.binds]
-    for target, source, read_only in sorted(wanted, key=lambda one: one[0].count("/")):
-        place = _place(root, target)
-        if not source:
-            yield from ("--perms", "1777", "--tmpfs", place)
+    for mount in mount_plan(spec, root):
+        if not mount.source:
+            yield from ("--perms", "1777", "--tmpfs", mount.target)
         else:
-            yield from ("--ro-bind" if read_only else "--bind", source, place)
+            yield from ("--ro-bind" if mount.read_only else "--bind", mount.source, mount.target)
 
 
 def _place(root: Path, target: str) -> str:
@@ -90,7 +105,7 @@ def _place(root: Path, target: str) -> str:
         os.close(fd)
 
 
-def _workdir(spec: ContainerSpec, root: Path) -> str:
+def working_directory(spec: ContainerSpec, root: Path) -> str:
     """The working directory, made if the image lacks it."""
     path = spec.workdir or "/"
     mounted = [*spec.tmpfs, *(bind.target for bind in spec.binds)]

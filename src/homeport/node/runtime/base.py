@@ -8,7 +8,7 @@ import signal
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from homeport.node.cgroups import Cgroup, CgroupProvider
+from homeport.node.cgroups import OCI_SUFFIX, Cgroup, CgroupProvider
 from homeport.node.network import Lease, NetworkProvider
 from homeport.node.runtime.container import RunningContainer
 from homeport.node.runtime.handshake import write_init
@@ -102,8 +102,8 @@ class StagedRuntime:
         """See ``launch.Tool``."""
         raise NotImplementedError
 
-    def sweep_tool(self, container_id: str) -> None:
-        """Undo what the tool itself keeps about a container whose processes are gone."""
+    def clean(self, container_id: str) -> None:
+        """See ``launch.Tool``."""
 
     async def _start(self, spec: ContainerSpec, lease: Lease) -> RunningContainer:
         launch = Launch(self._shared, self, spec, lease)
@@ -134,9 +134,11 @@ class StagedRuntime:
         """Undo everything under our run directory that no container of this process owns."""
         mine = {*self._containers, *self._starting}
         swept = self._kill_strangers(mine)
-        for name in self._cgroups.names() - mine:
-            swept.add(name)
-            self._cgroups.remove(name)
+        for name in self._cgroups.names():
+            container = name.removesuffix(OCI_SUFFIX)
+            if container not in mine:
+                swept.add(container)
+                self._cgroups.remove(name)
         for path in (self._run_dir / "containers").iterdir():
             if path.name in mine:
                 continue
@@ -146,7 +148,7 @@ class StagedRuntime:
             if record is not None:
                 remove_tree(Path(record.work))
                 remove_tree(Path(record.upper))
-            self.sweep_tool(path.name)
+            self.clean(path.name)
             directory.remove()
         self._network.sweep()
         return len(swept)

@@ -9,6 +9,7 @@ from homeport.node.cgroups import CgroupProvider
 from homeport.node.network import NetworkProvider, UnprivilegedNetwork, VethNetwork, network_tag
 from homeport.node.runtime.base import StagedRuntime
 from homeport.node.runtime.bubblewrap import BubblewrapRuntime
+from homeport.node.runtime.oci import OciRuntime
 from homeport.node.runtime.port import RuntimeUnavailableError
 
 DEFAULT = "bubblewrap"
@@ -47,4 +48,4 @@ def _make(
         return BubblewrapRuntime(run_dir, network, cgroups)
     if not root:
         raise RuntimeUnavailableError(f"the runtime {name} needs root; use bubblewrap")
-    raise RuntimeUnavailableError(f"the runtime {name} is not there")
+    return OciRuntime(name, run_dir, network, cgroups)

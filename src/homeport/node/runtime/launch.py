@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -34,6 +35,7 @@ INIT_PATH: Final = f"/proc/self/fd/{INIT_FD}"
 
 _HIGH_FD: Final = 40  # sources are moved above all targets
 _ERRORS_MAX: Final = 4096
+_END_TIMEOUT_MS: Final = 3000
 # Python ignores some signals; a container must not inherit that.
 _DEFAULT_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM)
 
@@ -66,6 +68,10 @@ class Tool(Protocol):
 
     def invocation(self, launch: Launch, keep: Keep) -> AbstractContextManager[Invocation]:
         """Prepare the root file system for the time of the block and say how to call the tool."""
+        ...
+
+    def clean(self, container_id: str) -> None:
+        """Undo what the tool itself keeps about a container; its processes are gone."""
         ...
 
 
@@ -201,6 +207,7 @@ class Launch:
         if self.cgroup is not None:
             with contextlib.suppress(CgroupError):
                 self.cgroup.remove()
+        self._tool.clean(self.spec.id)
         remove_tree(self.work)
         if self._made_upper:
             remove_tree(self.spec.upper)
@@ -208,7 +215,11 @@ class Launch:
 
 
 def _end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    """Wait for the tool, whose init is gone, to end; not for ever."""
+    fd = os.pidfd_open(pid)
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if not poller.poll(_END_TIMEOUT_MS):
         os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+    os.waitpid(pid, 0)
+    os.close(fd)

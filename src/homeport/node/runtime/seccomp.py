@@ -37,7 +37,7 @@ DENIED: Final = (
     "io_uring_setup", "io_uring_enter", "io_uring_register",
 )  # fmt: skip
 
-_NAMESPACE_FLAGS: Final = (
+NAMESPACE_FLAGS: Final = (
     0x00020000,  # CLONE_NEWNS
     0x02000000,  # CLONE_NEWCGROUP
     0x04000000,  # CLONE_NEWUTS
@@ -47,7 +47,7 @@ _NAMESPACE_FLAGS: Final = (
     0x40000000,  # CLONE_NEWNET
     0x00000080,  # CLONE_NEWTIME
 )
-_AF_VSOCK: Final = 40
+DENIED_FAMILIES: Final = (40, int(socket.AF_ALG))  # AF_VSOCK, AF_ALG
 
 
 @cache
@@ -64,11 +64,11 @@ def compiled_filter() -> bytes:
     _add_foreign_architectures(module, rules)
     for name in DENIED:
         _deny(module, rules, errno.EPERM, name)
-    for flag in _NAMESPACE_FLAGS:
+    for flag in NAMESPACE_FLAGS:
         _deny(module, rules, errno.EPERM, "clone", module.Arg(0, module.MASKED_EQ, flag, flag))
     _deny(module, rules, errno.ENOSYS, "clone3")
-    for family in (_AF_VSOCK, socket.AF_ALG):
-        _deny(module, rules, errno.EPERM, "socket", module.Arg(0, module.EQ, int(family)))
+    for family in DENIED_FAMILIES:
+        _deny(module, rules, errno.EPERM, "socket", module.Arg(0, module.EQ, family))
     fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
     with os.fdopen(fd, "w+b") as file:
         rules.export_bpf(file)

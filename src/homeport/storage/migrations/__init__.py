@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -14,7 +13,7 @@ from sqlalchemy.engine import Engine
 from homeport.kernel.errors import ConflictError
 
 
-def migrate(engine: Engine, metadata: sa.MetaData | None = None) -> None:
+def migrate(engine: Engine) -> None:
     """Bring the schema of ``engine``'s database to the newest revision.
 
     Raises ``ConflictError`` for a database that a newer Homeport wrote.
@@ -24,10 +23,6 @@ def migrate(engine: Engine, metadata: sa.MetaData | None = None) -> None:
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         known = {script.revision for script in scripts.walk_revisions()}
-        if not known and metadata is not None:  # DEV
-            metadata.create_all(connection)  # DEV
-            connection.commit()  # DEV
-            return  # DEV
         if current is not None and current not in known:
             raise ConflictError(
                 f"the database {engine.url.database} was written by a newer Homeport "

@@ -1,0 +1,228 @@
+"""Containers by an OCI runtime, ``runc`` or ``crun``: a bundle's ``config.json`` for each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final
+
+from homeport.node.cgroups import OCI_SUFFIX, CgroupProvider
+from homeport.node.network import NetworkProvider
+from homeport.node.runtime import linux
+from homeport.node.runtime.arguments import (
+    CAPABILITIES,
+    MASKED,
+    READ_ONLY,
+    environment,
+    hostname,
+    mount_plan,
+    working_directory,
+)
+from homeport.node.runtime.base import StagedRuntime
+from homeport.node.runtime.launch import (
+    FIRST_FREE_FD,
+    INIT_PATH,
+    STATUS_FD,
+    Invocation,
+    Keep,
+    Launch,
+    init_arguments,
+)
+from homeport.node.runtime.port import ContainerSpec, RuntimeUnavailableError
+from homeport.node.runtime.records import remove_tree
+from homeport.node.runtime.seccomp import DENIED, DENIED_FAMILIES, NAMESPACE_FLAGS
+from homeport.node.runtime.users import User, resolve_user
+
+_SPECIFICATION: Final = "1.0.2"
+_CLEAN_TIMEOUT_S: Final = 30
+
+
+class OciRuntime(StagedRuntime):
+    """``binary`` is ``runc`` or ``crun``; both do what ``BubblewrapRuntime`` does, a bit slower.
+
+    Limits are our own control groups, as everywhere; the tool's group (next to ours) only keeps
+    devices out.
+    """
+
+    def __init__(
+        self, binary: str, run_dir: Path, network: NetworkProvider, cgroups: CgroupProvider
+    ) -> None:
+        path = shutil.which(binary)
+        if path is None:
+            raise RuntimeUnavailableError(
+                f"there is no {binary} program; install it: apt-get install {binary}"
+            )
+        self._binary = path
+        self._name = binary
+        self._state = run_dir.absolute() / "oci"
+        self._hybrid = cgroups.layout.version == "hybrid"
+        super().__init__(run_dir, network, cgroups)
+        self._state.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def close(self) -> None:
+        await super().close()
+        remove_tree(self._state)
+
+    @contextlib.contextmanager
+    def invocation(self, launch: Launch, keep: Keep) -> Generator[Invocation]:
+        spec = launch.spec
+        with (
+            self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
+            self._stage.network(launch.lease.netns_fd),
+            self._cgroup_view(),
+        ):
+            user = resolve_user(root, spec.user)
+            config = self._config(spec, root, user)
+            bundle = launch.directory.path / "bundle"
+            bundle.mkdir(mode=0o700)
+            (bundle / "config.json").write_text(json.dumps(config))
+            preserved = FIRST_FREE_FD - STATUS_FD
+            arguments = [*self._options(), "run", "--bundle", str(bundle)]
+            arguments += ["--preserve-fds", str(preserved), self._container_name(spec.id)]
+            yield Invocation(self._binary, arguments)
+
+    def clean(self, container_id: str) -> None:
+        name = self._container_name(container_id)
+        if (self._state / name).exists():
+            subprocess.run(
+                [self._binary, *self._options(), "delete", "--force", name],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_CLEAN_TIMEOUT_S,
+                check=False,
+            )
+            remove_tree(self._state / name)
+        self._cgroups.remove(f"{container_id}{OCI_SUFFIX}")
+
+    def _options(self) -> list[str]:
+        options = ["--root", str(self._state)]
+        if self._name == "crun" and self._hybrid:
+            options.append("--cgroup-manager=disabled")
+        return options
+
+    def _container_name(self, container_id: str) -> str:
+        return f"{self._token}-{container_id}"
+
+    @contextlib.contextmanager
+    def _cgroup_view(self) -> Generator[None]:
+        """crun refuses hybrid control groups, so it does not get to see the v2 half of them.
+
+        Only this thread's own mount namespace changes.
+        """
+        if self._name == "crun" and self._hybrid:
+            with contextlib.suppress(OSError):  # done by an earlier start of this thread
+                linux.unmount("/sys/fs/cgroup/unified")
+        yield
+
+    def _config(self, spec: ContainerSpec, root: Path, user: User) -> dict[str, Any]:
+        env = environment(spec, user)
+        return {
+            "ociVersion": _SPECIFICATION,
+            "root": {"path": str(root), "readonly": False},
+            "hostname": hostname(spec),
+            "process": {
+                "terminal": False,
+                "user": {"uid": 0, "gid": 0},
+                "args": [INIT_PATH, *init_arguments(user, spec.command)],
+                "env": [f"{name}={value}" for name, value in env.items()],
+                "cwd": working_directory(spec, root),
+                "capabilities": {
+                    kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
+                },
+                "noNewPrivileges": True,
+            },
+            "mounts": [*_SYSTEM_MOUNTS, *_mounts(spec, root)],
+            "linux": {
+                "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
+                "maskedPaths": list(MASKED),
+                "readonlyPaths": list(READ_ONLY),
+                "cgroupsPath": f"/homeport/{self._cgroups.owner}/{spec.id}{OCI_SUFFIX}",
+                "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+                "seccomp": _seccomp(),
+            },
+        }
+
+
+_PLAIN: Final = ["nosuid", "noexec", "nodev"]
+
+_SYSTEM_MOUNTS: Final[list[dict[str, Any]]] = [
+    {"destination": "/proc", "type": "proc", "source": "proc", "options": _PLAIN},
+    {
+        "destination": "/dev",
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+    },
+    {
+        "destination": "/dev/pts",
+        "type": "devpts",
+        "source": "devpts",
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+    },
+    {
+        "destination": "/dev/shm",
+        "type": "tmpfs",
+        "source": "shm",
+        "options": ["nosuid", "nodev", "mode=1777"],
+    },
+    {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _PLAIN},
+    {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_PLAIN, "ro"]},
+]
+
+
+def _mounts(spec: ContainerSpec, root: Path) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = []
+    for mount in mount_plan(spec, root):
+        if mount.source:
+            access = "ro" if mount.read_only else "rw"
+            mounts.append(
+                {
+                    "destination": mount.target,
+                    "type": "bind",
+                    "source": mount.source,
+                    "options": ["rbind", "rprivate", "nosuid", "nodev", access],
+                }
+            )
+        else:
+            mounts.append(
+                {
+                    "destination": mount.target,
+                    "type": "tmpfs",
+                    "source": "tmpfs",
+                    "options": ["nosuid", "nodev", "mode=1777"],
+                }
+            )
+    return mounts
+
+
+def _seccomp() -> dict[str, Any]:
+    def refuse(names: list[str], number: int, *conditions: dict[str, Any]) -> dict[str, Any]:
+        rule: dict[str, Any] = {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": number}
+        if conditions:
+            rule["args"] = list(conditions)
+        return rule
+
+    machine = {"x86_64": ["X86_64", "X86", "X32"], "aarch64": ["AARCH64", "ARM"]}
+    rules = [refuse(list(DENIED), errno.EPERM), refuse(["clone3"], errno.ENOSYS)]
+    for flag in NAMESPACE_FLAGS:
+        condition = {"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"}
+        rules.append(refuse(["clone"], errno.EPERM, condition))
+    for family in DENIED_FAMILIES:
+        condition = {"index": 0, "value": int(family), "op": "SCMP_CMP_EQ"}
+        rules.append(refuse(["socket"], errno.EPERM, condition))
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": [f"SCMP_ARCH_{name}" for name in machine.get(os.uname().machine, [])],
+        "syscalls": rules,
+    }

@@ -1,0 +1,44 @@
+"""The revisions make exactly the tables that the features declare."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+import homeport
+from homeport.kernel.errors import ConflictError
+from homeport.storage.database import metadata
+from homeport.storage.migrations import migrate
+
+
+def _declare_all_tables() -> None:
+    for module in pkgutil.walk_packages(homeport.__path__, "homeport."):
+        if module.name.rpartition(".")[2] in ("store", "tokens"):
+            importlib.import_module(module.name)
+
+
+def test_the_revisions_agree_with_the_declared_tables(tmp_path: Path) -> None:
+    _declare_all_tables()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    migrate(engine)
+    migrate(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_a_database_of_a_newer_homeport_is_refused(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    migrate(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConflictError, match="newer Homeport"):
+        migrate(engine)
+    engine.dispose()
