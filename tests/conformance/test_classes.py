@@ -21,7 +21,6 @@ PROGRAM = "classes"
         ("parameters_all", "ab" * 7),
         ("typed", [True, [1, 2]]),
         ("parameter_pools", [True, False]),
-        ("exit_hook", "left properly"),
         ("options_none", None),
         ("options_secret", "by with_options"),
         ("options_concurrency", [True] * 4),
@@ -36,6 +35,11 @@ def test_enter_hooks_ran_once(checks: Checks) -> None:
     total, hooks = checks.value("hooks")
     assert total == 106
     assert sorted(hooks) == ["async enter", "enter"]
+
+
+def test_exit_hook_runs_at_the_end(checks: Checks) -> None:
+    assert checks.value("exit_hook") == "worked"
+    assert "left properly" in checks.completed.output
 
 
 def test_method_error(checks: Checks) -> None:
