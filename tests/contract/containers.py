@@ -109,5 +109,5 @@ async def open_box(name: str, home: Path, layer: Path) -> AsyncIterator[Box]:
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until something that needs no more help has happened."""
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)

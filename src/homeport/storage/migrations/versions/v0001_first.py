@@ -1,3 +1,4 @@
+# pyright: basic
 """The first schema."""
 
 from __future__ import annotations
