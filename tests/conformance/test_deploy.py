@@ -79,6 +79,7 @@ def versions(runner: Runner, client: Client, name: str) -> list[str]:
     return [row["version"] for row in runner.rows(client, "app", "history", name)]
 
 
+@pytest.mark.xfail(reason="AppRollback is not built yet: it answers UNIMPLEMENTED", strict=True)
 def test_redeploy_and_roll_back(runner: Runner, client: Client, name: str, called: Checks) -> None:
     deploy(runner, client, name, "two", "--tag", "second")
     assert edition(runner, client, name) == "two"

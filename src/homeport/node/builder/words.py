@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_WORD = re.compile(r"""(?:\\.|"(?:\\.|[^"\\])*"|'[^']*'|\S)+""", re.DOTALL)
 
 
 class WordsError(ValueError):
@@ -134,7 +135,7 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 
 def raw_words(text: str) -> list[str]:
     """Split at blanks outside quotes, keeping quotes and variables as written."""
-    return re.findall(r"""(?:\\.|"(?:\\.|[^"\\])*"|'[^']*'|[^\s"'\\])+""", text, re.DOTALL)
+    return _WORD.findall(text)
 
 
 def assignments(text: str, variables: Mapping[str, str]) -> dict[str, str]:
