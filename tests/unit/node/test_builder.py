@@ -56,9 +56,7 @@ def test_run_gets_shell_environment_directory_and_user(tmp_path: Path) -> None:
 
 def test_secrets_and_arguments_are_not_in_the_image(tmp_path: Path) -> None:
     async def check(shop: Workshop) -> None:
-        outcome = await shop.build(
-            "FROM base\nARG X=1\nRUN one\n", secret_env={"TOKEN": "s3"}
-        )
+        outcome = await shop.build("FROM base\nARG X=1\nRUN one\n", secret_env={"TOKEN": "s3"})
         assert outcome.config.env == {"A": "1"}
 
     run(tmp_path, check)
@@ -245,7 +243,9 @@ def test_entrypoint_resets_an_inherited_command_only(tmp_path: Path) -> None:
 
 def test_from_scratch_has_no_layers(tmp_path: Path) -> None:
     async def check(shop: Workshop) -> None:
-        outcome = await shop.build("FROM scratch\nCOPY a /a\n", context_files=[BuildFile("a", b"x")])
+        outcome = await shop.build(
+            "FROM scratch\nCOPY a /a\n", context_files=[BuildFile("a", b"x")]
+        )
         assert len(outcome.layers) == 1
         assert outcome.python_version == ""
 
@@ -332,7 +332,10 @@ def _context(shop: Workshop, tmp_path: Path) -> str:
         ("COPY one.txt /etc", ["etc/one.txt"]),
         ("COPY *.txt /t/", ["t/one.txt", "t/two.txt"]),
         ("COPY ap?/*.py /t/", ["t/main.py"]),
-        ('COPY ["one.txt", "two.txt", "/with blank/"]', ["with blank/one.txt", "with blank/two.txt"]),
+        (
+            'COPY ["one.txt", "two.txt", "/with blank/"]',
+            ["with blank/one.txt", "with blank/two.txt"],
+        ),
         ("COPY o*.txt $A/", ["srv/1/one.txt"]),
         ("ADD one.txt /a", ["a"]),
     ],
