@@ -14,6 +14,7 @@ from homeport.node.builder import words
 from homeport.node.builder.copying import CopyPlan, owner_of
 from homeport.node.builder.dockerfile import Instruction
 from homeport.node.builder.errors import BuildError
+from homeport.node.builder.merged import MergedView
 from homeport.node.builder.steps import LayerMaker, RunStep
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -233,7 +234,7 @@ class Stage:
         ends_open = path.endswith(("/", "/.")) or path == "."
         return normal + "/" if ends_open and normal != "/" else normal
 
-    def _view(self):
+    def _view(self) -> MergedView:
         return self._maker.view(self.layers)
 
 

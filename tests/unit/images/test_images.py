@@ -1,0 +1,421 @@
+"""Images: identity by content, one build for all who ask, builds followed to their end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modal_proto import api_pb2
+
+from homeport.images import wire
+from homeport.images.live import LOG_ENTRIES_MAX, LiveBuild
+from homeport.images.model import ContextFile, ImageRecord, ImageRequest, ImageStatus
+from homeport.images.service import BuildEvent, ImageService
+from homeport.images.store import ImageStore
+from homeport.kernel.errors import (
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnimplementedError,
+)
+from homeport.link.messages import BuildFinished, BuildImage, ImageConfig, LogEntry
+from homeport.storage.database import Database
+
+
+@dataclass
+class FakeBuilder:
+    """Builds when told to; keeps what it was asked for."""
+
+    messages: list[BuildImage] = field(default_factory=list[BuildImage])
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    error: str = ""
+    broken: Exception | None = None
+    say: Callable[[list[LogEntry]], None] = lambda entries: None
+
+    async def build(
+        self, message: BuildImage, on_log: Callable[[list[LogEntry]], None]
+    ) -> BuildFinished:
+        self.messages.append(message)
+        self.say = on_log
+        await self.go.wait()
+        if self.broken is not None:
+            raise self.broken
+        layers = [f"layer-{len(self.messages)}"]
+        config = ImageConfig(workdir="/srv")
+        return BuildFinished(
+            0, message.build_id, self.error, layers, config, "Python 3.11.7 (x)", "glibc 2"
+        )
+
+
+class Studio:
+    """The service over a real database."""
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database.sqlite(path / "homeport.db")
+        self.builder = FakeBuilder()
+        self.secrets: dict[str, dict[str, str]] = {}
+        self.mounts: dict[str, str] = {}
+        self.service = self._new()
+
+    def _new(self) -> ImageService:
+        return ImageService(
+            ImageStore(self.database),
+            self.builder,
+            mount_digest=self._digest,
+            secret_env=self._env,
+        )
+
+    async def restart(self) -> None:
+        """As after a crash: what was in memory is gone."""
+        await self.service.stop()
+        self.builder = FakeBuilder()
+        self.service = self._new()
+        await self.service.start()
+
+    async def _digest(self, mount_id: str) -> str:
+        return self.mounts[mount_id]
+
+    async def _env(self, secret_ids: Sequence[str]) -> dict[str, str]:
+        return {k: v for secret_id in secret_ids for k, v in self.secrets[secret_id].items()}
+
+    async def ask(self, *lines: str, **changes: Any) -> ImageRecord:
+        values: dict[str, Any] = {
+            "dockerfile": list(lines or ("FROM python:3.11-slim",)),
+            "bases": [],
+            "context_files": [],
+            "context_mount_id": "",
+            "build_args": {},
+            "secret_ids": [],
+            "builder_version": "2025.06",
+            "app_id": "ap-1",
+        }
+        return await self.service.get_or_create(ImageRequest(**{**values, **changes}))
+
+    async def built(self, *lines: str, **changes: Any) -> ImageRecord:
+        """An image, once its build has ended."""
+        self.builder.go.set()
+        record = await self.ask(*lines, **changes)
+        events = await self.follow(record.image_id)
+        outcome = events[-1].outcome
+        assert outcome is not None
+        return outcome
+
+    async def follow(self, image_id: str, **changes: Any) -> list[BuildEvent]:
+        values: dict[str, Any] = {"timeout_s": 30.0, **changes}
+        return [event async for event in self.service.follow(image_id, **values)]
+
+
+@asynccontextmanager
+async def _open(path: Path) -> AsyncIterator[Studio]:
+    studio = Studio(path)
+    await studio.database.start()
+    await studio.service.start()
+    try:
+        yield studio
+    finally:
+        await studio.service.stop()
+        await studio.database.stop()
+
+
+def run(path: Path, check: Callable[[Studio], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with _open(path) as studio:
+            await check(studio)
+
+    asyncio.run(main())
+
+
+def entry(text: str) -> LogEntry:
+    return LogEntry(1, 5, text)
+
+
+def test_a_built_image_is_not_built_again(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        built = await studio.built()
+        again = await studio.ask(app_id="ap-2")
+        assert again == built
+        assert again.python_version == "3.11.7"
+        assert again.layers == ["layer-1"]
+        assert len(studio.builder.messages) == 1
+        assert studio.service.get(built.image_id).config.workdir == "/srv"
+
+    run(tmp_path, check)
+
+
+def test_everything_in_the_recipe_counts(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        base = await studio.built()
+        studio.mounts = {"mo-1": "digest"}
+        studio.secrets = {"st-1": {"A": "1"}}
+        variants: list[dict[str, Any]] = [
+            {},
+            {"bases": [("base", base.image_id)]},
+            {"context_files": [ContextFile("/a", b"1")]},
+            {"context_files": [ContextFile("/a", b"2")]},
+            {"context_mount_id": "mo-1"},
+            {"build_args": {"X": "1"}},
+            {"secret_ids": ["st-1"]},
+            {"builder_version": "2026.10"},
+        ]
+        found = {(await studio.ask("FROM base", **v)).image_id for v in variants}
+        assert len(found) == len(variants)
+
+    run(tmp_path, check)
+
+
+def test_ids_of_secrets_and_mounts_do_not_count(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        studio.mounts = {"mo-1": "d", "mo-2": "d", "mo-3": "e"}
+        studio.secrets = {"st-1": {"A": "1"}, "st-2": {"A": "1"}, "st-3": {"A": "2"}}
+        first = await studio.ask(context_mount_id="mo-1", secret_ids=["st-1"])
+        same = await studio.ask(context_mount_id="mo-2", secret_ids=["st-2"])
+        assert same.image_id == first.image_id
+        for changes in ({"context_mount_id": "mo-3"}, {"secret_ids": ["st-3"]}):
+            other = await studio.ask(
+                **{"context_mount_id": "mo-1", "secret_ids": ["st-1"], **changes}
+            )
+            assert other.image_id != first.image_id
+        studio.builder.go.set()
+        await studio.follow(first.image_id)
+        message = studio.builder.messages[0]
+        assert (message.context_mount, message.secret_env) == ("d", {"A": "1"})
+
+    run(tmp_path, check)
+
+
+def test_many_who_ask_at_once_share_one_build(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        records = await asyncio.gather(*(studio.ask(app_id=f"ap-{n}") for n in range(5)))
+        assert len({record.image_id for record in records}) == 1
+        assert all(record.status is ImageStatus.BUILDING for record in records)
+        followers = [asyncio.create_task(studio.follow(records[0].image_id)) for _ in range(3)]
+        studio.builder.go.set()
+        for events in await asyncio.gather(*followers):
+            assert [event.outcome is not None for event in events] == [True]
+        assert len(studio.builder.messages) == 1
+
+    run(tmp_path, check)
+
+
+def test_a_follower_sees_all_output_and_then_the_end(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        record = await studio.ask()
+        await asyncio.sleep(0)
+        studio.builder.say([entry("one"), entry("two")])
+        seen: list[BuildEvent] = []
+        async for event in studio.service.follow(record.image_id, timeout_s=30):
+            seen.append(event)
+            if len(seen) == 1:
+                studio.builder.say([entry("three")])
+                studio.builder.go.set()
+        assert [e.data for event in seen for e in event.entries] == ["one", "two", "three"]
+        assert [event.outcome is not None for event in seen][-1]
+        assert sum(event.outcome is not None for event in seen) == 1
+
+    run(tmp_path, check)
+
+
+def test_a_follower_whose_time_is_up_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        record = await studio.ask()
+        await asyncio.sleep(0)
+        studio.builder.say([entry("one")])
+        events = await studio.follow(record.image_id, timeout_s=0)
+        assert [event.outcome for event in events] == [None]
+        cursor = events[-1].entry_id
+        studio.builder.say([entry("two")])
+        studio.builder.go.set()
+        rest = await studio.follow(record.image_id, last_entry_id=cursor)
+        assert [e.data for event in rest for e in event.entries] == ["two"]
+        # the build has ended: the same cursor still works, from the record
+        late = await studio.follow(record.image_id, last_entry_id=cursor)
+        assert [e.data for event in late for e in event.entries] == ["two"]
+        assert late[-1].outcome is not None
+
+    run(tmp_path, check)
+
+
+def test_output_of_a_finished_build_comes_when_asked_for(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        record = await studio.ask()
+        await asyncio.sleep(0)
+        studio.builder.say([entry("one")])
+        studio.builder.go.set()
+        await studio.follow(record.image_id)
+        without = await studio.follow(record.image_id)
+        assert [event.entries for event in without] == [[]]
+        await studio.restart()
+        events = await studio.follow(record.image_id, with_finished_log=True)
+        assert [e.data for event in events for e in event.entries] == ["one"]
+        assert events[-1].outcome is not None
+
+    run(tmp_path, check)
+
+
+def test_a_failure_is_told_to_followers_and_forgotten_when_asked_again(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        studio.builder.error = "RUN false failed"
+        failed = await studio.built()
+        assert (failed.status, failed.error) == (ImageStatus.FAILED, "RUN false failed")
+        late = await studio.follow(failed.image_id)
+        assert late[-1].outcome == failed
+        with pytest.raises(InvalidError, match="RUN false failed"):
+            studio.service.get(failed.image_id)
+        studio.builder.error = ""
+        assert (await studio.built()).status is ImageStatus.SUCCEEDED
+        assert len(studio.builder.messages) == 2
+
+    run(tmp_path, check)
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [(UnavailableError("no node is there"), "no node is there"), (ValueError("x"), "ValueError")],
+)
+def test_a_builder_that_breaks_fails_the_build(
+    tmp_path: Path, problem: Exception, words: str
+) -> None:
+    async def check(studio: Studio) -> None:
+        studio.builder.broken = problem
+        record = await studio.built()
+        assert record.status is ImageStatus.FAILED
+        assert words in record.error
+
+    run(tmp_path, check)
+
+
+def test_a_build_that_a_crash_interrupted_starts_again(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        studio.secrets = {"st-1": {"A": "1"}}
+        record = await studio.ask(secret_ids=["st-1"])
+        await asyncio.sleep(0)
+        await studio.restart()
+        studio.builder.go.set()
+        events = await studio.follow(record.image_id, last_entry_id=f"{record.build_id}:7")
+        assert events[-1].outcome is not None
+        assert events[-1].outcome.status is ImageStatus.SUCCEEDED
+        assert studio.builder.messages[0].secret_env == {"A": "1"}
+
+    run(tmp_path, check)
+
+
+def test_images_survive_a_restart(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        built = await studio.built()
+        await studio.restart()
+        assert studio.service.get(built.image_id) == built
+
+    run(tmp_path, check)
+
+
+def test_force_build_rebuilds_once_per_app_and_keeps_the_old_build_usable(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        old = await studio.built()
+        studio.builder.go.clear()
+        forced = await studio.ask(app_id="ap-2", force_build=True)
+        assert forced.image_id == old.image_id
+        assert studio.service.get(old.image_id).layers == ["layer-1"]
+        studio.builder.go.set()
+        await studio.follow(old.image_id)
+        assert studio.service.get(old.image_id).layers == ["layer-2"]
+        assert studio.builder.messages[1].no_cache
+        await studio.ask(app_id="ap-2", force_build=True)
+        assert len(studio.builder.messages) == 2
+        assert (await studio.ask()).layers == ["layer-2"]
+
+    run(tmp_path, check)
+
+
+def test_ignore_cache_builds_aside(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        built = await studio.built()
+        aside = await studio.built(app_id="ap-2", ignore_cache=True)
+        again = await studio.ask(app_id="ap-2", ignore_cache=True)
+        assert aside.image_id == again.image_id != built.image_id
+        assert studio.service.get(built.image_id).layers == ["layer-1"]
+        assert len(studio.builder.messages) == 2
+
+    run(tmp_path, check)
+
+
+def test_a_base_must_have_been_built(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        with pytest.raises(InvalidError, match="has not been built"):
+            await studio.ask("FROM base", bases=[("base", "im-none")])
+        base = await studio.built()
+        top = await studio.built("FROM base", bases=[("base", base.image_id)])
+        assert studio.builder.messages[1].bases["base"] == (base.layers, base.config)
+        chain = studio.service.chain(top.image_id)
+        assert [record.image_id for record in chain] == [base.image_id, top.image_id]
+
+    run(tmp_path, check)
+
+
+def test_unknown_images(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        with pytest.raises(NotFoundError):
+            studio.service.get("im-none")
+        with pytest.raises(NotFoundError):
+            await studio.follow("im-none")
+        with pytest.raises(InvalidError, match="no Dockerfile"):
+            await studio.ask(dockerfile=[])
+
+    run(tmp_path, check)
+
+
+def test_the_log_of_a_build_is_bounded() -> None:
+    live = LiveBuild("im-1", "bd-1")
+    for number in range(LOG_ENTRIES_MAX + 10):
+        live.append([entry(str(number))])
+    entries, end = live.after(0)
+    assert len(entries) == LOG_ENTRIES_MAX
+    assert entries[0].data == "10"
+    assert end == LOG_ENTRIES_MAX + 10
+    assert [e.data for e in live.after(end - 1)[0]] == [str(end - 1)]
+
+
+def test_what_clients_are_told(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        pending = wire.created(await studio.ask())
+        assert pending.result.status == 0
+        assert not pending.HasField("metadata")
+        built = await studio.built()
+        done = wire.created(built)
+        assert done.result.status == api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+        assert done.metadata.python_version_info == "Python 3.11.7 (x)"
+        assert done.metadata.workdir == "/srv"
+        assert done.metadata.image_builder_version == "2025.06"
+        end = wire.joined(BuildEvent(outcome=built))
+        assert end.eof
+        assert end.metadata == done.metadata
+        output = wire.joined(BuildEvent("x:1", [LogEntry(2, 5, "text")]))
+        assert (output.entry_id, output.task_logs[0].data) == ("x:1", "text")
+        assert output.task_logs[0].file_descriptor == api_pb2.FILE_DESCRIPTOR_STDERR
+        assert output.result.status == 0
+        assert wire.build_step(built).started_at.seconds > 0
+
+    run(tmp_path, check)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (api_pb2.ImageGetOrCreateRequest(build_function_id="fu-1"), "run_function"),
+        (
+            api_pb2.ImageGetOrCreateRequest(
+                image=api_pb2.Image(volume_mounts=[api_pb2.VolumeMount(volume_id="vo-1")])
+            ),
+            "volumes",
+        ),
+    ],
+)
+def test_what_cannot_be_built_yet_is_named(
+    request_: api_pb2.ImageGetOrCreateRequest, words: str
+) -> None:
+    with pytest.raises(UnimplementedError, match=words):
+        wire.image_request(request_)
