@@ -24,7 +24,12 @@ from homeport.images.model import (
 from homeport.images.store import ImageStore
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock, SystemClock
-from homeport.kernel.errors import HomeportError, InvalidError, NotFoundError
+from homeport.kernel.errors import (
+    HomeportError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildFile, BuildFinished, BuildImage, ImageConfig, LogEntry
 
@@ -32,6 +37,10 @@ log = structlog.get_logger(__name__)
 
 BUILD_TIMEOUT_S: Final = 2 * 3600.0
 """Longest build: beyond it something hangs (an instruction that waits for a terminal, a mirror)."""
+NODE_WAIT_S: Final = 30.0
+"""A restarted node is back well within it."""
+_NODE_RETRY_S: Final = 1.0
+"""Between two tries to find a node: nodes say nothing to images when they come."""
 _MESSAGE_ENTRIES_MAX: Final = 500
 _FORCED_MAX: Final = 4_096
 
@@ -60,7 +69,7 @@ class ImageService:
     """Images of the installation.
 
     ``mount_digest`` maps a mount id to its content's digest, ``secret_env`` secret ids to their
-    variables; ``log_sink`` also gets all build output.
+    variables; ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class ImageService:
         secret_env: Callable[[Sequence[str]], Awaitable[dict[str, str]]],
         clock: Clock | None = None,
         log_sink: LogSink | None = None,
+        node_wait_s: float = NODE_WAIT_S,
     ) -> None:
         self._store = store
         self._builder = builder
@@ -79,6 +89,7 @@ class ImageService:
         self._secret_env = secret_env
         self._clock = clock or SystemClock()
         self._log_sink = log_sink
+        self._node_wait_s = node_wait_s
         self._records: dict[str, ImageRecord] = {}
         self._live: dict[str, LiveBuild] = {}
         self._forced: dict[tuple[str, str], None] = {}
@@ -253,7 +264,7 @@ class ImageService:
     ) -> None:
         try:
             message = self._message(record, env, no_cache)
-            finished = await self._builder.build(message, live.append)
+            finished = await self._build(message, live)
             outcome = self._outcome(record, finished)
         except asyncio.CancelledError:
             self._live.pop(record.image_id, None)
@@ -264,6 +275,26 @@ class ImageService:
             log.exception("an image build broke", image=record.image_id)
             outcome = self._failed(record, f"the build broke: {type(error).__name__}: {error}")
         await self._conclude(live, outcome)
+
+    async def _build(self, message: BuildImage, live: LiveBuild) -> BuildFinished:
+        """Have it built; a node that restarts, or has not come back yet, is waited for."""
+        deadline = self._clock.monotonic() + self._node_wait_s
+        said = ""
+        while True:
+            began = self._clock.monotonic()
+            try:
+                return await self._builder.build(message, live.append)
+            except UnavailableError as error:
+                now = self._clock.monotonic()
+                if now - began > _NODE_RETRY_S:  # it was built for a while: the wait starts now
+                    deadline = now + self._node_wait_s
+                if now >= deadline:
+                    raise
+                text = f"{error.message}; waiting for a node\n"
+                if text != said:
+                    live.append([LogEntry(3, time.time_ns(), text)])
+                    said = text
+                await asyncio.sleep(_NODE_RETRY_S)
 
     async def _conclude(self, live: LiveBuild, outcome: ImageRecord) -> None:
         try:

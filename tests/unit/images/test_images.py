@@ -55,6 +55,8 @@ class FakeBuilder:
 class Studio:
     """The service over a real database."""
 
+    node_wait_s = 0.0
+
     def __init__(self, path: Path) -> None:
         self.database = Database.sqlite(path / "homeport.db")
         self.builder = FakeBuilder()
@@ -68,6 +70,7 @@ class Studio:
             self.builder,
             mount_digest=self._digest,
             secret_env=self._env,
+            node_wait_s=self.node_wait_s,
         )
 
     async def restart(self) -> None:
@@ -285,6 +288,28 @@ def test_a_builder_that_breaks_fails_the_build(
         record = await studio.built()
         assert record.status is ImageStatus.FAILED
         assert words in record.error
+
+    run(tmp_path, check)
+
+
+def test_a_node_that_went_away_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("homeport.images.service._NODE_RETRY_S", 0.0)
+    monkeypatch.setattr(Studio, "node_wait_s", 30.0)
+
+    async def check(studio: Studio) -> None:
+        studio.builder.broken = UnavailableError("the node is gone")
+        record = await studio.ask()
+        studio.builder.go.set()
+        while len(studio.builder.messages) < 3:
+            await asyncio.sleep(0)
+        studio.builder.broken = None
+        events = await studio.follow(record.image_id)
+        assert events[-1].outcome is not None
+        assert events[-1].outcome.status is ImageStatus.SUCCEEDED
+        assert "the node is gone; waiting for a node" in events[0].entries[0].data
+        assert len({message.build_id for message in studio.builder.messages}) == 1
 
     run(tmp_path, check)
 

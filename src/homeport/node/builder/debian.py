@@ -173,7 +173,12 @@ async def ensure_mmdebstrap(emit: Emit) -> str:
     path = shutil.which("mmdebstrap")
     if path is None and os.geteuid() == 0 and shutil.which("apt-get"):
         emit([entry("=> Installing mmdebstrap with apt-get, once on this machine\n")])
-        await _run(["apt-get", "install", "-y", "mmdebstrap"], emit, timeout_s=600)
+        install = ["apt-get", "install", "-y", "mmdebstrap"]
+        try:
+            await _run(install, emit, timeout_s=600)
+        except BuildError:  # its package lists may be missing or old
+            await _run(["apt-get", "update"], emit, timeout_s=600)
+            await _run(install, emit, timeout_s=600)
         path = shutil.which("mmdebstrap")
     if path is None:
         raise BuildError(

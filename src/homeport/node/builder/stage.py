@@ -7,8 +7,6 @@ import posixpath
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from homeport.link.messages import ImageConfig
 from homeport.node.builder import words
 from homeport.node.builder.copying import CopyPlan, owner_of
@@ -236,11 +234,6 @@ class Stage:
 
     def _view(self) -> MergedView:
         return self._maker.view(self.layers)
-
-
-def config_digest(config: ImageConfig) -> bytes:
-    """Bytes that are the same for the same configuration."""
-    return msgspec.json.encode(config, order="sorted")
 
 
 def _run_network(instruction: Instruction) -> str:

@@ -198,7 +198,7 @@ class LayerMaker:
                 env=env,
                 workdir=step.workdir,
                 user=step.user,
-                hostname="buildkitsandbox",
+                hostname="build",
                 limits=self.limits,
                 binds=binds,
                 network=step.network or self.tools.network,
