@@ -274,6 +274,7 @@ class Server:
         await self._housekeeping.stop()
         await self._scheduler.stop()
         await self._calls.stop()
+        await self._images.stop()
         await self._grpc.stop(STOP_GRACE_S)
         await self._registry.stop()
         await self._nodes.stop()
