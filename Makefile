@@ -20,9 +20,7 @@ TESTS := tests/unit \
 	--ignore tests/unit/node/test_link.py \
 	--ignore tests/unit/node/test_container_rpc.py \
 	--ignore tests/unit/node/test_prepare.py \
-	--ignore tests/unit/node/test_builder.py --ignore tests/unit/node/test_builder_containers.py \
-	--ignore tests/unit/node/test_builder_parts.py --ignore tests/unit/images \
-	--ignore tests/unit/mounts/test_global_mounts.py \
+	--ignore tests/unit/node/test_builder_containers.py \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py
 
