@@ -16,11 +16,6 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 
 # The suites that are known to pass; the others are being brought up one by one (pytest runs all).
 TESTS := tests/unit \
-	--ignore tests/unit/cli \
-	--ignore tests/unit/node/test_link.py \
-	--ignore tests/unit/node/test_container_rpc.py \
-	--ignore tests/unit/node/test_prepare.py \
-	--ignore tests/unit/node/test_builder_containers.py \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py
 

@@ -85,3 +85,13 @@ def test_tables_are_touched_by_their_store_alone() -> None:
         and name.startswith("homeport.")
     ]
     assert strangers == []
+
+
+def test_timeouts_do_not_swallow_cancellations() -> None:
+    """``asyncio.wait_for`` of Python 3.11 loses a cancellation that meets a finished awaitable."""
+    offenders = [
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if "asyncio.wait_for(" in path.read_text()
+    ]
+    assert offenders == []

@@ -103,7 +103,8 @@ class BytecodeStore:
         )
         container = await runtime.start(spec)
         try:
-            ended = await asyncio.wait_for(container.wait(), COMPILE_TIMEOUT_S)
+            async with asyncio.timeout(COMPILE_TIMEOUT_S):
+                ended = await container.wait()
         finally:
             await container.remove(keep_upper=True)
         if ended.returncode:

@@ -164,7 +164,8 @@ class NodeLink:
         wire = await self._connect(on_message, on_close)
         try:
             wire.send(handler.hello())
-            welcome = await asyncio.wait_for(first, WELCOME_TIMEOUT_S)
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                welcome = await first
             log.info("linked to the server", server_id=welcome.server_id)
             await self._ping_until(closed, wire, welcome.heartbeat_s)
             return True
@@ -192,7 +193,8 @@ class NodeLink:
             with contextlib.suppress(LinkClosedError):
                 wire.send(Ping(os.getloadavg()[0]))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(closed.wait(), max(every_s, 0.05))
+                async with asyncio.timeout(max(every_s, 0.05)):
+                    await closed.wait()
 
     def _lost(self, wire: Wire) -> None:
         if self._wire is not wire:
@@ -253,7 +255,8 @@ class NodeLink:
     async def acknowledged(self, timeout_s: float) -> bool:
         """Wait until everything kept is acknowledged; whether it was within ``timeout_s``."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
         return not self._outbox
 
     @property
@@ -356,7 +359,8 @@ class NodeLink:
         if self._up.is_set():
             return
         try:
-            await asyncio.wait_for(self._up.wait(), RPC_HOLD_S)
+            async with asyncio.timeout(RPC_HOLD_S):
+                await self._up.wait()
         except TimeoutError:
             sentence = f"the server has been out of reach for {RPC_HOLD_S:g} s; try again"
             raise StatusError(UNAVAILABLE, sentence) from None

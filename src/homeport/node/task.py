@@ -355,7 +355,8 @@ class Task:
                 await self._inputs_wake.wait()
             else:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._inputs_wake.wait(), answer)
+                    async with asyncio.timeout(answer):
+                        await self._inputs_wake.wait()
 
     def _granted(self, grant: Grant) -> None:
         if self._attributes and grant.items:
@@ -376,7 +377,8 @@ class Task:
             if left <= 0 and until <= self._clock.monotonic():
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._cancels_wake.wait(), max(left, 0.0))
+                async with asyncio.timeout(max(left, 0.0)):
+                    await self._cancels_wake.wait()
         return ids
 
     def put_outputs(self, items: list[OutputItem]) -> None:

@@ -303,7 +303,8 @@ async def _run(command: list[str], emit: Emit, *, timeout_s: float) -> None:
         if process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), 10)
+                async with asyncio.timeout(10):
+                    await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()
