@@ -17,7 +17,6 @@ CLI_MAY_IMPORT = (
     "homeport.cli",
     "homeport.kernel",
     "homeport.settings",
-    "homeport.node.probe",
     "homeport.workspace.credentials",
 )
 

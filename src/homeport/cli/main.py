@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from homeport import __version__, settings
 from homeport.cli import client_env, doctor, instance, official, up
@@ -180,13 +181,13 @@ def env_command(ctx: click.Context, home: Path | None, as_json: bool, shell: str
 
 @cli.command("doctor")
 @_home_option
-@click.option("--json", "as_json", is_flag=True, help="As a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="As a JSON array.")
 @click.pass_context
 def doctor_command(ctx: click.Context, home: Path | None, as_json: bool) -> None:
     """Check what this machine can run, and say how to mend what it cannot."""
-    text, can_run = doctor.examine(_load(ctx, home), as_json=as_json)
-    click.echo(text)
-    if not can_run:
+    checks = doctor.examine(_load(ctx, home))
+    click.echo(json.dumps(msgspec.to_builtins(checks)) if as_json else doctor.render(checks))
+    if not doctor.can_run(checks):
         ctx.exit(1)
 
 

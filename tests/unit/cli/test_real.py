@@ -120,3 +120,21 @@ def test_a_database_of_a_later_release_is_said_in_one_sentence(home: Home) -> No
     assert done.returncode == 1
     assert "was written by a newer Homeport" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_doctor_checks_this_machine(home: Home) -> None:
+    done = home.run("doctor")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith("\nFunction containers can run on this machine.\n")
+    checks = json.loads(home.run("doctor", "--json").stdout)
+    assert "container" in [check["name"] for check in checks]
+    assert not home.folder.exists()
+
+
+def test_doctor_exits_1_when_containers_cannot_run(home: Home) -> None:
+    home.folder.mkdir()
+    (home.folder / "homeport.toml").write_text("default_runtime = 'lxc'\n")
+    done = home.run("doctor")
+    assert done.returncode == 1
+    assert "✗ container" in done.stdout
+    assert "cannot run on this machine" in done.stdout

@@ -1,0 +1,262 @@
+"""What this machine can run: the checks behind ``homeport doctor``.
+
+The last one starts a real container, with limits and a network, on a root made of the machine's own
+programs: what a list of requirements would overlook shows there. ``python -m homeport.node.probe
+HOME [RUNTIME]`` prints the checks as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from homeport.kernel.resources import Limits
+from homeport.node.agent import capacity
+from homeport.node.builder.debian import KEYRING
+from homeport.node.builder.pythons import host_pythons
+from homeport.node.cgroups import CgroupError, Layout, detect
+from homeport.node.leaks import find_leaks
+from homeport.node.runtime.create import DEFAULT, NAMES, create_runtime
+from homeport.node.runtime.handshake import init_program
+from homeport.node.runtime.port import (
+    Bind,
+    ContainerSpec,
+    ContainerStartError,
+    RuntimeUnavailableError,
+)
+
+DISK_FREE_MIN_BYTES = 5 * 1024**3
+"""Below that a warning: a Debian base, a Python and a few packages are about one GiB."""
+_HOST_FOLDERS = ("usr", "bin", "lib", "lib64")
+_PROGRAM = "/bin/true"
+_NODE_ID = "no-probe"
+
+State = Literal["ok", "warning", "failed"]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing looked at. ``failed`` = function containers cannot run before it is mended.
+
+    ``found`` says what is so, ``fix`` what to do about it (empty if nothing).
+    """
+
+    name: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+async def probe(home: Path, runtime: str = "") -> list[Check]:
+    """All checks for a node of ``home`` with this runtime (empty = the default one)."""
+    checks = [*system_checks(), control_groups(detect()), disk(home)]
+    left = left_overs(home)
+    if left is not None:
+        checks.append(left)
+    checks += [runtimes(), bases(), await pythons()]
+    if all(check.state != "failed" for check in checks):
+        checks.append(await container(home, runtime))
+    return checks
+
+
+def system_checks() -> list[Check]:
+    """Operating system, machine, user, size."""
+    system = os.uname()
+    checks = [Check("system", "ok", f"{system.sysname} {system.release} on {system.machine}")]
+    if system.sysname != "Linux":
+        return [
+            Check("system", "failed", system.sysname, "run Homeport on Linux (a machine or a VM)")
+        ]
+    try:
+        init_program()
+    except RuntimeUnavailableError as error:
+        checks = [Check("system", "failed", str(error), "use an x86-64 or arm64 machine")]
+    if os.geteuid() == 0:
+        checks.append(Check("user", "ok", "root"))
+    else:
+        checks.append(
+            Check(
+                "user",
+                "failed",
+                f"user id {os.geteuid()}: containers need root on this machine",
+                "run homeport as root, e.g. with sudo -E",
+            )
+        )
+    size = capacity()
+    cores, memory = size.milli_cpu // 1000, size.memory_mb / 1024
+    return [*checks, Check("capacity", "ok", f"{cores} CPUs and {memory:.1f} GiB for containers")]
+
+
+def control_groups(layout: Layout) -> Check:
+    """Whether memory, CPU and processes of a container can be limited."""
+    missing = layout.missing()
+    if not missing:
+        return Check("limits", "ok", f"control groups {layout.version}")
+    return Check(
+        "limits",
+        "failed",
+        f"control groups {layout.version} without {', '.join(missing)}",
+        "mount /sys/fs/cgroup (cgroup2) with these controllers; in a container or chroot, "
+        "give it the host's",
+    )
+
+
+def disk(home: Path) -> Check:
+    """Room where the home is, or will be."""
+    place = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / 1024**3:.0f} GiB free in {place}"
+    if free < DISK_FREE_MIN_BYTES:
+        return Check("disk", "warning", found, "images need room: choose another home with --home")
+    return Check("disk", "ok", found)
+
+
+def left_overs(home: Path) -> Check | None:
+    """What a crash left; ``None`` while Homeport runs in this home."""
+    found = find_leaks(home)
+    if any(line.startswith("process ") for line in found):
+        return None
+    if not found:
+        return Check("left-overs", "ok", "none")
+    return Check(
+        "left-overs",
+        "warning",
+        f"{len(found)} of an earlier run, the first: {found[0]}",
+        "the next homeport up removes them",
+    )
+
+
+def runtimes() -> Check:
+    """Which isolation tools are here."""
+    others = [name for name in NAMES if name != DEFAULT and shutil.which(name)]
+    found = f"{DEFAULT} (default)" + "".join(f", {name}" for name in others)
+    return Check("runtimes", "ok", found)
+
+
+def bases() -> Check:
+    """Whether Debian based images can be made."""
+    if shutil.which("mmdebstrap") is None:
+        if os.geteuid() == 0 and shutil.which("apt-get"):
+            found = "mmdebstrap is not installed; the first image build does that with apt-get"
+            return Check("base images", "ok", found)
+        return Check(
+            "base images",
+            "warning",
+            "mmdebstrap is not installed: no Debian based image can be made",
+            "install your distribution's package mmdebstrap",
+        )
+    if not KEYRING.exists():
+        return Check(
+            "base images",
+            "warning",
+            f"mmdebstrap without {KEYRING}",
+            "install the package debian-archive-keyring",
+        )
+    return Check("base images", "ok", "mmdebstrap")
+
+
+async def pythons() -> Check:
+    """CPythons that images can be given. Others come from Debian or are downloaded by uv."""
+    found = [python.version for python in await host_pythons()]
+    text = ", ".join(found) if found else "none on this machine; from Debian, or downloaded by uv"
+    return Check("image Pythons", "ok", text)
+
+
+async def container(home: Path, runtime: str) -> Check:
+    """Start a container as a function's is started and let it end."""
+    name = runtime or DEFAULT
+    try:
+        async with _trial_folder(home) as folder:
+            seconds, code = await _run_container(folder, runtime)
+    except (RuntimeUnavailableError, ContainerStartError, CgroupError) as error:
+        return Check("container", "failed", f"{name}: {error}", _fix(error))
+    except OSError as error:
+        return Check("container", "failed", f"{name}: {error}", _fix(error))
+    if code != 0:
+        found = f"{name}: {_PROGRAM} ended with {code}"
+        return Check("container", "failed", found, "look at dmesg for what the kernel refused")
+    found = f"{name} ran one with limits and a network in {seconds * 1000:.0f} ms"
+    return Check("container", "ok", found)
+
+
+def _fix(error: Exception) -> str:
+    if isinstance(error, RuntimeUnavailableError):
+        return "see the message; other runtimes: setting default_runtime"
+    return (
+        "the kernel refused a step of starting a container: run on a machine or VM of its own "
+        "rather than inside a restricted container, with the home on ext4, xfs or btrfs"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _trial_folder(home: Path) -> AsyncGenerator[Path]:
+    """A folder in the home, as overlays depend on the file system; gone afterwards."""
+    folder = home / "node" / f"probe-{os.getpid()}"
+    missing = [path for path in folder.parents if not path.exists()]
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        yield folder
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, True)
+        with contextlib.suppress(OSError):  # somebody has begun to use them
+            for path in missing:
+                path.rmdir()
+
+
+async def _run_container(folder: Path, name: str) -> tuple[float, int]:
+    layer, binds = _host_root(folder / "layer")
+    runtime = await create_runtime(name, folder / "run", _NODE_ID)
+    try:
+        began = time.monotonic()
+        started = await runtime.start(
+            ContainerSpec(
+                id="probe",
+                layers=(layer,),
+                upper=folder / "upper",
+                command=(_PROGRAM,),
+                env={},
+                limits=Limits(milli_cpu=100, milli_cpu_max=1000, memory_mb=64, pids=32),
+                binds=binds,
+                network="nat",
+            )
+        )
+        try:
+            end = await started.wait()
+            return time.monotonic() - began, end.returncode
+        finally:
+            await started.remove()
+    finally:
+        await runtime.close()
+
+
+def _host_root(layer: Path) -> tuple[Path, tuple[Bind, ...]]:
+    """A root with the machine's own programs, read-only, and nothing of its data."""
+    layer.mkdir()
+    binds: list[Bind] = []
+    for name in _HOST_FOLDERS:
+        there = Path("/") / name
+        if there.is_symlink():
+            (layer / name).symlink_to(os.readlink(there))
+        elif there.is_dir():
+            (layer / name).mkdir()
+            binds.append(Bind(there, f"/{name}"))
+    return layer, tuple(binds)
+
+
+def main() -> None:
+    """Print the checks as a JSON array."""
+    home, *runtime = sys.argv[1:]
+    checks = asyncio.run(probe(Path(home).absolute(), *runtime))
+    sys.stdout.buffer.write(msgspec.json.encode(checks) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
