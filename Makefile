@@ -21,6 +21,7 @@ TESTS := tests/unit \
 
 test: setup  ## the tests that every change must pass
 	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest tests/contract -k bubblewrap
 
 check:  ## format, lint, types, import contracts, coverage page, lock file
 	@scripts/setup

@@ -85,7 +85,8 @@ def _allowed_starts(view: PoolView, missing: int) -> int:
     """At most a burst for the unknown, and none for work that is done before they are up."""
     floor = 0
     if view.keep_min:
-        floor = max(0, (view.settings.min_containers or 0) - view.ready - view.starting)
+        floor = (view.settings.min_containers or 0) - view.ready - view.starting
+        floor = max(0, min(floor, missing))  # a maximum below the minimum wins
     if not view.waiting:
         # Only a buffer or a minimum is wanting.
         return max(floor, missing)

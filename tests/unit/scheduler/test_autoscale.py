@@ -49,6 +49,7 @@ def view(**changes: object) -> PoolView:
         ({"waiting": 0, "keep_min": False, "settings": Autoscaler(min_containers=2)}, 0),
         ({"waiting": 1, "settings": Autoscaler(buffer_containers=2)}, 3),
         ({"waiting": 5, "is_live": False}, 0),
+        ({"keep_min": True, "settings": Autoscaler(min_containers=2, max_containers=1)}, 1),
     ],
 )
 def test_starts(changes: dict[str, object], start: int) -> None:
