@@ -42,7 +42,7 @@ conformance: setup  ## official clients, every supported version, against a real
 
 bench: setup  ## measure, with ratios to peers in the same run
 	$(BIN)/uv sync --quiet --frozen --group bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/calls.py
 
 leaks:  ## what earlier runs left on this machine (must be nothing)
 	@scripts/setup

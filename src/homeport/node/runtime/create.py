@@ -47,5 +47,7 @@ def _make(
     if name == "bubblewrap" and root:
         return BubblewrapRuntime(run_dir, network, cgroups)
     if not root:
-        raise RuntimeUnavailableError(f"the runtime {name} needs root; use bubblewrap")
+        raise RuntimeUnavailableError(
+            f"the runtime {name} needs root on this machine: run homeport as root"
+        )
     return OciRuntime(name, run_dir, network, cgroups)
