@@ -19,7 +19,8 @@ TESTS := tests/unit \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py
 
-test: setup  ## the tests that every change must pass
+test:  ## the tests that every change must pass
+	@scripts/setup containers tests
 	$(BIN)/python -m pytest $(TESTS)
 	$(BIN)/python -m pytest tests/contract -k bubblewrap
 
