@@ -56,8 +56,3 @@ class AppStore:
             return [_decoder.decode(row) for row in rows.scalars()]
 
         return await self._database.read(query)
-
-    async def delete(self, app_id: str) -> None:
-        await self._database.write(
-            lambda connection: connection.execute(sa.delete(apps).where(apps.c.app_id == app_id))
-        )

@@ -29,11 +29,6 @@ class Invocation(IntEnum):
     ASYNC = 3
     SYNC = 4
 
-    @property
-    def is_async(self) -> bool:
-        """Whether results are to be kept for whoever asks later."""
-        return self in (Invocation.ASYNC, Invocation.ASYNC_LEGACY)
-
 
 class InputState(IntEnum):
     """Where an input is."""

@@ -79,7 +79,7 @@ class CallsRpc:
     async def FunctionFinishInputs(
         self, request: api_pb2.FunctionFinishInputsRequest, ctx: Context
     ) -> Empty:
-        await self._calls.close(request.function_call_id, request.num_inputs)
+        await self._calls.close(request.function_call_id)
         return Empty()
 
     async def FunctionGetOutputs(

@@ -212,7 +212,7 @@ class CallService:
             self._executor.enqueue(added)
         return durable
 
-    async def close(self, call_id: str, input_count: int) -> None:
+    async def close(self, call_id: str) -> None:
         """No more inputs will come for the call (RPC ``FunctionFinishInputs``)."""
         call = self.get(call_id)
         call.is_closed = True

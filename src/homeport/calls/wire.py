@@ -9,7 +9,7 @@ from modal_proto import api_pb2
 from homeport.calls.model import Output
 from homeport.calls.service import InputSpec
 from homeport.kernel.errors import InvalidError
-from homeport.link.messages import STATUS_SUCCESS, Result
+from homeport.link.messages import Result
 
 
 def input_specs(items: Iterable[api_pb2.FunctionPutInputsItem]) -> list[InputSpec]:
@@ -67,7 +67,3 @@ def cursor_of(entry_id: str) -> int:
 
 def entry_id(cursor: int) -> str:
     return f"{cursor}-0"
-
-
-def is_success(output: Output) -> bool:
-    return output.result.status == STATUS_SUCCESS

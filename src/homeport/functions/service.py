@@ -74,10 +74,3 @@ class FunctionService:
         if record is None:
             raise NotFoundError(f"Class with id {class_id!r} not found")
         return record
-
-    async def forget_app(self, app_id: str) -> None:
-        """Drop the functions of an app that is gone for good."""
-        for record in self.of_app(app_id):
-            del self._functions[record.function_id]
-        self._classes = {k: v for k, v in self._classes.items() if v.app_id != app_id}
-        await self._store.delete_of_app(app_id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -66,10 +64,3 @@ class FunctionStore:
             )
 
         return await self._database.read(query)
-
-    async def delete_of_app(self, app_id: str) -> None:
-        def remove(connection: sa.Connection) -> Any:
-            connection.execute(sa.delete(functions).where(functions.c.app_id == app_id))
-            connection.execute(sa.delete(classes).where(classes.c.app_id == app_id))
-
-        await self._database.write(remove)

@@ -21,6 +21,12 @@ import msgspec
 from homeport.kernel.resources import Limits, Resources
 
 PROTOCOL = 1
+RELAY_HOST = "127.77.77.77"
+"""Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
+network namespace, so that client-side checks of blob hosts accept it."""
+RELAY_PORT = 7460
+STREAM_GOES_ON = -1
+"""``RpcReply.status`` of a message that is not the last of its RPC."""
 FRAME_BYTES_MAX = 256 * 1024 * 1024
 """A frame carries at most a batch of outputs or one forwarded request (≤ 128 MiB each)."""
 
@@ -369,7 +375,7 @@ class StopTask(Message):
 class RpcReply(Message):
     """One response message of a forwarded RPC, or its end.
 
-    ``status`` is -1 for a message of a stream that goes on, else the gRPC status number that ends
+    ``status`` is ``STREAM_GOES_ON`` for a message of a stream that goes on, else the gRPC status number that ends
     the RPC; a unary success carries ``body`` and status 0.
     """
 

@@ -10,6 +10,8 @@ STDOUT: Final = 1
 STDERR: Final = 2
 SYSTEM: Final = 3
 
+TASK_ACTIVE: Final = 4
+"""``TASK_STATE_ACTIVE`` of the client's protocol: it takes inputs."""
 TASK_COMPLETED: Final = 5
 """``TASK_STATE_COMPLETED`` of the client's protocol."""
 

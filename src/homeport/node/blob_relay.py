@@ -17,13 +17,12 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from homeport.link.messages import RELAY_HOST, RELAY_PORT
 from homeport.node.network import listen_in_netns
 from homeport.node.runtime.port import Container
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-RELAY_HOST: Final = "127.77.77.77"
-RELAY_PORT: Final = 7460
 CHUNK_BYTES: Final = 256 * 1024
 CONNECTIONS_MAX: Final = 256
 """Requests passed on at once, for all containers together; more wait."""

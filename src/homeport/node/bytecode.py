@@ -18,8 +18,8 @@ from homeport.kernel.errors import InvalidError
 from homeport.kernel.ids import new
 from homeport.kernel.resources import Limits
 from homeport.node.mounts import Joined, MountStore
-from homeport.node.prepare import DEFAULT_PATH
 from homeport.node.runtime.port import (
+    DEFAULT_PATH,
     ContainerSpec,
     ContainerStartError,
     Runtime,

@@ -20,6 +20,7 @@ import structlog
 from homeport.kernel.errors import HomeportError
 from homeport.link.framing import FrameProtocol, LinkClosedError
 from homeport.link.messages import (
+    STREAM_GOES_ON,
     Ack,
     BuildFinished,
     Hello,
@@ -321,7 +322,7 @@ class NodeLink:
             while True:
                 reply = await call.replies.get()
                 call.size -= len(reply.body)
-                if reply.status < 0:
+                if reply.status == STREAM_GOES_ON:
                     yield reply.body
                 elif reply.status == OK:
                     return
@@ -369,10 +370,10 @@ class NodeLink:
         call = self._pending.get(reply.rpc_id)
         if call is None:
             return
-        if reply.status >= 0:
+        if reply.status != STREAM_GOES_ON:
             del self._pending[reply.rpc_id]
         call.size += len(reply.body)
-        if call.size > STREAM_BYTES_MAX and reply.status < 0:
+        if call.size > STREAM_BYTES_MAX and reply.status == STREAM_GOES_ON:
             self._pending.pop(reply.rpc_id, None)
             self.send(RpcCancel(reply.rpc_id))
             sentence = f"more than {STREAM_BYTES_MAX} bytes of this stream were left unread"

@@ -11,13 +11,12 @@ from typing import Protocol
 
 from homeport.kernel.errors import NotFoundError, UnavailableError, UnimplementedError
 from homeport.link.messages import MountRef, StartTask
-from homeport.node.runtime.port import Bind, ContainerSpec, Runtime
+from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 
 CONTROL_DIR = "/__modal/run"
 """Where a container finds its socket and its arguments (beside ``/__modal/deps`` of the mounts)."""
 SOCKET_NAME = "worker.sock"
 ARGUMENTS_NAME = "args.bin"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PYTHON_PATH = ("/root", "/pkg")
 """User source and the client; before what the image puts there."""
 

@@ -6,15 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from homeport.link.messages import Message, RpcReply, RpcRequest
+from homeport.link.messages import (
+    RELAY_HOST,
+    RELAY_PORT,
+    STREAM_GOES_ON,
+    Message,
+    RpcReply,
+    RpcRequest,
+)
 from homeport.nodes.service import Drain
 from homeport.rpc.context import TaskIdentity
 from homeport.transport.dispatch import PERMISSION_DENIED, StatusError, Trailers
 
-CONTAINER_HTTP_BASE = "http://127.77.77.77:7460"
-"""Where a container finds its node's relay to the HTTP gateway (a loopback address of its own
-network namespace, so that client-side host checks accept it)."""
-_STREAM_GOES_ON = -1
+CONTAINER_HTTP_BASE = f"http://{RELAY_HOST}:{RELAY_PORT}"
 
 
 class Edge(Protocol):
@@ -72,7 +76,7 @@ class RpcForwarder:
             )
             if self._edge.is_stream(request.path):
                 async for body in self._edge.forwarded_stream(*arguments):
-                    reply(RpcReply(request.rpc_id, _STREAM_GOES_ON, body))
+                    reply(RpcReply(request.rpc_id, STREAM_GOES_ON, body))
                     await drain()
                 reply(RpcReply(request.rpc_id, 0, b""))
             else:

@@ -16,7 +16,6 @@ from homeport.settings import Settings
 BUILDERS_WITH_CLIENT_IN_IMAGE = frozenset({"2023.12", "2024.04", "2024.10"})
 """Image builder versions whose images carry the client's dependencies themselves; for later ones
 they are mounted when the container starts."""
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Image(Protocol):
@@ -135,7 +134,7 @@ class Launcher:
         self, spec: FunctionSpec, config: ImageConfig, environment: str
     ) -> dict[str, str]:
         """Image, then secrets in their order, then what the platform promises."""
-        env = {"PATH": DEFAULT_PATH, "HOME": "/root", "LANG": "C.UTF-8", **config.env}
+        env = {"LANG": "C.UTF-8", **config.env}
         env.update(await self._secrets.env(spec.secret_ids))
         env.update(
             {

@@ -43,6 +43,7 @@ from homeport.link.messages import (
     TaskReady,
     TaskStopping,
 )
+from homeport.logs.model import TASK_ACTIVE, TASK_COMPLETED
 from homeport.logs.service import LogService
 from homeport.nodes.service import Adoption, Durable, NodeService
 from homeport.rpc.context import TaskIdentity
@@ -58,10 +59,6 @@ from homeport.tasks.service import TaskService
 
 log = structlog.get_logger(__name__)
 
-TASK_ACTIVE = 4
-"""The protocol's ``TaskState`` of a container that takes inputs."""
-TASK_COMPLETED = 5
-"""… and of one that has ended."""
 STOP_GRACE_S = 10.0
 """Exit handlers of an interrupted container have that long before it is killed."""
 START_BACKOFF_S = 1.0

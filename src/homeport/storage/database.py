@@ -132,10 +132,6 @@ class Database:
             self._readers, self._read_sync, function
         )
 
-    def read_sync(self, function: Callable[[Connection], T]) -> T:
-        """Run a query in the calling thread (start-up and tests only)."""
-        return self._read_sync(function)
-
     def _read_sync(self, function: Callable[[Connection], T]) -> T:
         with self._engine.connect() as connection:
             return function(connection)

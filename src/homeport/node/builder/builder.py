@@ -23,10 +23,10 @@ from homeport.node.builder.flights import Emit, Flights
 from homeport.node.builder.hostenv import HostBuildEnvironment, read_host
 from homeport.node.builder.probe import ImageProbe, probe_image
 from homeport.node.builder.running import entry
-from homeport.node.builder.stage import DEFAULT_PATH, BuildVariables, Stage
+from homeport.node.builder.stage import BuildVariables, Stage
 from homeport.node.builder.steps import BuildTools, LayerMaker
 from homeport.node.layers import LayerStore
-from homeport.node.runtime.port import Runtime
+from homeport.node.runtime.port import DEFAULT_PATH, Runtime
 
 log = structlog.get_logger(__name__)
 

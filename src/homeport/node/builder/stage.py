@@ -14,8 +14,8 @@ from homeport.node.builder.dockerfile import Instruction
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.merged import MergedView
 from homeport.node.builder.steps import LayerMaker, RunStep
+from homeport.node.runtime.port import DEFAULT_PATH
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEFAULT_SHELL = ["/bin/sh", "-c"]
 _WITHOUT_EFFECT = ("LABEL", "EXPOSE", "STOPSIGNAL", "MAINTAINER", "HEALTHCHECK", "VOLUME")
 _PREDEFINED_ARGS = {

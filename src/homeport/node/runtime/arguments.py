@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from homeport.node.runtime import linux
-from homeport.node.runtime.port import ContainerSpec, ContainerStartError
+from homeport.node.runtime.port import DEFAULT_PATH, ContainerSpec, ContainerStartError
 from homeport.node.runtime.users import User
-
-DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CAPABILITIES: Final = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",

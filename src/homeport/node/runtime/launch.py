@@ -17,9 +17,9 @@ from typing import Final, Protocol
 from homeport.node.cgroups import Cgroup, CgroupError
 from homeport.node.network import Lease
 from homeport.node.resolver import Resolver
-from homeport.node.runtime.arguments import DEFAULT_PATH, hostname
+from homeport.node.runtime.arguments import hostname
 from homeport.node.runtime.handshake import CommandError, Started, control_pair, converse
-from homeport.node.runtime.port import ContainerSpec, ContainerStartError
+from homeport.node.runtime.port import DEFAULT_PATH, ContainerSpec, ContainerStartError
 from homeport.node.runtime.records import ContainerDirectory, Record, outer_name, remove_tree
 from homeport.node.runtime.rootfs import mount_points, write_generated
 from homeport.node.runtime.users import User

@@ -13,6 +13,9 @@ from typing import Protocol
 
 from homeport.kernel.resources import Limits
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where a container looks for programs when its image does not say."""
+
 
 class RuntimeUnavailableError(Exception):
     """This machine cannot run containers this way; the message says what to install or change."""
