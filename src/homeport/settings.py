@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often a node says it is alive; missing five of them counts as gone."""
     app_heartbeat_timeout_s: float = 120.0
     """An ephemeral app whose client is silent that long is stopped."""
+    ephemeral_timeout_s: float = 900.0
+    """An ephemeral Dict, Queue or Volume whose client is silent that long is deleted."""
     result_retention_s: float = 7 * 86400.0
     """How long results of ``spawn`` stay readable."""
     log_retention_s: float = 7 * 86400.0

@@ -31,6 +31,9 @@ BLOB: Final = "bl"
 TASK: Final = "ta"
 WORKSPACE: Final = "ac"
 NODE: Final = "no"
+DICT: Final = "di"
+QUEUE: Final = "qu"
+VOLUME: Final = "vo"
 
 _ID: Final = re.compile(r"^([a-z]{2})-([0-9A-Za-z]{16,32})$")
 
