@@ -129,6 +129,15 @@ class ImageConfig(msgspec.Struct, frozen=True, array_like=True):
     entrypoint: list[str] = []
     cmd: list[str] = []
     shell: list[str] = []
+    labels: dict[str, str] = {}
+    ports: list[str] = []
+    """As ``8080/tcp``."""
+    volumes: list[str] = []
+    stop_signal: str = ""
+    healthcheck: list[str] = []
+    """``CMD`` and words, ``CMD-SHELL`` and a line, or ``NONE``."""
+    onbuild: list[str] = []
+    """Instructions for the image that is built from this one."""
 
 
 class VolumeRef(msgspec.Struct, frozen=True, array_like=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,9 +26,16 @@ from homeport.node.builder.debian import (
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.flights import Emit
 from homeport.node.builder.pythons import HostPython
-from homeport.node.builder.reference import DebianReference, PythonReference, parse_reference
+from homeport.node.builder.reference import (
+    DebianReference,
+    PythonReference,
+    UvReference,
+    parse_reference,
+    unmakeable,
+)
 from homeport.node.builder.running import entry, run_in_container
 from homeport.node.builder.steps import BuildTools
+from homeport.node.builder.uvimage import PROGRAMS, UvPrograms, UvWheels
 from homeport.node.layers import LayerMetadata, LayerStore, layer_key
 from homeport.node.runtime.port import ContainerSpec, ContainerStartError, RuntimeUnavailableError
 
@@ -86,21 +94,54 @@ class Bases:
     def __init__(self, tools: BuildTools, cache: LayerStore) -> None:
         self._tools = tools
         self._cache = cache
+        self._wheels = UvWheels(cache.root / "uv", tools.clock)
         self._found: tuple[float, list[HostPython]] = (float("-inf"), [])
 
     async def get(self, reference: str, emit: Emit) -> Base:
         """The base called ``reference``. Raises ``BuildError`` saying what can be had here."""
         parsed = parse_reference(reference)
+        if isinstance(parsed, UvReference):
+            return await self._uv(parsed, emit)
         if isinstance(parsed, DebianReference):
-            key = await self._debian(parsed.suite, (), "plain", emit)
-            return Base([key], ImageConfig(env={"PATH": PATH}, cmd=["bash"]))
+            return await self._plain_debian(parsed, emit)
         if isinstance(parsed, PythonReference):
             return await self._python(reference, parsed, emit)
+        why = unmakeable(reference)
         raise BuildError(
             f"{reference} would have to come from a container registry, which this node cannot "
-            "read yet. Images that can be made here: python:3.X[-slim][-bookworm|-trixie] and "
-            "debian:<release>[-slim]"
+            f"read. {why + '. ' if why else ''}Images that can be made here: "
+            "python:3.X[-slim][-bookworm|-trixie], debian:<release>[-slim], ubuntu:<release> (as "
+            "the nearest Debian) and ghcr.io/astral-sh/uv:<version>"
         )
+
+    async def _plain_debian(self, wanted: DebianReference, emit: Emit) -> Base:
+        if wanted.instead_of:
+            name = wanted.suite.name
+            emit([entry(f"   Debian {name} stands in for {wanted.instead_of}\n")])
+        key = await self._debian(wanted.suite, (), "plain", emit)
+        return Base([key], ImageConfig(env={"PATH": PATH}, cmd=["bash"]))
+
+    # ── uv ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _uv(self, wanted: UvReference, emit: Emit) -> Base:
+        programs = await self._wheels.get(wanted.version)
+        if wanted.base is None:
+            base, folder, config = Base([], ImageConfig()), "", ImageConfig(entrypoint=["/uv"])
+        elif isinstance(wanted.base, PythonReference):
+            base = await self._python(f"python:{wanted.base.version}", wanted.base, emit)
+            folder, config = "usr/local/bin", base.config
+        else:
+            base = await self._plain_debian(wanted.base, emit)
+            folder, config = "usr/local/bin", base.config
+        parent = base.layers[-1] if base.layers else ""
+        key = layer_key("uv", _REVISION, parent, programs.version, folder)
+
+        async def make(upper: Path, emit: Emit) -> None:
+            emit([entry(f"   uv {programs.version} from the package index\n")])
+            await asyncio.to_thread(_place_uv, programs, upper / folder)
+
+        await self._ensure(key, parent, f"uv {programs.version}", make, emit)
+        return Base([*base.layers, key], config)
 
     # ── Debian ──────────────────────────────────────────────────────────────────────────────
 
@@ -307,6 +348,14 @@ def _note_differences(
     if suite is not wanted.suite:
         text += f"; {wanted.suite.name} cannot run it"
     emit([entry(text + "\n")])
+
+
+def _place_uv(programs: UvPrograms, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in PROGRAMS:
+        if (programs.folder / name).is_file():
+            shutil.copy2(programs.folder / name, folder / name)
+            (folder / name).chmod(0o755)
 
 
 def _finish_debian_python(root: Path, minor: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,13 +18,15 @@ from homeport.link.messages import BuildImage, ImageConfig, LogEntry
 from homeport.node.builder import words
 from homeport.node.builder.bases import Bases, default_cache_directory
 from homeport.node.builder.context import BuildContext
-from homeport.node.builder.dockerfile import Instruction, parse
-from homeport.node.builder.errors import BuildError
+from homeport.node.builder.dockerfile import Dockerfile, Instruction, StagePlan, parse_file
+from homeport.node.builder.errors import BuildError, StepError
+from homeport.node.builder.fetching import Fetcher
 from homeport.node.builder.flights import Emit, Flights
 from homeport.node.builder.hostenv import HostBuildEnvironment, read_host
-from homeport.node.builder.probe import ImageProbe, probe_image
+from homeport.node.builder.probe import probe_image
+from homeport.node.builder.runmounts import CacheDirectories
 from homeport.node.builder.running import entry
-from homeport.node.builder.stage import BuildVariables, Stage
+from homeport.node.builder.stage import BuildVariables, Built, Stage, only_flags
 from homeport.node.builder.steps import BuildTools, LayerMaker
 from homeport.node.layers import LayerStore
 from homeport.node.runtime.port import DEFAULT_PATH, Runtime
@@ -82,6 +85,8 @@ class ImageBuilder:
             host=host if host is not None else read_host(os.environ),
             cache_dir=work_dir / "cache",
             clock=clock or SystemClock(),
+            fetcher=Fetcher(work_dir / "cache" / "downloads"),
+            caches=CacheDirectories(work_dir / "cache" / "mounts"),
             network=network,
         )
         self._bases = Bases(self._tools, LayerStore(base_cache or default_cache_directory()))
@@ -101,23 +106,12 @@ class ImageBuilder:
             raise BuildError(f"the build did not end within {timeout_s:.0f} seconds") from None
 
     async def _build(self, message: BuildImage, emit: Emit) -> BuildOutcome:
-        instructions = parse(message.dockerfile)
-        maker = await self._maker(message, emit)
-        variables = BuildVariables(dict(message.build_args))
-        stage: Stage | None = None
-        for number, instruction in enumerate(instructions):
-            shown = _shorten(instruction.text)
-            emit([entry(f"=> Step {number + 1}/{len(instructions)} : {shown}\n")])
-            try:
-                stage = await self._step(instruction, stage, variables, message, maker)
-            except BuildError as error:
-                raise BuildError(f"{shown} failed: {error.message}") from error
-            except (words.WordsError, OSError) as error:
-                raise BuildError(f"{shown} failed: {error}") from error
-        if stage is None:
-            raise BuildError("the Dockerfile has no FROM")
-        probe = await self._probe(stage, message)
-        return BuildOutcome(stage.layers, stage.config, probe.python_version, probe.libc_version)
+        file = parse_file(message.dockerfile)
+        run = _Run(file, message, await self._maker(message, emit), self._bases, self._tools)
+        built = await run.result()
+        path = built.config.env.get("PATH", DEFAULT_PATH)
+        probe = await probe_image(self._tools, built.layers, path, message.limits)
+        return BuildOutcome(built.layers, built.config, probe.python_version, probe.libc_version)
 
     async def _maker(self, message: BuildImage, emit: Emit) -> LayerMaker:
         root = await self._mounts.layer(message.context_mount) if message.context_mount else None
@@ -130,61 +124,122 @@ class ImageBuilder:
             salt=ids.new("bd") if message.no_cache else "",
         )
 
-    async def _step(
+
+class _Run:
+    """One build: its stages, each built when something needs it."""
+
+    def __init__(
         self,
-        instruction: Instruction,
-        stage: Stage | None,
-        variables: BuildVariables,
+        file: Dockerfile,
         message: BuildImage,
         maker: LayerMaker,
-    ) -> Stage | None:
-        if instruction.name == "FROM":
-            if stage is not None:
-                raise BuildError(
-                    "a second FROM (a multi-stage build) is not supported by Homeport's image "
-                    "builder yet"
-                )
-            layers, config = await self._from(instruction, variables, message, maker.emit)
-            return Stage(layers, config, variables, dict(message.secret_env), maker)
-        if stage is not None:
-            await stage.execute(instruction)
-        elif instruction.name == "ARG":
-            variables.declare_global(instruction)
-        else:
-            raise BuildError("only ARG may come before FROM")
-        return stage
+        bases: Bases,
+        tools: BuildTools,
+    ) -> None:
+        self._file = file
+        self._message = message
+        self._maker = maker
+        self._bases = bases
+        self._tools = tools
+        self._variables = BuildVariables(dict(message.build_args))
+        self._built: dict[int, Built] = {}
+        self._external: dict[str, Built] = {}
+        self._step = 0
 
-    async def _from(
-        self,
-        instruction: Instruction,
-        variables: BuildVariables,
-        message: BuildImage,
-        emit: Emit,
-    ) -> tuple[list[str], ImageConfig]:
-        scope = variables.for_from()
-        platform = words.expand(instruction.flags.get("platform", ""), scope)
+    async def result(self) -> Built:
+        """The image of the last stage. Raises ``BuildError``."""
+        for instruction in self._file.arguments:
+            with self._located(instruction):
+                self._variables.declare_global(instruction)
+        return await self._stage(self._file.stages[-1])
+
+    async def _stage(self, plan: StagePlan) -> Built:
+        if plan.index not in self._built:
+            self._built[plan.index] = await self._make(plan)
+        return self._built[plan.index]
+
+    async def _make(self, plan: StagePlan) -> Built:
+        with self._located(plan.start):
+            base = await self._from(plan)
+            secrets = dict(self._message.secret_env)
+            images = _Earlier(self, plan.index)
+            stage = Stage(base, self._variables, secrets, self._maker, images)
+            triggers = stage.triggers()
+        for instruction in (*triggers, *plan.steps):
+            with self._located(instruction):
+                await stage.execute(instruction)
+        return stage.built
+
+    @contextmanager
+    def _located(self, instruction: Instruction) -> Generator[None]:
+        """Say that ``instruction`` begins, and whose failure it is if it fails."""
+        shown = _shorten(instruction.text)
+        self._step += 1
+        total = max(self._step, self._file.size)
+        self._maker.emit([entry(f"=> Step {self._step}/{total} : {shown}\n")])
+        try:
+            yield
+        except StepError:
+            raise
+        except BuildError as error:
+            raise StepError(f"{shown} failed: {error.message}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise StepError(f"{shown} failed: {error or type(error).__name__}") from error
+
+    async def _from(self, plan: StagePlan) -> Built:
+        scope = self._variables.for_from()
+        only_flags(plan.start, "platform")
+        self._check_platform(words.expand(plan.start.flag("platform"), scope))
+        name = words.expand(plan.start.value.split()[0], scope)
+        if not name:
+            raise BuildError("needs the name of an image")
+        if name == "scratch":
+            return Built([], ImageConfig())
+        stage = self._named(name, plan.index)
+        return await self._stage(stage) if stage is not None else await self.image(name)
+
+    def _check_platform(self, platform: str) -> None:
         if platform not in _PLATFORMS:
             raise BuildError(f"images for {platform} cannot be built here, only linux/amd64")
-        name = words.split(instruction.value, scope)[0] if instruction.value else ""
-        if name in message.bases:
-            layers, config = message.bases[name]
+
+    def _named(self, name: str, before: int) -> StagePlan | None:
+        return next((s for s in self._file.stages[:before] if s.name == name.lower()), None)
+
+    async def find(self, name: str, before: int) -> Built:
+        """What ``--from=name`` means in the stage of number ``before``."""
+        stage = self._named(name, before)
+        if stage is None and name.isdecimal():
+            if int(name) >= before:
+                raise BuildError(f"there is no stage {name} before this one")
+            stage = self._file.stages[int(name)]
+        return await self._stage(stage) if stage is not None else await self.image(name)
+
+    async def image(self, name: str) -> Built:
+        """An image that is not a stage: one the client built earlier, or a registry's."""
+        if name in self._message.bases:
+            layers, config = self._message.bases[name]
             missing = [key for key in layers if not self._tools.layers.has(key)]
             if missing:
                 raise BuildError(
                     f"layers of {name} are not on this node any more "
                     f"({len(missing)} of {len(layers)}); build it again with force_build=True"
                 )
-            return list(layers), config
-        if name == "scratch":
-            return [], ImageConfig()
-        if not name:
-            raise BuildError("needs the name of an image")
-        base = await self._bases.get(name, emit)
-        return list(base.layers), base.config
+            return Built(list(layers), config)
+        if name not in self._external:
+            base = await self._bases.get(name, self._maker.emit)
+            self._external[name] = Built(list(base.layers), base.config)
+        return self._external[name]
 
-    async def _probe(self, stage: Stage, message: BuildImage) -> ImageProbe:
-        path = stage.config.env.get("PATH", DEFAULT_PATH)
-        return await probe_image(self._tools, stage.layers, path, message.limits)
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """The images a stage can copy from."""
+
+    run: _Run
+    before: int
+
+    async def find(self, name: str) -> Built:
+        return await self.run.find(name, self.before)
 
 
 def _shorten(text: str) -> str:

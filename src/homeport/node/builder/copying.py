@@ -18,20 +18,25 @@ from homeport.node.builder.merged import MergedView
 class CopyPlan:
     """One COPY: ``destination`` is absolute, a trailing slash says it is a directory.
 
-    ``owner`` is (uid, gid); ``mode`` overrides the files' own permission bits.
+    ``owner`` (uid, gid) overrides the sources' own (root's, where they have none), ``mode`` the
+    files' permission bits.
     """
 
     sources: tuple[Selection, ...]
     destination: str
-    owner: tuple[int, int] = (0, 0)
+    owner: tuple[int, int] | None = None
     mode: int | None = None
 
 
 class LayerWriter:
-    """Puts files and directories into ``upper``, a new layer on top of ``view``."""
+    """Puts files and directories into ``upper``, a new layer on top of ``view``.
 
-    def __init__(self, view: MergedView, upper: Path) -> None:
+    With ``share`` it links instead of copying where it can: nobody may write to ``upper`` then.
+    """
+
+    def __init__(self, view: MergedView, upper: Path, *, share: bool = True) -> None:
         self._view = view
+        self._share = share
         self._upper = upper
         self._upper.mkdir(parents=True, exist_ok=True)
 
@@ -40,7 +45,7 @@ class LayerWriter:
         several = len(plan.sources) > 1 or any(source.is_tree for source in plan.sources)
         into = several or plan.destination.endswith("/") or self._view.is_dir(plan.destination)
         if into:
-            self.make_directory(plan.destination, plan.owner)
+            self.make_directory(plan.destination, plan.owner or (0, 0))
         for source in plan.sources:
             for name, file in source.files.items():
                 target = posixpath.join(plan.destination, name) if into else plan.destination
@@ -68,26 +73,68 @@ class LayerWriter:
                 _finish(target, stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid))
         return resolved
 
+    def _has_directory(self, path: str) -> bool:
+        target = self._upper / self._view.resolve(path).lstrip("/")
+        return target.is_dir() or self._view.is_dir(path)
+
     def _put(self, path: str, file: ContextFile, plan: CopyPlan) -> None:
-        folder = self.make_directory(posixpath.dirname(path) or "/", plan.owner)
-        name = posixpath.basename(path)
-        resolved = posixpath.join(folder, name)
+        owner = plan.owner if plan.owner is not None else file.owner or (0, 0)
+        mode = file.mode if plan.mode is None else plan.mode
+        if file.is_dir:
+            is_new = not self._has_directory(path)
+            resolved = self.make_directory(path, owner)
+            if is_new:  # one that was there keeps its mode
+                _finish(self._upper / resolved.lstrip("/"), file.mode, owner)
+            return
+        folder = self.make_directory(posixpath.dirname(path) or "/", plan.owner or (0, 0))
+        resolved = posixpath.join(folder, posixpath.basename(path))
         target = self._upper / resolved.lstrip("/")
-        if target.is_dir() or self._view.is_dir(resolved):
+        if target.is_dir() and not target.is_symlink():
+            raise BuildError(f"{resolved} is a directory in the image, a file cannot replace it")
+        lower = self._view.find(resolved, follow=False)
+        if lower is not None and lower.is_dir() and not lower.is_symlink():
             raise BuildError(f"{resolved} is a directory in the image, a file cannot replace it")
         if target.exists() or target.is_symlink():
             target.unlink()
-        if file.path is None:
+        if file.link is not None:
+            target.symlink_to(file.link)
+            _own(target, owner)
+        elif file.path is None:
             target.write_bytes(file.data)
-        else:
-            shutil.copyfile(file.path, target)
-        _finish(target, file.mode if plan.mode is None else plan.mode, plan.owner)
+            _finish(target, mode, owner)
+        elif not (self._share and _link(file.path, target, mode, owner)):
+            _copy_file(file.path, target)
+            _finish(target, mode, owner)
 
 
-def owner_of(text: str, view: MergedView) -> tuple[int, int]:
-    """``user[:group]`` (names or numbers) as (uid, gid). Raises ``BuildError`` for unknown names."""
+def _link(source: Path, target: Path, mode: int, owner: tuple[int, int]) -> bool:
+    """Link instead of copying: sources are in read-only trees, so the inode never changes."""
+    info = source.lstat()
+    if stat.S_IMODE(info.st_mode) != mode or (info.st_uid, info.st_gid) != owner:
+        return False
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # another file system, or the inode has all the links it can have
+        return False
+    return True
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    info = source.lstat()
+    if stat.S_ISREG(info.st_mode):
+        shutil.copyfile(source, target)
+        os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    elif not stat.S_ISSOCK(info.st_mode):
+        os.mknod(target, info.st_mode, info.st_rdev)
+
+
+def owner_of(text: str, view: MergedView) -> tuple[int, int] | None:
+    """``user[:group]`` (names or numbers) as (uid, gid), ``None`` if empty.
+
+    Raises ``BuildError`` for unknown names.
+    """
     if not text:
-        return 0, 0
+        return None
     user, _, group = text.partition(":")
     uid, gid = _look_up(user, "/etc/passwd", view)
     return uid, (_look_up(group, "/etc/group", view)[0] if group else gid)
@@ -115,7 +162,11 @@ def _look_up(name: str, file: str, view: MergedView) -> tuple[int, int]:
 
 
 def _finish(target: Path, mode: int, owner: tuple[int, int]) -> None:
-    info = target.stat()
-    if (info.st_uid, info.st_gid) != owner and os.geteuid() == 0:
-        os.chown(target, *owner)
+    _own(target, owner)
     target.chmod(mode)
+
+
+def _own(target: Path, owner: tuple[int, int]) -> None:
+    info = target.lstat()
+    if (info.st_uid, info.st_gid) != owner and os.geteuid() == 0:
+        os.chown(target, *owner, follow_symlinks=False)

@@ -9,3 +9,7 @@ class BuildError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class StepError(BuildError):
+    """A ``BuildError`` that names the instruction already."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 _OPAQUE = ("user.overlay.opaque", "trusted.overlay.opaque")
@@ -62,6 +62,29 @@ class MergedView:
         host = self.find(path)
         return host is not None and host.is_dir() and not host.is_symlink()
 
+    def walk(self, path: str) -> Iterator[tuple[str, Path, os.stat_result]]:
+        """Everything under directory ``path``: (name relative to it, host file, its ``lstat``).
+
+        Parents come before children, names in order. Links are given as they are.
+        """
+        parts = [part for part in self.resolve(path).split("/") if part]
+        yield from _walk(self._directories(parts), "")
+
+    def _directories(self, parts: list[str]) -> list[str]:
+        """The layers' directories that make up the merged one, topmost first."""
+        found: list[str] = []
+        for layer in reversed(self._layers):
+            entry, hidden = _look(layer, parts) if parts else (layer, False)
+            if entry is not None:
+                if not stat.S_ISDIR(os.lstat(entry).st_mode):
+                    break
+                found.append(str(entry))
+                if is_opaque(str(entry)):
+                    break
+            if hidden:
+                break
+        return found
+
     def read_text(self, path: str) -> str:
         """Contents of a text file; empty if there is none."""
         host = self.find(path)
@@ -78,6 +101,32 @@ class MergedView:
         return None
 
 
+def _walk(directories: list[str], prefix: str) -> Iterator[tuple[str, Path, os.stat_result]]:
+    merged: dict[str, list[tuple[str, os.stat_result]]] = {}
+    closed: set[str] = set()
+    for directory in directories:
+        for entry in os.scandir(directory):
+            if entry.name in closed:
+                continue
+            info = entry.stat(follow_symlinks=False)
+            if is_whiteout(info):
+                closed.add(entry.name)
+                continue
+            is_directory = stat.S_ISDIR(info.st_mode)
+            if entry.name in merged and not is_directory:
+                closed.add(entry.name)  # a file below a directory is hidden by it
+                continue
+            merged.setdefault(entry.name, []).append((entry.path, info))
+            if not is_directory or is_opaque(entry.path):
+                closed.add(entry.name)
+    for name in sorted(merged):
+        path, info = merged[name][0]
+        relative = prefix + name
+        yield relative, Path(path), info
+        if stat.S_ISDIR(info.st_mode):
+            yield from _walk([each for each, _ in merged[name]], relative + "/")
+
+
 def _look(layer: Path, parts: list[str]) -> tuple[Path | None, bool]:
     """``(entry in this layer, whether lower layers are hidden)``."""
     current = str(layer)
@@ -91,7 +140,7 @@ def _look(layer: Path, parts: list[str]) -> tuple[Path | None, bool]:
         if is_whiteout(info):
             return None, True
         if position == len(parts) - 1:
-            return Path(current), False
+            return Path(current), hidden
         if not stat.S_ISDIR(info.st_mode):
             return None, True
         hidden = hidden or is_opaque(current)

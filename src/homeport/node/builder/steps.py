@@ -6,7 +6,8 @@ import asyncio
 import json
 import posixpath
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,19 @@ import structlog
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.resources import Limits
-from homeport.node.builder.context import BuildContext, ContextFile, Selection
+from homeport.node.builder.context import BuildContext, Selection, content_digest
 from homeport.node.builder.copying import CopyPlan, LayerWriter, home_of
 from homeport.node.builder.errors import BuildError
+from homeport.node.builder.fetching import Fetcher
 from homeport.node.builder.flights import Emit, Flights
 from homeport.node.builder.hostenv import HostBuildEnvironment
 from homeport.node.builder.merged import MergedView
+from homeport.node.builder.runmounts import (
+    CacheDirectories,
+    MountPreparer,
+    RunMount,
+    mounts_digest,
+)
 from homeport.node.builder.running import entry, run_in_container
 from homeport.node.layers import LayerMetadata, LayerStore, layer_key
 from homeport.node.runtime.port import (
@@ -41,7 +49,11 @@ _CACHE_ROOT = "/var/cache/homeport"
 
 @dataclass(frozen=True, slots=True)
 class RunStep:
-    """A RUN, with all that decides its result. ``network`` empty = the builder's setting."""
+    """A RUN, with all that decides its result. ``network`` empty = the builder's setting.
+
+    ``script`` is a program of the instruction's own, to be found at ``script_path``; ``secrets``
+    are what ``--mount=type=secret`` can name.
+    """
 
     instruction: str
     argv: tuple[str, ...]
@@ -49,6 +61,10 @@ class RunStep:
     workdir: str
     user: str
     network: str = ""
+    mounts: tuple[tuple[RunMount, Selection | None], ...] = ()
+    script: str = ""
+    script_path: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,8 @@ class BuildTools:
     host: HostBuildEnvironment
     cache_dir: Path
     clock: Clock
+    fetcher: Fetcher
+    caches: CacheDirectories
     network: str = "nat"
 
 
@@ -82,50 +100,36 @@ class LayerMaker:
         """What is in the image after ``layers``."""
         return MergedView([self.tools.layers.path(key) for key in layers])
 
-    async def select(self, sources: Sequence[str], inline: Mapping[str, str]) -> list[Selection]:
-        """The files each source means. Raises ``BuildError`` for one that matches nothing."""
-        return await asyncio.to_thread(self._select, sources, inline)
-
-    def _select(self, sources: Sequence[str], inline: Mapping[str, str]) -> list[Selection]:
-        selections: list[Selection] = []
-        for source in sources:
-            name = source.lstrip("<-").strip("'\"")
-            if source.startswith("<<") and name in inline:
-                file = ContextFile(0o644, None, inline[name].encode())
-                selections.append(Selection({name: file}, False))
-                continue
-            selection = self.context.select(source)
-            if not selection.files and not _is_context_root(source):
-                raise BuildError(f"{source} is not in the build context")
-            selections.append(selection)
-        return selections
+    @asynccontextmanager
+    async def scratch(self) -> AsyncGenerator[Path]:
+        """A directory for what an instruction needs while it is carried out."""
+        directory = self.tools.layers.new_work()
+        try:
+            yield directory
+        finally:
+            await self.tools.layers.discard(directory)
 
     async def run(self, parents: Sequence[str], step: RunStep) -> str:
         """The layer that ``step`` makes on top of ``parents``."""
+        mounts = await asyncio.to_thread(mounts_digest, list(step.mounts), step.secrets)
         key = self._key(
             parents,
             "run",
             json.dumps([step.argv, sorted(step.env.items()), step.workdir, step.user]),
             step.network,
             self._freshness(step),
+            *([mounts, step.script] if mounts or step.script else []),
         )
         return await self._ensure(key, lambda emit: self._do_run(key, list(parents), step, emit))
 
-    async def copy(
-        self,
-        parents: Sequence[str],
-        instruction: str,
-        plan: CopyPlan,
-        sources: Sequence[str],
-        inline: Mapping[str, str],
-    ) -> str:
+    async def copy(self, parents: Sequence[str], instruction: str, plan: CopyPlan) -> str:
         """The layer that a COPY of ``plan`` makes on top of ``parents``."""
+        content = await asyncio.to_thread(content_digest, plan.sources)
         key = self._key(
             parents,
             "copy",
-            self.context.digest,
-            json.dumps([list(sources), plan.destination, plan.owner, plan.mode]),
-            json.dumps(dict(inline), sort_keys=True),
+            content,
+            json.dumps([plan.destination, plan.owner, plan.mode]),
         )
         return await self._write(key, parents, instruction, lambda writer: writer.copy(plan))
 
@@ -187,25 +191,29 @@ class LayerMaker:
     async def _do_run(self, key: str, parents: list[str], step: RunStep, emit: Emit) -> None:
         directory = self.tools.layers.new_work()
         upper = directory / "upper"
+        preparer = MountPreparer(directory / "mounts", self.tools.caches, step.secrets)
         try:
             view = self.view(parents)
             binds, env = self._surroundings(step, view)
-            spec = ContainerSpec(
-                id=ids.new("bd"),
-                layers=tuple(self.tools.layers.path(parent) for parent in parents),
-                upper=upper,
-                command=step.argv,
-                env=env,
-                workdir=step.workdir,
-                user=step.user,
-                hostname="build",
-                limits=self.limits,
-                binds=binds,
-                network=step.network or self.tools.network,
-            )
-            await self._run_spec(spec, emit)
-            for bind in binds:
-                _remove_mountpoint(upper, view, bind.target)
+            async with preparer.prepare(list(step.mounts)) as mounts:
+                binds = (*binds, *mounts.binds, *_script(step, directory))
+                spec = ContainerSpec(
+                    id=ids.new("bd"),
+                    layers=tuple(self.tools.layers.path(parent) for parent in parents),
+                    upper=upper,
+                    command=step.argv,
+                    env={**env, **mounts.env},
+                    workdir=step.workdir,
+                    user=step.user,
+                    hostname="build",
+                    limits=self.limits,
+                    binds=binds,
+                    tmpfs=mounts.tmpfs,
+                    network=step.network or self.tools.network,
+                )
+                await self._run_spec(spec, emit)
+            for target in (*(bind.target for bind in binds), *mounts.tmpfs):
+                _remove_mountpoint(upper, view, target)
             await self._commit(upper, key, parents, step.instruction)
         finally:
             await self.tools.layers.discard(directory)
@@ -244,15 +252,24 @@ class LayerMaker:
         return tuple(binds), env
 
 
+def _script(step: RunStep, directory: Path) -> tuple[Bind, ...]:
+    """The program that a here-document holds, as a file of the container."""
+    if not step.script:
+        return ()
+    file = directory / "script"
+    file.write_text(step.script)
+    file.chmod(0o755)
+    return (Bind(file, step.script_path),)
+
+
 def _remove_mountpoint(upper: Path, view: MergedView, target: str) -> None:
-    """Take the empty directories that a bind mount needed out of the new layer."""
-    path = target
+    """Take what a mount needed to be mounted on, empty files and directories, out of the layer."""
+    path = view.resolve(target)
     while path != "/":
         host = upper / path.lstrip("/")
-        if view.find(path, follow=False) is None and host.is_dir() and not any(host.iterdir()):
-            host.rmdir()
+        if view.find(path, follow=False) is None and not host.is_symlink():
+            if host.is_dir() and not any(host.iterdir()):
+                host.rmdir()
+            elif host.is_file() and path == view.resolve(target) and not host.stat().st_size:
+                host.unlink()
         path = posixpath.dirname(path)
-
-
-def _is_context_root(source: str) -> bool:
-    return posixpath.normpath(source) in (".", "/")
