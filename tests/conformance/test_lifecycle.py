@@ -47,7 +47,9 @@ def test_interrupt(runner: Runner, client: Client, target: str, app: str, sign: 
 
 
 def test_interrupt_at_once(runner: Runner, client: Client) -> None:
-    runner.interrupted(client, "lifecycle.py::many", when=lambda output: "/apps/ap-" in output)
+    runner.interrupted(
+        client, "lifecycle.py::many", when=lambda output: "/apps/ap-" in output, presses=3
+    )
     assert nothing_runs(runner, client, "conformance-lifecycle")
 
 

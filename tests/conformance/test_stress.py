@@ -47,18 +47,21 @@ def test_hundred_thousand_lines(runner: Runner, client: Client) -> None:
         ("unknown_app", "NotFoundError", "no-such-app"),
         ("unknown_class", "NotFoundError", "no-such-app"),
         ("unknown_secret", "NotFoundError", "no-such-secret"),
-        ("unknown_volume", "NotFoundError", "no-such-vol"),
+        pytest.param(
+            *("unknown_volume", "NotFoundError", "no-such-vol"),
+            marks=pytest.mark.xfail(reason="volumes are not built yet: UNIMPLEMENTED"),
+        ),
         ("unknown_environment", "NotFoundError", "no-such-environment"),
         ("unknown_call", "NotFoundError", "fc-0000"),
         ("malformed_call", "Error", "fc-!"),
         ("wrong_kind_of_id", "Error", "fc-../etc"),
         ("unknown_gpu", "InvalidError", "NOSUCHGPU"),
-        ("unknown_python", "ImageBuildError", "3.11.99"),
+        ("unknown_python", "ImageBuildError", "uv python install 3.99"),
+        ("python_too_old", "InvalidError", "3.7"),
         ("unknown_image", "ImageBuildError", "nowhere.invalid"),
         ("unknown_package", "ImageBuildError", ""),
         ("failing_command", "ImageBuildError", ""),
-        ("too_much_memory", "InvalidError", "memory"),
-        ("too_large", "ResourceExhaustedError", ""),
+        ("too_large", "ResourceExhaustedError", "message_bytes_max"),
     ],
 )
 def test_mistake(runner: Runner, client: Client, check: str, kind: str, mention: str) -> None:
@@ -66,6 +69,14 @@ def test_mistake(runner: Runner, client: Client, check: str, kind: str, mention:
     assert kind in error["bases"]
     assert mention in error["message"]
     assert len(error["message"]) > 10
+
+
+def test_more_than_a_node_has_is_a_warning(runner: Runner, client: Client) -> None:
+    checks = runner.checks(client, "mistakes", script=True)
+    assert checks.value("more_than_a_node") == "ran"
+    text = " ".join(checks.completed.output.split())
+    assert "asks for 1000 cores; the largest node has" in text
+    assert "asks for 100000000 MiB of memory; the largest node has" in text
 
 
 @pytest.mark.parametrize("name", ["MODAL_TOKEN_SECRET", "MODAL_TOKEN_ID"])

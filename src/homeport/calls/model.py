@@ -103,6 +103,12 @@ class Call:
         """Inputs without an output."""
         return len(self.inputs) - len(self.outputs)
 
+    def inputs_between(self, first: int, last: int) -> list[Input]:
+        """The inputs with ``first <= idx <= last``."""
+        if last - first < len(self.inputs):
+            return [self.inputs[idx] for idx in range(first, last + 1) if idx in self.inputs]
+        return [item for idx, item in sorted(self.inputs.items()) if first <= idx <= last]
+
     def wake(self) -> None:
         """Let everyone look again who waits for outputs of this call."""
         for waiter in self._waiters:

@@ -9,7 +9,7 @@ from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
 from homeport.calls.model import Call, CallType, Invocation
-from homeport.calls.service import CallService
+from homeport.calls.service import CallService, unknown_call
 from homeport.calls.streams import Chunk, DataStreams
 from homeport.calls.wire import cursor_of, entry_id, input_specs, output_item
 from homeport.functions.service import FunctionService
@@ -87,7 +87,7 @@ class CallsRpc:
     ) -> api_pb2.FunctionGetOutputsResponse:
         call = self._calls.find(request.function_call_id)
         if call is None:
-            return _expired(request.function_call_id)
+            return _gone(request)
         timeout_s = min(request.timeout, POLL_MAX_S)
         if request.HasField("start_idx"):
             outputs, unfinished = await self._calls.outputs_between(
@@ -211,10 +211,17 @@ class CallsRpc:
             yield message
 
 
-def _expired(call_id: str) -> api_pb2.FunctionGetOutputsResponse:
-    """Nothing is known of this call: the client reports its outputs as expired."""
+def _gone(request: api_pb2.FunctionGetOutputsRequest) -> api_pb2.FunctionGetOutputsResponse:
+    """The answer about a call that is not known (any more).
+
+    An empty one makes a client that only looks (``get(timeout=0)``) report expired outputs; one
+    that waits would ask again at once, for as long as it waits, so it gets an error.
+    """
+    call_id = request.function_call_id
     if not call_id:
         raise InvalidError("FunctionGetOutputs names no function call")
     if not ids.is_id(call_id, ids.CALL):
         raise NotFoundError(f"{call_id!r} is not the id of a function call (they look like fc-… )")
+    if request.timeout > 0:
+        raise unknown_call(call_id)
     return api_pb2.FunctionGetOutputsResponse()

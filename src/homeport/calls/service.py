@@ -14,7 +14,7 @@ from homeport.calls.model import Call, CallType, Input, InputState, Invocation, 
 from homeport.calls.store import CallStore
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import ConflictError, ExhaustedError, NotFoundError
+from homeport.kernel.errors import ConflictError, ExhaustedError, InvalidError, NotFoundError
 from homeport.link.messages import STATUS_TERMINATED, Result
 
 MAP_LINGER_S = 0.03
@@ -116,10 +116,7 @@ class CallService:
         """The call; raises ``NotFoundError``."""
         call = self._calls.get(call_id)
         if call is None:
-            raise NotFoundError(
-                f"Function call {call_id!r} not found: its results were taken, have expired, "
-                "or the id is not one of this installation."
-            )
+            raise unknown_call(call_id)
         return call
 
     def find_input(self, input_id: str) -> Input | None:
@@ -271,19 +268,26 @@ class CallService:
     async def outputs_between(
         self, call_id: str, first: int, last: int, timeout_s: float
     ) -> tuple[list[Output], int]:
-        """Outputs of the inputs ``first``…``last``: waits until there is at least one."""
+        """Outputs of the inputs ``first``…``last``: waits until there is at least one.
+
+        Raises ``InvalidError`` when there never will be one.
+        """
         call = self.get(call_id)
         deadline = asyncio.get_running_loop().time() + timeout_s
 
         def present() -> list[Output]:
-            found: list[Output] = []
-            for idx in range(first, last + 1):
-                item = call.inputs.get(idx)
-                if item is not None and item.output is not None:
-                    found.append(item.output)
-            return found
+            items = call.inputs_between(first, last)
+            return [item.output for item in items if item.output is not None]
 
-        await call.changed(deadline, lambda: bool(present()) or call.unfinished == 0)
+        def missing() -> bool:
+            return call.is_closed and not call.inputs_between(first, last)
+
+        await call.changed(deadline, lambda: bool(present()) or missing())
+        if missing():
+            raise InvalidError(
+                f"Function call {call_id} has {len(call.inputs)} input(s), so none with index "
+                f"{first}: they count from 0."
+            )
         return _within_budget(present()), call.unfinished
 
     def clear(self, call_id: str) -> None:
@@ -357,6 +361,14 @@ class CallService:
             item.cancelled = True
         if unfinished:
             self._executor.cancel(unfinished, terminate_containers=terminate_containers)
+
+
+def unknown_call(call_id: str) -> NotFoundError:
+    """The error for a call that nothing is known of."""
+    return NotFoundError(
+        f"Function call {call_id!r} not found: its results were taken, have expired, "
+        "or the id is not one of this installation."
+    )
 
 
 def terminated(item: Input, now: float, reason: str = "") -> Output:

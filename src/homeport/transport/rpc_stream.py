@@ -100,7 +100,7 @@ class RpcStream:
         if length > message_bytes_max:
             raise StatusError(
                 RESOURCE_EXHAUSTED,
-                f"the request message of {length} bytes is over the limit of {message_bytes_max} bytes ({mib(message_bytes_max)})",
+                f"the request message of {length} bytes is over the limit of {message_bytes_max} bytes ({mib(message_bytes_max)}): send large data as arguments of a function or in files, or raise the setting message_bytes_max",
             )
         self._length = length
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -100,9 +101,20 @@ class Started:
                 raise AssertionError(f"never got that far:\n{self._output()}")
             time.sleep(0.1)
 
-    def interrupt(self) -> Completed:
-        """Ctrl-C; it must end within a minute."""
-        self._process.send_signal(signal.SIGINT)
+    def interrupt(self, presses: int = 1) -> Completed:
+        """Ctrl-C; it must end within a minute.
+
+        The client forgets a Ctrl-C that comes just as a step of its own is done (it cancels the
+        step only). Where a test cannot choose the moment it allows more ``presses``, ten seconds
+        apart, as a person would.
+        """
+        for _ in range(presses - 1):
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+                break
+        else:
+            self._process.send_signal(signal.SIGINT)
         return self._ended(60)
 
     def checks(self) -> Checks:
@@ -197,11 +209,12 @@ class Runner:
         *arguments: str,
         when: Callable[[str], bool],
         options: Sequence[str] = (),
+        presses: int = 1,
     ) -> Completed:
         """``modal run``, Ctrl-C as soon as ``when(output so far)``; it must end within 60 s."""
         started = self.start(client, target, *arguments, options=options)
         started.wait_for(when)
-        return started.interrupt()
+        return started.interrupt(presses)
 
     def _run(self, command: list[str], environ: dict[str, str] | None) -> Completed:
         try:

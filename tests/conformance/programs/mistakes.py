@@ -32,11 +32,12 @@ def main():
     check("malformed_call", lambda: modal.FunctionCall.from_id("fc-!").get(timeout=5))
     check("wrong_kind_of_id", lambda: modal.FunctionCall.from_id("fc-../etc").get(timeout=5))
     check("unknown_gpu", lambda: run(gpu="NOSUCHGPU"))
-    check("unknown_python", lambda: run(modal.Image.debian_slim(python_version="3.11.99")))
+    check("unknown_python", lambda: run(modal.Image.from_registry("python:3.99-slim")))
+    check("python_too_old", lambda: modal.Image.debian_slim(python_version="3.7"))
     check("unknown_image", lambda: run(modal.Image.from_registry("nowhere.invalid/no/image:1")))
     check("unknown_package", lambda: run(debian.pip_install("no-such-package-at-all-xyzzy")))
     check("failing_command", lambda: run(debian.run_commands("echo before; exit 9")))
-    check("too_much_memory", lambda: run(memory=100_000_000))
+    check("more_than_a_node", more_than_a_node)
     check("too_large", too_large, timeout=120)
 
 
@@ -45,10 +46,14 @@ def unknown_environment():
         return "ran"
 
 
+def more_than_a_node():
+    """Runs all the same, with what the largest node has; the client shows a warning."""
+    with modal.enable_output():
+        return run(memory=100_000_000, cpu=1000)
+
+
 def too_large():
-    with modal.Dict.ephemeral() as store:
-        store["big"] = bytes(300 * MEBI)
-        return "stored"
+    return run(secrets=[modal.Secret.from_dict({"BIG": "x" * (300 * MEBI)})])
 
 
 if __name__ == "__main__":

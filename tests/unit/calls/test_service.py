@@ -12,7 +12,7 @@ from homeport.calls.model import CallType, Input, Invocation, Output
 from homeport.calls.service import CallService, InputSpec
 from homeport.calls.store import CallStore
 from homeport.kernel.clock import SystemClock
-from homeport.kernel.errors import ExhaustedError, NotFoundError
+from homeport.kernel.errors import ExhaustedError, InvalidError, NotFoundError
 from homeport.link.messages import STATUS_SUCCESS, Result
 from homeport.storage.database import Database
 
@@ -195,5 +195,32 @@ def test_an_unknown_call_is_said_to_be_unknown(tmp_path: Path) -> None:
     async def scenario(service: CallService, _executor: Recorder) -> None:
         with pytest.raises(NotFoundError, match="fc-unknown"):
             service.get("fc-unknown")
+
+    run(tmp_path, scenario)
+
+
+def test_a_poll_for_an_index_that_never_comes_ends_with_the_reason(tmp_path: Path) -> None:
+    async def scenario(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(0)])
+        service.finish([(call.inputs[0], result_of(call.inputs[0]))])
+        poll = asyncio.ensure_future(service.outputs_between(call.call_id, 7, 7, 60.0))
+        await asyncio.sleep(0)
+        assert not poll.done()  # the map is open: an input 7 may still be put
+        await service.close(call.call_id)
+        with pytest.raises(InvalidError, match=r"has 1 input\(s\), so none with index 7"):
+            await poll
+
+    run(tmp_path, scenario)
+
+
+def test_a_poll_for_a_huge_range_costs_no_more_than_the_inputs(tmp_path: Path) -> None:
+    async def scenario(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(3)])
+        service.finish([(call.inputs[2], result_of(call.inputs[2]))])
+        outputs, unfinished = await service.outputs_between(call.call_id, 0, 2**31 - 1, 1.0)
+        assert [output.idx for output in outputs] == [2]
+        assert unfinished == 2
 
     run(tmp_path, scenario)
