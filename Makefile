@@ -39,7 +39,8 @@ format:  ## format and mend what can be mended
 	$(BIN)/ruff format $(PYTHON_SOURCES)
 
 conformance: setup  ## official clients, every supported version, against a real server
-	$(BIN)/python -m pytest tests/conformance --all-clients
+	$(BIN)/python -m pytest tests/conformance --all-clients --record
+	$(BIN)/python -m homeport.rpc.coverage
 
 bench: setup  ## measure, with ratios to peers in the same run
 	$(BIN)/uv sync --quiet --frozen --group bench

@@ -7,6 +7,7 @@ really made in ``proven.json``.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -99,10 +100,17 @@ def _nothing_left(home: Path) -> None:
 
 
 def _merge(recorded: Path) -> None:
-    proven = json.loads(PROVEN.read_text()) if PROVEN.exists() else {}
-    for method, versions in json.loads(recorded.read_text()).items():
-        proven[method] = sorted({*proven.get(method, []), *versions}, key=release)
-    PROVEN.write_text(json.dumps(proven, indent=2, sort_keys=True) + "\n")
+    """Add what this run recorded to ``proven.json`` (runs of several clients may go on at once)."""
+    with PROVEN.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        proven = json.loads(file.read() or "{}")
+        for method, versions in json.loads(recorded.read_text()).items():
+            known = {*proven.get(method, []), *versions} & {*VERSIONS}
+            proven[method] = sorted(known, key=release)
+        file.truncate(0)
+        json.dump({k: v for k, v in proven.items() if v}, file, indent=2, sort_keys=True)
+        file.write("\n")
 
 
 @pytest.fixture(scope="session")

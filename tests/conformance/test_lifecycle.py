@@ -18,12 +18,13 @@ def running(runner: Runner, client: Client, description: str) -> list[str]:
 
 
 def nothing_runs(runner: Runner, client: Client, description: str) -> bool:
-    """Whether all of it is over within half a minute."""
+    """Whether all of it, and any image build, is over within half a minute."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         containers = runner.rows(client, "container", "list")
         ours = [row for row in containers if description in row["app_name"]]
-        if not ours and not running(runner, client, description):
+        builds = runner.server.containers("bd-")
+        if not ours and not builds and not running(runner, client, description):
             return True
         time.sleep(0.5)
     return False

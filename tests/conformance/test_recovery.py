@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 from tests.conformance.harness.clients import Client
-from tests.conformance.harness.programs import Runner
+from tests.conformance.harness.programs import PROGRAMS, Runner, Started
 from tests.conformance.harness.server import Server
 
+from homeport.node.leaks import find_leaks
+
 pytestmark = pytest.mark.newest
+
+
+def nothing_is_lost(started: Started) -> None:
+    checks = started.checks()
+    assert checks.value("map") == list(range(150))
+    assert checks.value("spawned") == [0, 10, 20, 30, 40, 50]
+    assert checks.value("afterwards") == 7
 
 
 @pytest.mark.parametrize("part", ["server", "node"])
@@ -15,15 +24,30 @@ def test_killed_under_a_map(runner: Runner, client: Client, server: Server, part
     started = runner.start(client, "recovery.py")
     started.wait_for(lambda output: "well on its way" in output)
     server.kill(part)
-    checks = started.checks()
-    assert checks.value("map") == list(range(150))
-    assert checks.value("spawned") == [0, 10, 20, 30, 40, 50]
-    assert checks.value("afterwards") == 7
+    nothing_is_lost(started)
+
+
+def test_stopped_and_started_under_a_map(runner: Runner, client: Client, server: Server) -> None:
+    started = runner.start(client, "recovery.py")
+    started.wait_for(lambda output: "well on its way" in output)
+    server.stop()
+    assert not find_leaks(server.home)
+    server.start()
+    nothing_is_lost(started)
+
+
+def test_killed_altogether_under_a_map(runner: Runner, client: Client, server: Server) -> None:
+    started = runner.start(client, "recovery.py")
+    started.wait_for(lambda output: "well on its way" in output)
+    server.crash()
+    orphans = server.containers()
+    assert orphans
+    server.start()
+    assert not orphans & server.containers()
+    nothing_is_lost(started)
 
 
 def test_restart_keeps_deployed_apps(runner: Runner, client: Client, server: Server) -> None:
-    from tests.conformance.harness.programs import PROGRAMS
-
     name = "kept-over-a-restart"
     file = str(PROGRAMS / "deployed.py")
     runner.cli(client, "deploy", "--name", name, file).succeeded()

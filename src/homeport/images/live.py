@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 from homeport.images.model import ImageRecord
 from homeport.link.messages import LogEntry
@@ -12,13 +13,24 @@ from homeport.link.messages import LogEntry
 LOG_ENTRIES_MAX: Final = 20_000
 LOG_CHARACTERS_MAX: Final = 8 * 1024 * 1024
 """What is kept of one build's log; the oldest goes first."""
+PATIENCE_S: Final = 10.0
+"""Clients follow a build in requests of 55 s, the next at once: none for that long means that they
+were interrupted."""
 
 
 class LiveBuild:
-    """The log of one build by growing index, and its end."""
+    """The log of one build by growing index, and its end.
+
+    A build that nobody has followed for ``patience_s`` seconds is cancelled (``is_abandoned``).
+    """
 
     def __init__(
-        self, image_id: str, build_id: str, sink: Callable[[list[LogEntry]], None] | None = None
+        self,
+        image_id: str,
+        build_id: str,
+        sink: Callable[[list[LogEntry]], None] | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.image_id = image_id
         self.build_id = build_id
@@ -30,6 +42,48 @@ class LiveBuild:
         self._first = 0
         self._characters = 0
         self._changed = asyncio.Event()
+        self.is_abandoned = False
+        self._patience_s = patience_s
+        self._patience: asyncio.TimerHandle | None = None
+        self._followers = 0
+        self._is_ending = False
+
+    def launch(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the build; someone has to follow it soon."""
+        self.task = asyncio.create_task(work)
+        self._lose_patience()
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While inside, someone waits for the build."""
+        self._followers += 1
+        self._keep_patience()
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            if not self._followers:
+                self._lose_patience()
+
+    def ending(self) -> None:
+        """The build is over and about to be recorded: it can no longer be cancelled."""
+        self._is_ending = True
+        self._keep_patience()
+
+    def _lose_patience(self) -> None:
+        if not self._is_ending:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(self._patience_s, self._abandon)
+
+    def _keep_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _abandon(self) -> None:
+        if self.task is not None:
+            self.is_abandoned = True
+            self.task.cancel()
 
     def append(self, entries: list[LogEntry]) -> None:
         """Add output, in order."""

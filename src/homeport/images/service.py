@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from homeport.images.live import LiveBuild
+from homeport.images.live import PATIENCE_S, LiveBuild
 from homeport.images.model import (
     CONTEXT_FILES_BYTES_MAX,
     ImageRecord,
@@ -69,7 +69,8 @@ class ImageService:
     """Images of the installation.
 
     ``mount_digest`` maps a mount id to its content's digest, ``secret_env`` secret ids to their
-    variables; ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node.
+    variables; ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node, and
+    is cancelled when nobody has followed it for ``patience_s`` (its clients were interrupted).
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ImageService:
         clock: Clock | None = None,
         log_sink: LogSink | None = None,
         node_wait_s: float = NODE_WAIT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._store = store
         self._builder = builder
@@ -90,6 +92,7 @@ class ImageService:
         self._clock = clock or SystemClock()
         self._log_sink = log_sink
         self._node_wait_s = node_wait_s
+        self._patience_s = patience_s
         self._records: dict[str, ImageRecord] = {}
         self._live: dict[str, LiveBuild] = {}
         self._forced: dict[tuple[str, str], None] = {}
@@ -173,8 +176,9 @@ class ImageService:
         if live is None and record.status is ImageStatus.BUILDING:
             live = await self._resume(record)
         if live is not None:
-            async for event in _follow_live(live, last_entry_id, timeout_s):
-                yield event
+            with live.followed():
+                async for event in _follow_live(live, last_entry_id, timeout_s):
+                    yield event
             return
         if with_finished_log or last_entry_id.startswith(f"{record.build_id}:"):
             entries = await self._store.log(image_id)
@@ -253,10 +257,10 @@ class ImageService:
 
     def _launch(self, record: ImageRecord, env: dict[str, str], no_cache: bool) -> LiveBuild:
         sink = partial(self._log_sink, record) if self._log_sink is not None else None
-        live = LiveBuild(record.image_id, record.build_id, sink)
+        live = LiveBuild(record.image_id, record.build_id, sink, patience_s=self._patience_s)
         self._records[record.image_id] = record
         self._live[record.image_id] = live
-        live.task = asyncio.create_task(self._run(live, record, env, no_cache))
+        live.launch(self._run(live, record, env, no_cache))
         return live
 
     async def _run(
@@ -267,8 +271,11 @@ class ImageService:
             finished = await self._build(message, live)
             outcome = self._outcome(record, finished)
         except asyncio.CancelledError:
-            self._live.pop(record.image_id, None)
-            raise
+            if not live.is_abandoned:
+                self._live.pop(record.image_id, None)
+                raise
+            log.info("an image build was cancelled: nobody waits for it", image=record.image_id)
+            outcome = self._failed(record, "the build was cancelled: nobody waited for it any more")
         except HomeportError as error:
             outcome = self._failed(record, error.message)
         except Exception as error:
@@ -297,6 +304,7 @@ class ImageService:
                 await asyncio.sleep(_NODE_RETRY_S)
 
     async def _conclude(self, live: LiveBuild, outcome: ImageRecord) -> None:
+        live.ending()
         try:
             await self._store.save_log(outcome.image_id, outcome.build_id, live.entries)
             await self._store.save(outcome)

@@ -24,6 +24,7 @@ from homeport.transport.dispatch import (
     StatusError,
     Trailers,
 )
+from homeport.transport.recording import Recorder
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -98,9 +99,12 @@ class Upstream(Protocol):
 class ContainerDispatcher:
     """Dispatcher of one container's socket."""
 
-    def __init__(self, container: ContainerPort, upstream: Upstream) -> None:
+    def __init__(
+        self, container: ContainerPort, upstream: Upstream, recorder: Recorder | None = None
+    ) -> None:
         self._container = container
         self._upstream = upstream
+        self._recorder = recorder or Recorder.of_process()
         local: dict[str, Callable[[IncomingCall, bytes], Awaitable[bytes]]] = {
             "ContainerHello": self._hello,
             "ContainerHeartbeat": self._heartbeat,
@@ -126,9 +130,13 @@ class ContainerDispatcher:
         if method is None:
             return await self._forward(call, body)
         try:
-            return await method(call, body)
+            answer = await method(call, body)
         except DecodeError as error:
             raise StatusError(INVALID_ARGUMENT, f"{call.path}: not its message: {error}") from None
+        if self._recorder is not None:
+            name = call.path.removeprefix(wire.PREFIX)
+            self._recorder.note(name, call.metadata.get("x-modal-client-version", ""))
+        return answer
 
     async def stream(self, call: IncomingCall, body: bytes) -> AsyncIterator[bytes]:
         """Forward a streaming RPC message by message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 from pathlib import Path
@@ -26,6 +27,12 @@ class Recorder:
         """A recorder for the file named by ``HOMEPORT_RECORD_RPCS``, if that is set."""
         name = os.environ.get(ENVIRONMENT_VARIABLE)
         return cls(Path(name)) if name else None
+
+    @staticmethod
+    @functools.cache
+    def of_process() -> Recorder | None:
+        """One for all who ask in this process, so that what it has seen is looked up once."""
+        return Recorder.from_environment()
 
     def note(self, method: str, client_version: str) -> None:
         """An RPC of bare name ``method`` was answered OK."""

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from homeport.node.leaks import find_leaks
+
 READY = re.compile(rb"Homeport \S+ is ready at (\S+)")
 START_S = 180.0
 STOP_S = 90.0
@@ -74,6 +76,24 @@ class Server:
         """SIGKILL the ``server`` or the ``node`` process; the supervisor starts it again."""
         status = json.loads(self.homeport("status", "--json").stdout)
         os.kill(int(status[f"{part}_pid"]), signal.SIGKILL)
+
+    def crash(self) -> None:
+        """SIGKILL every process of ours at once. Containers live on until the next start."""
+        assert self._process is not None
+        status = json.loads(self.homeport("status", "--json").stdout)
+        for part in ("node", "server"):
+            os.kill(int(status[f"{part}_pid"]), signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+
+    def containers(self, kind: str = "") -> set[str]:
+        """Ids of the containers whose processes exist: ``ta-…`` of functions, ``bd-…`` of builds."""
+        found = {
+            line.rpartition(":")[2].rstrip(")")
+            for line in find_leaks(self.home)
+            if line.startswith("container process")
+        }
+        return {name for name in found if name.startswith(kind)}
 
     def homeport(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of our own commands for this home."""

@@ -33,7 +33,7 @@ def main():
     check("wrong_kind_of_id", lambda: modal.FunctionCall.from_id("fc-../etc").get(timeout=5))
     check("unknown_gpu", lambda: run(gpu="NOSUCHGPU"))
     check("unknown_python", lambda: run(modal.Image.from_registry("python:3.99-slim")))
-    check("python_too_old", lambda: modal.Image.debian_slim(python_version="3.7"))
+    check("python_too_old", lambda: run(modal.Image.debian_slim(python_version="3.7")))
     check("unknown_image", lambda: run(modal.Image.from_registry("nowhere.invalid/no/image:1")))
     check("unknown_package", lambda: run(debian.pip_install("no-such-package-at-all-xyzzy")))
     check("failing_command", lambda: run(debian.run_commands("echo before; exit 9")))

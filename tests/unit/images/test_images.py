@@ -33,6 +33,7 @@ class FakeBuilder:
 
     messages: list[BuildImage] = field(default_factory=list[BuildImage])
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     error: str = ""
     broken: Exception | None = None
     say: Callable[[list[LogEntry]], None] = lambda entries: None
@@ -42,7 +43,11 @@ class FakeBuilder:
     ) -> BuildFinished:
         self.messages.append(message)
         self.say = on_log
-        await self.go.wait()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
         if self.broken is not None:
             raise self.broken
         layers = [f"layer-{len(self.messages)}"]
@@ -56,6 +61,7 @@ class Studio:
     """The service over a real database."""
 
     node_wait_s = 0.0
+    patience_s = 30.0
 
     def __init__(self, path: Path) -> None:
         self.database = Database.sqlite(path / "homeport.db")
@@ -71,6 +77,7 @@ class Studio:
             mount_digest=self._digest,
             secret_env=self._env,
             node_wait_s=self.node_wait_s,
+            patience_s=self.patience_s,
         )
 
     async def restart(self) -> None:
@@ -239,6 +246,42 @@ def test_a_follower_whose_time_is_up_goes_on_where_it_was(tmp_path: Path) -> Non
         late = await studio.follow(record.image_id, last_entry_id=cursor)
         assert [e.data for event in late for e in event.entries] == ["two"]
         assert late[-1].outcome is not None
+
+    run(tmp_path, check)
+
+
+def test_a_build_that_nobody_waits_for_any_more_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Studio, "patience_s", 0.05)
+
+    async def check(studio: Studio) -> None:
+        record = await studio.ask()
+        following = asyncio.ensure_future(studio.follow(record.image_id))
+        await asyncio.sleep(0.2)
+        assert not studio.builder.cancelled.is_set()
+        following.cancel()
+        await asyncio.wait([following])
+        await studio.builder.cancelled.wait()
+        events = await studio.follow(record.image_id)
+        outcome = events[-1].outcome
+        assert outcome is not None
+        assert outcome.status is ImageStatus.FAILED
+        assert "nobody waited for it" in outcome.error
+        # whoever asks again gets a new build
+        assert (await studio.built()).status is ImageStatus.SUCCEEDED
+
+    run(tmp_path, check)
+
+
+def test_a_build_that_nobody_ever_followed_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Studio, "patience_s", 0.0)
+
+    async def check(studio: Studio) -> None:
+        await studio.ask()
+        await studio.builder.cancelled.wait()
 
     run(tmp_path, check)
 

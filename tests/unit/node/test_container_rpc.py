@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -22,6 +23,7 @@ from homeport.transport.dispatch import (
     StatusError,
     Trailers,
 )
+from homeport.transport.recording import Recorder
 
 from .harness import item
 
@@ -246,3 +248,16 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(dispatcher: Container
     with pytest.raises(StatusError) as caught:
         ask(dispatcher, call("FunctionPutOutputs"), b"\xff\xff\xff")
     assert caught.value.status == INVALID_ARGUMENT
+
+
+def test_what_is_answered_here_is_recorded(
+    container: Container, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "recorded.json"
+    dispatcher = ContainerDispatcher(container, server, Recorder(file))
+    hello = IncomingCall(wire.PREFIX + "ContainerHello", {"x-modal-client-version": "1.0.5"}, None)
+    ask(dispatcher, hello)
+    ask(dispatcher, call("AppHeartbeat"))  # the server records what is passed on
+    with pytest.raises(StatusError):
+        ask(dispatcher, call("ContainerCheckpoint"))
+    assert file.read_text() == '{"ContainerHello": ["1.0.5"]}'
