@@ -104,7 +104,6 @@ class Task:
         self._container: Container | None = None
         self._preparing: asyncio.Task[Prepared] | None = None
         self._kill_reason = ""
-        self._interrupt_pending = False
         self._inputs_wake = asyncio.Event()
         self._cancels_wake = asyncio.Event()
         self._turn = 0
@@ -213,8 +212,6 @@ class Task:
         self._arm()
         if self._kill_reason:
             container.kill()
-        elif self._interrupt_pending:
-            self._interrupt()
         return container
 
     async def _watch(self, container: Container) -> None:
@@ -306,10 +303,6 @@ class Task:
         if self._container is not None:
             number = signal.SIGTERM if self._start.is_server else signal.SIGINT
             self._container.signal(number)
-        elif self._preparing is None or not self._preparing.done():
-            self._kill("the task was stopped before its container started")
-        else:
-            self._interrupt_pending = True
 
     def _kill(self, reason: str) -> None:
         self._kill_reason = self._kill_reason or reason

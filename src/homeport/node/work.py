@@ -273,8 +273,16 @@ class WorkLoop:
         return effects
 
     def stop(self, grace_s: float, reason: str) -> Effects:
-        """Interrupt now, kill ``grace_s`` seconds later with ``reason`` if it is still there."""
+        """Interrupt now, kill ``grace_s`` seconds later with ``reason`` if it is still there.
+
+        A container that is still starting is killed at once: it has nothing to clean up yet, and
+        interrupted it would show its user where its imports were.
+        """
         effects = Effects(returned=self._empty_queue(), wake=True)
+        if not self._was_ready and not self._running:
+            self._phase = Phase.STOPPING
+            effects.kill = "the container was stopped before it was ready"
+            return effects
         effects.interrupt = self._phase is not Phase.STOPPING
         self._phase = Phase.STOPPING
         at = self._clock.monotonic() + grace_s

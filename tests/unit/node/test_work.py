@@ -354,6 +354,24 @@ def test_interrupted_containers_terminations_go_back(clock: FakeClock) -> None:
     assert work.due().kill == "asked to"
 
 
+def test_a_container_that_is_still_starting_is_killed_at_once(clock: FakeClock) -> None:
+    work = loop(clock, startup_timeout_s=100.0)
+    work.launched()
+    work.deliver([given("a")])
+    effects = work.stop(7.0, "asked to")
+    assert effects.kill == "the container was stopped before it was ready"
+    assert not effects.interrupt
+    assert effects.returned == [("a", 0)]
+
+
+def test_an_idle_container_is_interrupted(clock: FakeClock) -> None:
+    work = loop(clock)
+    work.ready()
+    effects = work.stop(7.0, "asked to")
+    assert effects.interrupt
+    assert not effects.kill
+
+
 def test_stop_after_drain_still_interrupts(clock: FakeClock) -> None:
     work = loop(clock)
     work.deliver([given("a")])
