@@ -40,12 +40,16 @@ from homeport.functions.store import FunctionStore
 from homeport.gateway.http import create_http_app
 from homeport.gateway.listener import Listener
 from homeport.housekeeping import Housekeeping
+from homeport.images.model import ImageRecord
+from homeport.images.names import NamedImages
 from homeport.images.rpc import ImagesRpc
 from homeport.images.service import ImageService
-from homeport.images.store import ImageStore
+from homeport.images.store import ImageNameStore, ImageStore
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import HomeportError
+from homeport.kernel.resources import Limits
 from homeport.kernel.signing import Signer
+from homeport.link.messages import LogEntry
 from homeport.logs.rpc import LogRpc
 from homeport.logs.service import LogService
 from homeport.logs.store import LogStore
@@ -57,6 +61,7 @@ from homeport.nodes.forward import RpcForwarder
 from homeport.nodes.service import NodeService
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.registry import Registry
+from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher
 from homeport.scheduler.loops import Scheduler
 from homeport.secrets.crypt import SecretBox
@@ -117,15 +122,19 @@ class Server:
             http_url=lambda: self.url,
             blob_root=str(settings.blob_root),
         )
+        build_functions = BuildFunctions(self._functions)
         self._images = ImageService(
             ImageStore(self._database),
             self._nodes,
             mount_digest=self._mounts.digest,
             secret_env=self._secrets.env,
+            function_builder=build_functions,
+            limits=Limits(pids=settings.pids_max),
             clock=clock,
+            log_sink=self._image_log,
         )
         self._scheduler = Scheduler(
-            settings, clock, self._nodes, self._tasks, self._functions, self._logs
+            settings, clock, self._nodes, self._tasks, self._functions, self._logs, build_functions
         )
         self._apps = AppService(
             AppStore(self._database),
@@ -144,10 +153,13 @@ class Server:
         launcher = Launcher(
             settings, self._apps, self._functions, self._images, self._mounts, self._secrets
         )
+        names = NamedImages(ImageNameStore(self._database), self._images, self._environments, clock)
         self._environments.on_deleting(self._apps.environment_deleting)
+        self._environments.on_deleting(names.environment_deleting)
         self._environments.on_deleting(self._secrets.delete_of_environment)
         self._environments.on_renamed(self._apps.environment_renamed)
         self._scheduler.use(self._calls, self._apps, launcher)
+        build_functions.use(self._calls)
         self._tasks.use(self._scheduler)
         subjects = Subjects(self._apps, self._tasks)
         registry = Registry(
@@ -165,7 +177,7 @@ class Server:
                 FunctionsRpc(
                     self._functions, self._apps, self._environments, self._scheduler, clock
                 ),
-                ImagesRpc(self._images),
+                ImagesRpc(self._images, names),
                 LogRpc(self._logs, subjects),
                 MountRpc(self._mounts, self._environments),
                 SecretRpc(self._secrets, self._environments),
@@ -209,6 +221,11 @@ class Server:
             host = "127.0.0.1"
         port = self._listener.port if self._listener is not None else self.settings.port
         return f"http://{host}:{port}"
+
+    def _image_log(self, record: ImageRecord, entries: list[LogEntry]) -> None:
+        """Build output belongs to the app that asked for the image, under the build's id."""
+        if record.app_id:
+            self._logs.append(record.app_id, record.build_id, "", entries, image_id=record.image_id)
 
     async def start(self) -> None:
         """Open the state, take up earlier work, listen."""

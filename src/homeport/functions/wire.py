@@ -167,7 +167,9 @@ def spec_of(
         target_concurrent=function.target_concurrent_inputs,
         batch_max_size=function.batch_max_size,
         batch_linger_ms=function.batch_linger_ms,
-        single_use=function.single_use_containers or function.max_inputs == 1,
+        single_use=function.single_use_containers
+        or function.max_inputs == 1
+        or function.is_builder_function,
         is_class=function.is_class,
         is_server=function.is_server,
         is_generator=function.function_type == api_pb2.Function.FUNCTION_TYPE_GENERATOR,

@@ -30,6 +30,20 @@ class ContextFile(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
+class FunctionStep(msgspec.Struct, frozen=True, array_like=True):
+    """``Image.run_function``: what identifies the function and what it is called with.
+
+    ``definition`` is its source, ``globals`` what it refers to; ``args`` the serialized arguments
+    in ``data_format``, ``None`` without any.
+    """
+
+    definition: str
+    globals: bytes
+    args: bytes | None = None
+    args_blob_id: str = ""
+    data_format: int = 0
+
+
 class Recipe(msgspec.Struct, frozen=True, array_like=True):
     """Everything that decides what an image is.
 
@@ -45,6 +59,17 @@ class Recipe(msgspec.Struct, frozen=True, array_like=True):
     secret_digest: str
     builder_version: str
     registry_secret_digest: str = ""
+    function: FunctionStep | None = None
+
+
+class BuildInputs(msgspec.Struct, frozen=True, array_like=True):
+    """What a build needs beside the recipe and decides nothing about the image."""
+
+    function_id: str = ""
+    """The function that ``Recipe.function`` is, as its app created it."""
+    registry_kind: str = ""
+    """How to sign in to the registry of a FROM: ``aws``, ``gcp``, ``static`` or not at all."""
+    registry_secret_id: str = ""
 
 
 class ImageRequest(msgspec.Struct, frozen=True):
@@ -60,6 +85,8 @@ class ImageRequest(msgspec.Struct, frozen=True):
     app_id: str = ""
     force_build: bool = False
     ignore_cache: bool = False
+    function: FunctionStep | None = None
+    inputs: BuildInputs = BuildInputs()
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +103,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: ImageStatus
     created_at: float
     build_id: str = ""
+    inputs: BuildInputs = BuildInputs()
     started_at: float = 0.0
     finished_at: float = 0.0
     error: str = ""
@@ -101,6 +129,21 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.finished_at > 0 and (self.status is ImageStatus.SUCCEEDED or bool(self.layers))
 
 
+class NamedImage(msgspec.Struct, frozen=True):
+    """A name (``model:latest``) and one image that was published under it. Times are Unix seconds.
+
+    ``position`` grows with every publication of the installation.
+    """
+
+    position: int
+    revision_id: str
+    environment_id: str
+    name: str
+    image_id: str
+    created_at: float
+    published_by: str
+
+
 def image_id_of(recipe: Recipe, salt: str = "") -> str:
     """The id of the image that ``recipe`` makes; ``salt`` keeps an uncached build apart."""
     data = msgspec.msgpack.encode(recipe, order="sorted")
@@ -112,3 +155,11 @@ def contents_digest(values: dict[str, str]) -> str:
     if not values:
         return ""
     return hashlib.sha256(msgspec.msgpack.encode(sorted(values.items()))).hexdigest()
+
+
+def function_layer(recipe: Recipe, parent: str, salt: str = "") -> str:
+    """The key of the layer that the recipe's function makes on top of layer ``parent``."""
+    data = msgspec.msgpack.encode(
+        [parent, recipe.function, recipe.secret_digest, recipe.builder_version, salt]
+    )
+    return hashlib.sha256(b"run_function" + data).hexdigest()[:32]

@@ -14,17 +14,20 @@ import structlog
 from homeport.images.live import PATIENCE_S, LiveBuild
 from homeport.images.model import (
     CONTEXT_FILES_BYTES_MAX,
+    FunctionStep,
     ImageRecord,
     ImageRequest,
     ImageStatus,
     Recipe,
     contents_digest,
+    function_layer,
     image_id_of,
 )
 from homeport.images.store import ImageStore
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.errors import (
+    ConflictError,
     HomeportError,
     InvalidError,
     NotFoundError,
@@ -57,6 +60,22 @@ class Builder(Protocol):
         ...
 
 
+class FunctionBuilder(Protocol):
+    """Runs a function once and keeps what it changed as a layer."""
+
+    async def build(
+        self,
+        function_id: str,
+        step: FunctionStep,
+        *,
+        layer: str,
+        build_id: str,
+        on_log: Callable[[list[LogEntry]], None],
+    ) -> None:
+        """Afterwards ``layer`` is there. Raises ``InvalidError`` with the function's failure."""
+        ...
+
+
 class BuildEvent(msgspec.Struct, frozen=True):
     """What a follower of a build is told: output, or the end (``outcome``)."""
 
@@ -80,6 +99,8 @@ class ImageService:
         *,
         mount_digest: Callable[[str], Awaitable[str]],
         secret_env: Callable[[Sequence[str]], Awaitable[dict[str, str]]],
+        function_builder: FunctionBuilder | None = None,
+        limits: Limits | None = None,
         clock: Clock | None = None,
         log_sink: LogSink | None = None,
         node_wait_s: float = NODE_WAIT_S,
@@ -89,6 +110,8 @@ class ImageService:
         self._builder = builder
         self._mount_digest = mount_digest
         self._secret_env = secret_env
+        self._function_builder = function_builder
+        self._limits = limits or Limits()
         self._clock = clock or SystemClock()
         self._log_sink = log_sink
         self._node_wait_s = node_wait_s
@@ -135,6 +158,15 @@ class ImageService:
             bases = record.recipe.bases
             record = self.find(bases[0][1]) if bases else None
         return steps[::-1]
+
+    async def delete(self, image_id: str) -> None:
+        """Forget an image. Raises ``NotFoundError``, ``ConflictError`` while it is being built."""
+        if self.find(image_id) is None:
+            raise NotFoundError(f"Image {image_id!r} does not exist")
+        if image_id in self._live:
+            raise ConflictError(f"Image {image_id!r} is being built; delete it afterwards")
+        del self._records[image_id]
+        await self._store.delete(image_id)
 
     # ── building ────────────────────────────────────────────────────────────────────────────
 
@@ -187,8 +219,10 @@ class ImageService:
         yield BuildEvent(outcome=record)
 
     async def _recipe(self, request: ImageRequest) -> tuple[Recipe, dict[str, str]]:
-        if not request.dockerfile:
-            raise InvalidError("the image has no Dockerfile commands")
+        if not request.dockerfile and request.function is None:
+            raise InvalidError("the image has neither Dockerfile commands nor a function to run")
+        if request.function is not None and (len(request.bases) != 1 or request.dockerfile):
+            raise InvalidError("an image made by a function has one base and no other commands")
         size = sum(len(file.data) for file in request.context_files)
         if size > CONTEXT_FILES_BYTES_MAX:
             limit = CONTEXT_FILES_BYTES_MAX // 2**20
@@ -201,6 +235,7 @@ class ImageService:
         digest = (
             await self._mount_digest(request.context_mount_id) if request.context_mount_id else ""
         )
+        registry = await self._registry_env(request.inputs.registry_secret_id)
         recipe = Recipe(
             dockerfile=request.dockerfile,
             bases=request.bases,
@@ -209,8 +244,13 @@ class ImageService:
             build_args=request.build_args,
             secret_digest=contents_digest(env),
             builder_version=request.builder_version,
+            registry_secret_digest=contents_digest(registry),
+            function=request.function,
         )
         return recipe, env
+
+    async def _registry_env(self, secret_id: str) -> dict[str, str]:
+        return await self._secret_env([secret_id]) if secret_id else {}
 
     def _forces(self, app_id: str, image_id: str) -> bool:
         """Whether this is the app's first demand to rebuild (each of its functions repeats it)."""
@@ -241,6 +281,7 @@ class ImageService:
             created_at=previous.created_at if previous else now,
             build_id=ids.new("bd"),
             started_at=now,
+            inputs=request.inputs,
         )
         if previous is not None and previous.is_usable:
             record = _keep_outcome(record, previous)
@@ -267,9 +308,12 @@ class ImageService:
         self, live: LiveBuild, record: ImageRecord, env: dict[str, str], no_cache: bool
     ) -> None:
         try:
-            message = self._message(record, env, no_cache)
-            finished = await self._build(message, live)
-            outcome = self._outcome(record, finished)
+            if record.recipe.function is not None:
+                outcome = await self._run_function(record, live, no_cache)
+            else:
+                message = await self._message(record, env, no_cache)
+                finished = await self._build(message, live)
+                outcome = self._outcome(record, finished)
         except asyncio.CancelledError:
             if not live.is_abandoned:
                 self._live.pop(record.image_id, None)
@@ -282,6 +326,24 @@ class ImageService:
             log.exception("an image build broke", image=record.image_id)
             outcome = self._failed(record, f"the build broke: {type(error).__name__}: {error}")
         await self._conclude(live, outcome)
+
+    async def _run_function(
+        self, record: ImageRecord, live: LiveBuild, no_cache: bool
+    ) -> ImageRecord:
+        """Have the recipe's function run on its base; the base with one layer more."""
+        recipe, base = record.recipe, self.get(record.recipe.bases[0][1])
+        function_id = record.inputs.function_id
+        if self._function_builder is None or recipe.function is None or not function_id:
+            raise InvalidError("the image's function is not known here; run its app again")
+        salt = record.build_id if no_cache else ""
+        layer = function_layer(recipe, base.layers[-1] if base.layers else "", salt)
+        await self._function_builder.build(
+            function_id, recipe.function, layer=layer, build_id=record.build_id, on_log=live.append
+        )
+        done = BuildFinished(
+            0, "", "", [*base.layers, layer], base.config, base.python_version_info
+        )
+        return self._outcome(record, msgspec.structs.replace(done, libc_version=base.libc_version))
 
     async def _build(self, message: BuildImage, live: LiveBuild) -> BuildFinished:
         """Have it built; a node that restarts, or has not come back yet, is waited for."""
@@ -314,7 +376,9 @@ class ImageService:
         self._live.pop(outcome.image_id, None)
         live.finish(outcome)
 
-    def _message(self, record: ImageRecord, env: dict[str, str], no_cache: bool) -> BuildImage:
+    async def _message(
+        self, record: ImageRecord, env: dict[str, str], no_cache: bool
+    ) -> BuildImage:
         recipe = record.recipe
         bases: dict[str, tuple[list[str], ImageConfig]] = {}
         for name, image_id in recipe.bases:
@@ -329,9 +393,11 @@ class ImageService:
             build_args=recipe.build_args,
             secret_env=env,
             builder_version=recipe.builder_version,
-            limits=Limits(),
+            limits=self._limits,
             timeout_s=BUILD_TIMEOUT_S,
             no_cache=no_cache,
+            registry_kind=record.inputs.registry_kind,
+            registry_env=await self._registry_env(record.inputs.registry_secret_id),
         )
 
     def _outcome(self, record: ImageRecord, finished: BuildFinished) -> ImageRecord:

@@ -7,8 +7,9 @@ from typing import Any, Final
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import Connection
 
-from homeport.images.model import ImageRecord, ImageStatus, Recipe
+from homeport.images.model import BuildInputs, ImageRecord, ImageStatus, NamedImage, Recipe
 from homeport.link.messages import ImageConfig, LogEntry
 from homeport.storage.database import Database, metadata
 
@@ -30,6 +31,7 @@ images = sa.Table(
     sa.Column("config", sa.LargeBinary, nullable=False),
     sa.Column("python_version_info", sa.Text, nullable=False),
     sa.Column("libc_version", sa.Text, nullable=False),
+    sa.Column("inputs", sa.LargeBinary, nullable=False, server_default=sa.text("X'93A0A0A0'")),
 )
 
 image_build_logs = sa.Table(
@@ -39,6 +41,20 @@ image_build_logs = sa.Table(
     sa.Column("build_id", sa.String, nullable=False),
     sa.Column("entries", sa.LargeBinary, nullable=False),
 )
+
+image_names = sa.Table(
+    "image_names",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("revision_id", sa.String, nullable=False, unique=True),
+    sa.Column("environment_id", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("image_id", sa.String, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("published_by", sa.String, nullable=False),
+    sa.Index("image_names_by_name", "environment_id", "name", "id"),
+)
+"""Every publication of a name; the newest is what the name means."""
 
 _encode: Final = msgspec.msgpack.encode
 
@@ -76,6 +92,17 @@ class ImageStore:
         data = await self._database.read(lambda c: c.execute(query).scalar())
         return msgspec.msgpack.decode(data, type=list[LogEntry]) if data else []
 
+    async def delete(self, image_id: str) -> None:
+        """Forget an image and its log."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(sa.delete(images).where(images.c.id == image_id))
+            connection.execute(
+                sa.delete(image_build_logs).where(image_build_logs.c.image_id == image_id)
+            )
+
+        await self._database.write(write)
+
 
 def _row(record: ImageRecord) -> dict[str, Any]:
     return {
@@ -94,6 +121,7 @@ def _row(record: ImageRecord) -> dict[str, Any]:
         "config": _encode(record.config),
         "python_version_info": record.python_version_info,
         "libc_version": record.libc_version,
+        "inputs": _encode(record.inputs),
     }
 
 
@@ -113,4 +141,77 @@ def _record(row: Any) -> ImageRecord:
         config=msgspec.msgpack.decode(row["config"], type=ImageConfig),
         python_version_info=row["python_version_info"],
         libc_version=row["libc_version"],
+        inputs=msgspec.msgpack.decode(row["inputs"], type=BuildInputs),
     )
+
+
+class ImageNameStore:
+    """Queries on names of images."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, named: NamedImage) -> None:
+        """Record a publication, once."""
+        row = msgspec.structs.asdict(named)
+        del row["position"]
+        statement = insert(image_names).values(row).on_conflict_do_nothing(["revision_id"])
+        await self._database.write(lambda c: c.execute(statement) and None)
+
+    async def revisions(
+        self, environment_id: str, name: str, before: int | None, limit: int
+    ) -> list[NamedImage]:
+        """Publications of a name, newest first, those with a position below ``before``."""
+        columns = image_names.c
+        query = (
+            sa.select(image_names)
+            .where(columns.environment_id == environment_id, columns.name == name)
+            .order_by(columns.id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(columns.id < before)
+        return await self._database.read(lambda c: [NamedImage(*row) for row in c.execute(query)])
+
+    async def names(
+        self, environment_id: str, prefix: str, image_id: str, after: str, limit: int
+    ) -> list[tuple[NamedImage, float]]:
+        """What each name means now and when it was first published, by name."""
+        columns = image_names.c
+        newest = (
+            sa.select(
+                columns.name,
+                sa.func.max(columns.id).label("id"),
+                sa.func.min(columns.created_at).label("first"),
+            )
+            .where(columns.environment_id == environment_id, columns.name > after)
+            .where(columns.name.startswith(prefix, autoescape=True))
+            .group_by(columns.name)
+            .subquery()
+        )
+        query = (
+            sa.select(image_names, newest.c.first)
+            .join(newest, newest.c.id == columns.id)
+            .order_by(columns.name)
+            .limit(limit)
+        )
+        if image_id:
+            query = query.where(columns.image_id == image_id)
+        return await self._database.read(
+            lambda c: [(NamedImage(*row[:-1]), float(row[-1])) for row in c.execute(query)]
+        )
+
+    async def delete(self, environment_id: str, name: str) -> None:
+        await self._delete(
+            image_names.c.environment_id == environment_id, image_names.c.name == name
+        )
+
+    async def delete_image(self, image_id: str) -> None:
+        await self._delete(image_names.c.image_id == image_id)
+
+    async def delete_environment(self, environment_id: str) -> None:
+        await self._delete(image_names.c.environment_id == environment_id)
+
+    async def _delete(self, *conditions: sa.ColumnElement[bool]) -> None:
+        statement = sa.delete(image_names).where(*conditions)
+        await self._database.write(lambda c: c.execute(statement) and None)

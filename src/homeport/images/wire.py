@@ -5,20 +5,29 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
-from homeport.images.model import ContextFile, ImageRecord, ImageRequest, ImageStatus
+from homeport.images.model import (
+    BuildInputs,
+    ContextFile,
+    FunctionStep,
+    ImageRecord,
+    ImageRequest,
+    ImageStatus,
+    NamedImage,
+)
 from homeport.images.service import BuildEvent
 from homeport.kernel.errors import UnimplementedError
 from homeport.link.messages import LogEntry
+
+_REGISTRY_KINDS = {
+    api_pb2.REGISTRY_AUTH_TYPE_AWS: "aws",
+    api_pb2.REGISTRY_AUTH_TYPE_GCP: "gcp",
+    api_pb2.REGISTRY_AUTH_TYPE_STATIC_CREDS: "static",
+}
 
 
 def image_request(request: api_pb2.ImageGetOrCreateRequest) -> ImageRequest:
     """What the client asks for. Raises ``UnimplementedError`` for what cannot be built yet."""
     image = request.image
-    if request.build_function_id or image.HasField("build_function"):
-        raise UnimplementedError(
-            "Homeport does not build images with Image.run_function yet; "
-            "use run_commands, or do the work when the container starts (@modal.enter)"
-        )
     if image.volume_mounts:
         raise UnimplementedError("Homeport does not mount volumes into image builds yet")
     return ImageRequest(
@@ -32,6 +41,28 @@ def image_request(request: api_pb2.ImageGetOrCreateRequest) -> ImageRequest:
         app_id=request.app_id,
         force_build=request.force_build,
         ignore_cache=request.ignore_cache,
+        function=_function_step(image),
+        inputs=BuildInputs(
+            request.build_function_id,
+            _REGISTRY_KINDS.get(image.image_registry_config.registry_auth_type, ""),
+            image.image_registry_config.secret_id,
+        ),
+    )
+
+
+def _function_step(image: api_pb2.Image) -> FunctionStep | None:
+    if not image.HasField("build_function"):
+        return None
+    function = image.build_function
+    if not function.HasField("input"):
+        return FunctionStep(function.definition, function.globals)
+    given = function.input
+    return FunctionStep(
+        function.definition,
+        function.globals,
+        given.args,
+        given.args_blob_id,
+        int(given.data_format),
     )
 
 
@@ -86,6 +117,28 @@ def build_step(record: ImageRecord) -> api_pb2.ImageBuildStep:
         finished_at=_timestamp(record.finished_at),
         builder_app_id=record.app_id,
         builder_task_id=record.build_id,
+    )
+
+
+def tag(named: NamedImage, first_published_at: float) -> api_pb2.ImageListTagsItem:
+    """A name in a listing."""
+    return api_pb2.ImageListTagsItem(
+        tag=named.name,
+        image_id=named.image_id,
+        revision_id=named.revision_id,
+        created_at=first_published_at,
+        updated_at=named.created_at,
+        last_published_by=named.published_by,
+    )
+
+
+def revision(named: NamedImage) -> api_pb2.ImageTagRevisionsItem:
+    """One publication of a name."""
+    return api_pb2.ImageTagRevisionsItem(
+        image_id=named.image_id,
+        revision_id=named.revision_id,
+        created_at=named.created_at,
+        published_by=named.published_by,
     )
 
 

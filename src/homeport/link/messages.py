@@ -237,6 +237,8 @@ class TaskExited(Message):
     stderr_tail: str
     start_failed: bool = False
     """The runtime could not start it at all (``reason`` says why)."""
+    layer: str = ""
+    """``StartTask.commit_layer``, when that layer is there now."""
 
 
 class Logs(Message):
@@ -351,6 +353,8 @@ class StartTask(Message):
     untrusted: bool
     """No control-plane access: forwarded RPCs are refused."""
     volumes: list[VolumeRef] = []
+    commit_layer: str = ""
+    """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
 
 
 class DeliverInputs(Message):
@@ -422,6 +426,10 @@ class BuildImage(Message):
     limits: Limits
     timeout_s: float
     no_cache: bool = False
+    registry_kind: str = ""
+    """How to sign in to the registry of a FROM: ``aws``, ``gcp``, ``static``; empty = as the node
+    is signed in itself. ``registry_env`` holds the credentials under the client's names."""
+    registry_env: dict[str, str] = {}
 
 
 class CancelBuild(Message):

@@ -11,7 +11,9 @@ from typing import Protocol
 
 from homeport.kernel.errors import NotFoundError, UnavailableError, UnimplementedError
 from homeport.link.messages import MountRef, StartTask
+from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
+from homeport.node.snapshot import clean
 
 CONTROL_DIR = "/__modal/run"
 """Where a container finds its socket and its arguments (beside ``/__modal/deps`` of the mounts)."""
@@ -27,6 +29,8 @@ class Layers(Protocol):
     def path(self, key: str) -> Path: ...
 
     def has(self, key: str) -> bool: ...
+
+    async def commit(self, upper: Path, key: str, metadata: LayerMetadata) -> Path: ...
 
 
 class Mounts(Protocol):
@@ -107,6 +111,20 @@ class Preparer:
         folder = self._root / start.task_id
         await asyncio.to_thread(self._make, folder, start.arguments)
         return Prepared(start, runtime, folder, layers, environment(start))
+
+    async def keep(self, prepared: Prepared, now: float) -> str:
+        """Make what the ended container wrote the layer it was to leave; its key.
+
+        The runtime must have left ``upper`` behind. Raises ``OSError``.
+        """
+        start = prepared.start
+        image = prepared.layers[: len(start.layers)]
+        upper = prepared.folder / "upper"
+        await asyncio.to_thread(clean, upper, image, prepared.layers[len(start.layers) :])
+        parent = start.layers[-1] if start.layers else ""
+        metadata = LayerMetadata(parent=parent, instruction="run_function", created_at=now)
+        await self._layers.commit(upper, start.commit_layer, metadata)
+        return start.commit_layer
 
     async def discard(self, prepared: Prepared) -> None:
         """Delete the task's folder; the runtime removed its own part of it."""

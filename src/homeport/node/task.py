@@ -14,6 +14,7 @@ import structlog
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import HomeportError
 from homeport.link.messages import (
+    STATUS_SUCCESS,
     InputItem,
     InputsReturned,
     InputsStarted,
@@ -109,6 +110,7 @@ class Task:
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         self._exited = False
+        self._succeeded = False
 
     # ── for the supervisor ────────────────────────────────────────────────────────────────────
 
@@ -188,7 +190,8 @@ class Task:
                 return self._report_unstarted(self._kill_reason)
             container = await self._launch(prepared)
             try:
-                await self._watch(container)
+                ended = await self._watch(container)
+                self._report_exit(ended, await self._kept(prepared, container, ended))
             finally:
                 await container.remove()
         finally:
@@ -214,18 +217,28 @@ class Task:
             container.kill()
         return container
 
-    async def _watch(self, container: Container) -> None:
+    async def _kept(self, prepared: Prepared, container: Container, ended: Exit) -> str:
+        """The layer that the container leaves; empty if it is to leave none, or failed."""
+        if not self._start.commit_layer or not self._succeeded or ended.returncode != 0:
+            return ""
+        await container.remove(keep_upper=True)
+        try:
+            return await self._preparer.keep(prepared, self._clock.now())
+        except OSError:
+            log.exception("a container's files could not be kept", task_id=self.task_id)
+            return ""
+
+    async def _watch(self, container: Container) -> Exit:
         detach = await self._relay.attach(container) if self._relay is not None else None
         try:
-            ended = await container.wait()
+            return await container.wait()
         finally:
             if detach is not None:
                 detach()
-        self._report_exit(ended)
 
     # ── reports ───────────────────────────────────────────────────────────────────────────────
 
-    def _report_exit(self, ended: Exit) -> None:
+    def _report_exit(self, ended: Exit, layer: str) -> None:
         self._pump.close()
         self._exited = True
         end = self._work.end()
@@ -241,6 +254,7 @@ class Task:
                 unstarted=end.unstarted,
                 reason=self._kill_reason,
                 stderr_tail=self._pump.stderr_tail,
+                layer=layer,
             )
         )
 
@@ -379,6 +393,7 @@ class Task:
         if self._link.is_full:
             raise StatusError(RESOURCE_EXHAUSTED, "the node holds too many outputs; try again")
         self._pump.catch_up()
+        self._succeeded = any(item.result.status == STATUS_SUCCESS for item in items)
         effects = self._work.finish(items)
         self._attribution = ("", "")
         self._apply(effects)

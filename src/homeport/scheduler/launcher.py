@@ -89,7 +89,7 @@ class Launcher:
             task_id=task_id,
             function_id=record.function_id,
             app_id=record.app_id,
-            command=["python", "-m", "modal._container_entrypoint"],
+            command=[*image.config.entrypoint, "python", "-m", "modal._container_entrypoint"],
             layers=image.layers,
             mounts=await self._mount_refs(spec, image.builder_version, python),
             env=await self._environment(spec, image.config, app.environment),

@@ -50,6 +50,7 @@ from homeport.rpc.context import TaskIdentity
 from homeport.scheduler import attempts
 from homeport.scheduler.attempts import Decision, Verdict
 from homeport.scheduler.autoscale import IdleTask, PoolView, plan
+from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher, start_error
 from homeport.scheduler.placement import Defaults, NodeView, check_placeable, place
 from homeport.scheduler.pool import Pool, Task, TaskStatus
@@ -90,6 +91,7 @@ class Scheduler:
         tasks: TaskService,
         functions: FunctionService,
         logs: LogService,
+        build_functions: BuildFunctions,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -97,6 +99,7 @@ class Scheduler:
         self._task_records = tasks
         self._functions = functions
         self._logs = logs
+        self._build_functions = build_functions
         self._defaults = Defaults(
             settings.default_milli_cpu, settings.default_memory_mb, settings.containers_max
         )
@@ -485,6 +488,7 @@ class Scheduler:
             return
         if task.task_id not in self._tasks:
             return
+        message.commit_layer = self._build_functions.layer_of(message.function_id)
         if not self._nodes.send(task.node_id, message):
             self._remove(task)
             self._start_failed(task.pool, "the node it was to start on is gone", final=False)
@@ -643,6 +647,8 @@ class Scheduler:
         """A container's output; its last lines may come after its end."""
         record = self._task_records.recent(message.task_id)
         if record is None:
+            return
+        if self._build_functions.take_logs(record.function_id, message.entries):
             return
         function = self._functions.find(record.function_id)
         base = function.spec.base_function_id if function and function.spec else ""
@@ -816,6 +822,7 @@ class Scheduler:
         held = dict(task.held)
         task.held.clear()
         self._remove(task)
+        self._build_functions.exited(pool.record.function_id, task.task_id, message.layer)
         durable: Durable = []
         unfinished = {input_id for input_id, _ in message.unfinished}
         for input_id, item in held.items():

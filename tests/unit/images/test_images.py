@@ -12,11 +12,21 @@ from typing import Any
 import pytest
 from modal_proto import api_pb2
 
+from homeport.environments.service import EnvironmentService
 from homeport.images import wire
 from homeport.images.live import LOG_ENTRIES_MAX, LiveBuild
-from homeport.images.model import ContextFile, ImageRecord, ImageRequest, ImageStatus
+from homeport.images.model import (
+    BuildInputs,
+    ContextFile,
+    FunctionStep,
+    ImageRecord,
+    ImageRequest,
+    ImageStatus,
+)
+from homeport.images.names import NamedImages
 from homeport.images.service import BuildEvent, ImageService
-from homeport.images.store import ImageStore
+from homeport.images.store import ImageNameStore, ImageStore
+from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import (
     InvalidError,
     NotFoundError,
@@ -57,6 +67,30 @@ class FakeBuilder:
         )
 
 
+@dataclass
+class FakeFunctionBuilder:
+    """Keeps what it was asked for; fails if told to."""
+
+    asked: list[tuple[str, FunctionStep, str]] = field(
+        default_factory=list[tuple[str, FunctionStep, str]]
+    )
+    error: str = ""
+
+    async def build(
+        self,
+        function_id: str,
+        step: FunctionStep,
+        *,
+        layer: str,
+        build_id: str,
+        on_log: Callable[[list[LogEntry]], None],
+    ) -> None:
+        self.asked.append((function_id, step, layer))
+        on_log([LogEntry(1, 1, "printed by the function")])
+        if self.error:
+            raise InvalidError(self.error)
+
+
 class Studio:
     """The service over a real database."""
 
@@ -66,6 +100,7 @@ class Studio:
     def __init__(self, path: Path) -> None:
         self.database = Database.sqlite(path / "homeport.db")
         self.builder = FakeBuilder()
+        self.functions = FakeFunctionBuilder()
         self.secrets: dict[str, dict[str, str]] = {}
         self.mounts: dict[str, str] = {}
         self.service = self._new()
@@ -76,6 +111,7 @@ class Studio:
             self.builder,
             mount_digest=self._digest,
             secret_env=self._env,
+            function_builder=self.functions,
             node_wait_s=self.node_wait_s,
             patience_s=self.patience_s,
         )
@@ -430,7 +466,7 @@ def test_unknown_images(tmp_path: Path) -> None:
             studio.service.get("im-none")
         with pytest.raises(NotFoundError):
             await studio.follow("im-none")
-        with pytest.raises(InvalidError, match="no Dockerfile"):
+        with pytest.raises(InvalidError, match="neither Dockerfile commands nor a function"):
             await studio.ask(dockerfile=[])
 
     run(tmp_path, check)
@@ -473,7 +509,6 @@ def test_what_clients_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (api_pb2.ImageGetOrCreateRequest(build_function_id="fu-1"), "run_function"),
         (
             api_pb2.ImageGetOrCreateRequest(
                 image=api_pb2.Image(volume_mounts=[api_pb2.VolumeMount(volume_id="vo-1")])
@@ -487,3 +522,88 @@ def test_what_cannot_be_built_yet_is_named(
 ) -> None:
     with pytest.raises(UnimplementedError, match=words):
         wire.image_request(request_)
+
+
+# ── functions as steps ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_function_adds_a_layer_to_its_base(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        functions = studio.functions
+        base = await studio.built()
+        step = FunctionStep("def f(): ...", b"globals", b"args", data_format=1)
+        ask: dict[str, Any] = {
+            "dockerfile": [],
+            "bases": [("base", base.image_id)],
+            "function": step,
+            "inputs": BuildInputs("fu-1"),
+        }
+        image = await studio.built(**ask)
+        assert image.layers == [*base.layers, functions.asked[0][2]]
+        assert (image.config, image.python_version) == (base.config, base.python_version)
+        assert functions.asked[0][:2] == ("fu-1", step)
+        events = await studio.follow(image.image_id, with_finished_log=True)
+        assert events[0].entries[0].data == "printed by the function"
+        ask["inputs"] = BuildInputs("fu-2")  # the same function of another run of the app
+        assert (await studio.built(**ask)).image_id == image.image_id
+        ask["function"] = FunctionStep("def f(): ...", b"globals", b"other", data_format=1)
+        assert (await studio.built(**ask)).layers[-1] != image.layers[-1]
+
+    run(tmp_path, check)
+
+
+def test_a_function_that_fails_fails_the_build(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        base = await studio.built()
+        studio.functions.error = "run_function(f) failed: ValueError('no')"
+        image = await studio.built(
+            dockerfile=[],
+            bases=[("base", base.image_id)],
+            function=FunctionStep("def f(): ...", b""),
+            inputs=BuildInputs("fu-1"),
+        )
+        assert image.status is ImageStatus.FAILED
+        assert image.error == studio.functions.error
+        with pytest.raises(InvalidError, match="one base"):
+            await studio.ask(dockerfile=[], function=FunctionStep("x", b""))
+
+    run(tmp_path, check)
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_name_means_what_was_published_last(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        environments = EnvironmentService(studio.database, SystemClock())
+        await environments.start()
+        names = NamedImages(
+            ImageNameStore(studio.database), studio.service, environments, SystemClock()
+        )
+        one, two = await studio.built(), await studio.built("FROM python:3.12-slim")
+        published: dict[str, str] = {"environment": "", "published_by": "me"}
+        await names.publish(one.image_id, "model", **published, revision_id="ir-1")
+        await names.publish(one.image_id, "model", **published, revision_id="ir-1")
+        await names.publish(two.image_id, "main/model:latest", **published, revision_id="ir-2")
+        await names.publish(one.image_id, "model_x:v1", **published, revision_id="ir-3")
+        assert (await names.find("model", environment="main")).image_id == two.image_id
+        _, name, rows, token = await names.revisions("model", environment="", before="", limit=1)
+        assert (name, [row.revision_id for row in rows]) == ("model:latest", ["ir-2"])
+        _, _, rows, token = await names.revisions("model", environment="", before=token, limit=5)
+        assert ([row.revision_id for row in rows], token) == (["ir-1"], "")
+        listing: dict[str, Any] = {"environment": "", "after": "", "limit": 0}
+        _, found, _ = await names.list(prefix="model_", image_id="", **listing)
+        assert [each.name for each, _ in found] == ["model_x:v1"]
+        _, found, _ = await names.list(prefix="", image_id=two.image_id, **listing)
+        assert [each.name for each, _ in found] == ["model:latest"]
+        await names.delete_image(two.image_id)
+        assert (await names.find("model", environment="")).image_id == one.image_id
+        await names.delete("model", environment="")
+        with pytest.raises(NotFoundError, match="publish it first"):
+            await names.find("model", environment="")
+        with pytest.raises(InvalidError, match="cannot name an image"):
+            await names.find("no blanks:x", environment="")
+        with pytest.raises(NotFoundError):
+            await names.publish("im-none", "model", **published, revision_id="ir-4")
+
+    run(tmp_path, check)
