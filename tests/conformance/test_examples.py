@@ -20,6 +20,7 @@ def test_hello(runner: Runner, client: Client) -> None:
     assert "one call: 25" in done.stdout
     assert f"in parallel: {sum(n * n for n in range(100))}" in done.stdout
     assert "in a container, Python 3.11" in done.output
+    assert "Traceback" not in done.output  # of containers that start while the app ends
 
 
 def test_batch_map(runner: Runner, client: Client) -> None:

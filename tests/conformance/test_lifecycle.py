@@ -38,6 +38,7 @@ def nothing_runs(runner: Runner, client: Client, description: str) -> bool:
         ("lifecycle.py::long_work", "lifecycle", "long work began"),
         ("lifecycle.py::long_work_async", "lifecycle", "long work began"),
         ("lifecycle.py::many", "lifecycle", "long work began"),
+        ("lifecycle.py::stubborn", "lifecycle", "long work began"),
     ],
 )
 def test_interrupt(runner: Runner, client: Client, target: str, app: str, sign: str) -> None:
@@ -73,6 +74,12 @@ def test_stop_of_a_detached_run(runner: Runner, client: Client) -> None:
     )
     app_id = next(word for word in done.output.split("/") if word.startswith("ap-"))[:25]
     assert running(runner, client, "conformance-lifecycle") == ["ephemeral (detached)"]
-    yes = ["--yes"] if client.release >= (1, 4) else []
-    runner.cli(client, "app", "stop", app_id, *yes).succeeded()
+
+    follow = ["--follow"] if client.release >= (1, 4) else []
+    reader = runner.start_cli(client, "app", "logs", app_id, *follow)
+    reader.wait_for(lambda output: "second" in output)
+    assert "Traceback" not in reader.interrupt().output
+    assert running(runner, client, "conformance-lifecycle") == ["ephemeral (detached)"]
+
+    runner.cli(client, "app", "stop", app_id, *client.yes).succeeded()
     assert nothing_runs(runner, client, "conformance-lifecycle")

@@ -54,4 +54,4 @@ def test_restart_keeps_deployed_apps(runner: Runner, client: Client, server: Ser
     server.restart()
     checks = runner.checks(client, "deployed_caller", name, script=True)
     assert checks.value("function") == 42
-    runner.cli(client, "app", "stop", name, "--yes").succeeded()
+    runner.cli(client, "app", "stop", name, *client.yes).succeeded()

@@ -30,6 +30,11 @@ def test_out_of_memory_says_the_limit(runner: Runner, client: Client) -> None:
     assert "256" in error["message"]
 
 
+def test_out_of_memory_while_starting_says_the_limit(runner: Runner, client: Client) -> None:
+    error = runner.checks(client, "stress").error("memory_at_start")
+    assert "Out of memory: the container used more than its limit of 200 MiB" in error["message"]
+
+
 def test_within_the_memory_limit(runner: Runner, client: Client) -> None:
     assert runner.checks(client, "stress").value("memory_within") == 4
 
@@ -39,6 +44,22 @@ def test_hundred_thousand_lines(runner: Runner, client: Client) -> None:
     assert checks.value("lines") == 100_000
     numbers = [int(n) for n in re.findall(r"line (\d{6})", checks.completed.stdout)]
     assert numbers == list(range(100_000))
+
+
+def test_a_line_of_a_million_characters(runner: Runner, client: Client) -> None:
+    checks = runner.checks(client, "stress")
+    assert checks.value("long_line") == 1_000_000
+    text = checks.completed.stdout.replace("\n", "")
+    assert f"<{'x' * 1_000_000}>" in text
+
+
+def test_what_a_container_printed_before_it_died(runner: Runner, client: Client) -> None:
+    checks = runner.checks(client, "stress")
+    assert "exited with code 7" in checks.error("last_words")["message"]
+    found = re.findall(r"last word (\d{4})", checks.completed.stdout)
+    attempts = len(found) // 1000
+    assert found == [f"{n:04d}" for n in range(1000)] * attempts
+    assert attempts > 0
 
 
 def kinds_of(client: Client, kind: str) -> list[str]:

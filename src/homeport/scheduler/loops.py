@@ -60,8 +60,9 @@ from homeport.tasks.service import TaskService
 
 log = structlog.get_logger(__name__)
 
-STOP_GRACE_S = 10.0
-"""Exit handlers of an interrupted container have that long before it is killed."""
+STOP_GRACE_S = 8.0
+"""Exit handlers of an interrupted container have that long before it is killed: a client waits 10 s
+for the last lines of its app."""
 START_BACKOFF_S = 1.0
 START_BACKOFF_MAX_S = 60.0
 START_FAILURES_MAX = 3

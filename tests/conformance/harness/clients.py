@@ -29,6 +29,11 @@ class Client:
     def release(self) -> tuple[int, ...]:
         return release(self.version)
 
+    @property
+    def yes(self) -> list[str]:
+        """The option that answers the CLI's question whether one is sure; older ones do not ask."""
+        return ["--yes"] if self.release >= (1, 4) else []
+
     def __str__(self) -> str:
         return self.version
 

@@ -196,7 +196,11 @@ class Runner:
         self, client: Client, target: str, *arguments: str, options: Sequence[str] = ()
     ) -> Started:
         """``modal run`` in the background."""
-        command = [str(client.python), "-m", "modal", "run", *options, _path(target), *arguments]
+        return self.start_cli(client, "run", *options, _path(target), *arguments)
+
+    def start_cli(self, client: Client, *arguments: str) -> Started:
+        """``modal <arguments>`` in the background."""
+        command = [str(client.python), "-m", "modal", *arguments]
         report = self.folder / "started.jsonl"
         report.unlink(missing_ok=True)
         environ = self._environment({"CONFORMANCE_REPORT": str(report)})

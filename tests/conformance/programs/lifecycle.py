@@ -26,6 +26,17 @@ async def long_work_async(seconds: int = 120):
 
 
 @app.function()
+def stubborn(seconds: int = 120):
+    deadline = time.monotonic() + seconds
+    print("long work began", flush=True)
+    while time.monotonic() < deadline:
+        try:
+            time.sleep(1)
+        except BaseException as error:
+            print("not impressed by", type(error).__name__, flush=True)
+
+
+@app.function()
 def short_work():
     time.sleep(5)
     print("short work ended", flush=True)

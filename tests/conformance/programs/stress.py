@@ -1,6 +1,7 @@
 """A lot at once, and containers that die under it."""
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,6 +38,31 @@ def chatter(lines):
     return lines
 
 
+@app.function()
+def one_long_line(characters):
+    print("<" + "x" * characters, end=">")
+    return characters
+
+
+@app.function(retries=0)
+def last_words(lines):
+    for number in range(lines):
+        print(f"last word {number:04d}")
+    sys.stdout.flush()
+    os._exit(7)
+
+
+@app.cls(memory=(64, 200))
+class Hungry:
+    @modal.enter()
+    def load(self):
+        self.model = [bytearray(os.urandom(1)) * (16 * 1024 * 1024) for _ in range(64)]
+
+    @modal.method()
+    def answer(self):
+        return len(self.model)
+
+
 @app.local_entrypoint()
 def main():
     from reporting import Report
@@ -57,4 +83,7 @@ def main():
     check("dying_map", dying, timeout=240)
     check("memory", lambda: eat.remote(1024), timeout=120)
     check("memory_within", lambda: eat.remote(64), timeout=60)
+    check("memory_at_start", lambda: Hungry().answer.remote(), timeout=120)
     check("lines", lambda: chatter.remote(100_000), timeout=120)
+    check("long_line", lambda: one_long_line.remote(1_000_000), timeout=60)
+    check("last_words", lambda: last_words.remote(1000), timeout=120)
