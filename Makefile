@@ -17,7 +17,10 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 # The suites that are known to pass; the others are being brought up one by one (pytest runs all).
 TESTS := tests/unit \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
-	tests/conformance/test_classes.py tests/conformance/test_deploy.py
+	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
+	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
+	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
+	tests/conformance/test_recovery.py
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests

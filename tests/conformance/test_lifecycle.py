@@ -55,6 +55,13 @@ def test_interrupt_at_once(runner: Runner, client: Client) -> None:
     assert nothing_runs(runner, client, "conformance-lifecycle")
 
 
+def test_interrupt_of_a_script(runner: Runner, client: Client) -> None:
+    started = runner.start_script(client, "lifecycle.py")
+    started.wait_for(lambda output: "long work began" in output)
+    assert "App aborted" in started.interrupt().output
+    assert nothing_runs(runner, client, "conformance-lifecycle")
+
+
 def test_detached_run_finishes_its_work(runner: Runner, client: Client) -> None:
     options = ["--detach"]
     done = runner.modal_run(client, "lifecycle.py::detached", options=options).succeeded()

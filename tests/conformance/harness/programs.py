@@ -200,7 +200,13 @@ class Runner:
 
     def start_cli(self, client: Client, *arguments: str) -> Started:
         """``modal <arguments>`` in the background."""
-        command = [str(client.python), "-m", "modal", *arguments]
+        return self._start([str(client.python), "-m", "modal", *arguments])
+
+    def start_script(self, client: Client, program: str) -> Started:
+        """``python program.py`` in the background."""
+        return self._start([str(client.python), _path(program)])
+
+    def _start(self, command: list[str]) -> Started:
         report = self.folder / "started.jsonl"
         report.unlink(missing_ok=True)
         environ = self._environment({"CONFORMANCE_REPORT": str(report)})

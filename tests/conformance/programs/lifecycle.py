@@ -51,3 +51,8 @@ def detached():
 @app.local_entrypoint()
 def many():
     list(long_work.map([120] * 4))
+
+
+if __name__ == "__main__":
+    with modal.enable_output(), app.run():
+        long_work.remote()
