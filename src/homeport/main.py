@@ -32,6 +32,11 @@ from homeport.calls.service import CallService
 from homeport.calls.store import CallStore
 from homeport.calls.streams import DataStreams
 from homeport.dashboard.pages import Pages, Subjects
+from homeport.dicts import store as dict_store
+from homeport.dicts.model import DICT
+from homeport.dicts.rpc import DictRpc
+from homeport.dicts.service import DictService
+from homeport.dicts.store import DictStore
 from homeport.environments.rpc import EnvironmentsRpc
 from homeport.environments.service import EnvironmentService
 from homeport.functions.rpc import FunctionsRpc
@@ -59,6 +64,14 @@ from homeport.mounts.service import MountService
 from homeport.mounts.store import MountStore
 from homeport.nodes.forward import RpcForwarder
 from homeport.nodes.service import NodeService
+from homeport.objects.model import Kind
+from homeport.objects.service import Erasing, Objects
+from homeport.objects.store import ObjectStore
+from homeport.queues import store as queue_store
+from homeport.queues.model import QUEUE
+from homeport.queues.rpc import QueueRpc
+from homeport.queues.service import QueueService
+from homeport.queues.store import QueueStore
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.registry import Registry
 from homeport.scheduler.build_functions import BuildFunctions
@@ -72,6 +85,7 @@ from homeport.settings import Settings, load
 from homeport.storage.blobs import FileStore
 from homeport.storage.database import Database
 from homeport.storage.keyfile import read_or_create
+from homeport.storage.operations import OperationLog
 from homeport.tasks.rpc import TasksRpc
 from homeport.tasks.service import TaskService
 from homeport.tasks.store import TaskStore
@@ -92,12 +106,13 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        clock = SystemClock()
+        clock = self._clock = SystemClock()
         home = settings.home
         self._database = Database.sqlite(settings.database_path, durability=settings.durability)
         self._files = FileStore(settings.blob_root, fsync=settings.durability == "power")
         self._tokens = Tokens(self._database, clock)
         self._environments = EnvironmentService(self._database, clock)
+        self._objects: list[Objects] = []
         self._workspace = WorkspaceService(self._database, name=settings.workspace)
         self._logs = LogService(
             LogStore(self._database), retention_s=settings.log_retention_s, clock=clock
@@ -113,6 +128,21 @@ class Server:
         )
         self._secrets = SecretService(
             SecretStore(self._database), SecretBox(read_or_create(home / "secret.key"))
+        )
+        self._operations = OperationLog(self._database, clock)
+        self._dicts = DictService(
+            DictStore(self._database),
+            self._objects_of(DICT, dict_store.erase),
+            self._files,
+            self._operations,
+            clock,
+        )
+        self._queues = QueueService(
+            QueueStore(self._database),
+            self._objects_of(QUEUE, queue_store.erase),
+            self._operations,
+            clock,
+            items_max=settings.queue_items_max,
         )
         self._functions = FunctionService(FunctionStore(self._database))
         self._tasks = TaskService(TaskStore(self._database), clock)
@@ -157,6 +187,8 @@ class Server:
         self._environments.on_deleting(self._apps.environment_deleting)
         self._environments.on_deleting(names.environment_deleting)
         self._environments.on_deleting(self._secrets.delete_of_environment)
+        for objects in self._objects:
+            self._environments.on_deleting(objects.delete_of_environment)
         self._environments.on_renamed(self._apps.environment_renamed)
         self._scheduler.use(self._calls, self._apps, launcher)
         build_functions.use(self._calls)
@@ -173,6 +205,7 @@ class Server:
                 ),
                 BlobRpc(self._blobs),
                 CallsRpc(self._calls, DataStreams(), self._functions, self._apps),
+                DictRpc(self._dicts, self._environments),
                 EnvironmentsRpc(self._environments, self._workspace),
                 FunctionsRpc(
                     self._functions, self._apps, self._environments, self._scheduler, clock
@@ -180,6 +213,7 @@ class Server:
                 ImagesRpc(self._images, names),
                 LogRpc(self._logs, subjects),
                 MountRpc(self._mounts, self._environments),
+                QueueRpc(self._queues, self._environments),
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments),
                 WorkspaceRpc(
@@ -209,9 +243,20 @@ class Server:
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
             self._files,
-            prunable=[self._logs, self._blobs, self._tasks],
-            contents=[self._blobs.contents, self._mounts.contents],
+            prunable=[self._logs, self._blobs, self._tasks, self._dicts],
+            contents=[self._blobs.contents, self._mounts.contents, self._dicts.file_contents],
         )
+
+    def _objects_of(self, kind: Kind, erase: Erasing) -> Objects:
+        objects = Objects(
+            kind,
+            ObjectStore(self._database),
+            self._clock,
+            erase=erase,
+            ephemeral_timeout_s=self.settings.ephemeral_timeout_s,
+        )
+        self._objects.append(objects)
+        return objects
 
     @property
     def url(self) -> str:
@@ -235,6 +280,10 @@ class Server:
         await self._workspace.start()
         await self._environments.start()
         credentials = await self._tokens.ensure_first_token(self.settings.home)
+        await self._operations.start()
+        for objects in self._objects:
+            await objects.start()
+        await self._queues.start()
         await self._logs.start()
         await self._blobs.start()
         await self._images.start()
@@ -296,6 +345,10 @@ class Server:
         await self._registry.stop()
         await self._nodes.stop()
         await self._apps.stop()
+        for objects in self._objects:
+            await objects.stop()
+        await self._queues.stop()
+        self._operations.stop()
         await self._http.cleanup()
         await self._logs.drain()
         await self._database.stop()

@@ -46,6 +46,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_retention_s: float = 7 * 86400.0
     inputs_pending_max: int = 200_000
     """Inputs waiting in one call before back-pressure (clients wait and retry)."""
+    queue_items_max: int = 2_000_000
+    """Items waiting in all Queues together; each takes some 200 bytes of the server's memory."""
     default_milli_cpu: int = 50
     """CPU a container is counted with when its function asks for none: most of them idle most of
     the time, and a busy one may use what the others leave."""

@@ -91,6 +91,14 @@ class Context:
         return ids.derive(prefix, caller_of(self.identity), self.method, self.idempotency_key)
 
     @property
+    def operation(self) -> str:
+        """This call's name in the record of operations (``storage.operations``): the same in
+        every retry; empty if the client sent no key and so will not repeat it."""
+        if not self.idempotency_key:
+            return ""
+        return f"{self.method} {caller_of(self.identity)} {self.idempotency_key}"
+
+    @property
     def environment(self) -> str:
         """The environment that an empty ``environment_name`` means for this caller."""
         return self.identity.environment if isinstance(self.identity, TaskIdentity) else ""

@@ -7,11 +7,13 @@ from typing import Final
 from homeport.apps.rpc import AppsRpc
 from homeport.blobs.rpc import BlobRpc
 from homeport.calls.rpc import CallsRpc
+from homeport.dicts.rpc import DictRpc
 from homeport.environments.rpc import EnvironmentsRpc
 from homeport.functions.rpc import FunctionsRpc
 from homeport.images.rpc import ImagesRpc
 from homeport.logs.rpc import LogRpc
 from homeport.mounts.rpc import MountRpc
+from homeport.queues.rpc import QueueRpc
 from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
 from homeport.workspace.rpc import WorkspaceRpc
@@ -20,11 +22,13 @@ HANDLER_CLASSES: Final[list[type]] = [
     AppsRpc,
     BlobRpc,
     CallsRpc,
+    DictRpc,
     EnvironmentsRpc,
     FunctionsRpc,
     ImagesRpc,
     LogRpc,
     MountRpc,
+    QueueRpc,
     SecretRpc,
     TasksRpc,
     WorkspaceRpc,

@@ -27,6 +27,8 @@ from homeport.storage.migrations import migrate
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
+Step = tuple[sa.Executable, Sequence[Row]]
+"""A statement and the rows to execute it with."""
 
 _GROUP_MAX = 2_000
 """Operations in one transaction: bounds how long a commit can keep the first waiter."""
@@ -45,9 +47,14 @@ class _Write:
 
 @dataclass(slots=True)
 class _Append:
-    statement: sa.Executable
-    rows: Sequence[Row]
+    steps: Sequence[Step]
     future: asyncio.Future[Any]
+
+    def has_shape_of(self, other: _Append) -> bool:
+        """Whether both execute the same statements in the same order."""
+        return len(self.steps) == len(other.steps) and all(
+            mine[0] is theirs[0] for mine, theirs in zip(self.steps, other.steps, strict=True)
+        )
 
 
 @dataclass(slots=True)
@@ -122,8 +129,16 @@ class Database:
         Cheaper than ``write``: neighbouring appends of the same statement become one execution.
         They must not fail by themselves (use ``on conflict do nothing`` or upserts).
         """
+        return self.append_all([(statement, rows)])
+
+    def append_all(self, steps: Sequence[Step]) -> asyncio.Future[None]:
+        """As ``append``, for several statements that are committed together or not at all.
+
+        Neighbours with the same statements are executed statement by statement, so the order of
+        two appends of one shape must not matter but within a statement.
+        """
         future: asyncio.Future[None] = self._new_future()
-        self._queue.put(_Append(statement, rows, future))
+        self._queue.put(_Append(steps, future))
         return future
 
     async def read(self, function: Callable[[Connection], T]) -> T:
@@ -200,16 +215,18 @@ class Database:
     ) -> int:
         first = group[index]
         assert isinstance(first, _Append)
-        rows: list[Row] = []
+        alike: list[_Append] = []
         while index < len(group):
             item = group[index]
-            if not isinstance(item, _Append) or item.statement is not first.statement:
+            if not isinstance(item, _Append) or not item.has_shape_of(first):
                 break
-            rows.extend(item.rows)
+            alike.append(item)
             outcomes.append((item.future, None, None))
             index += 1
-        if rows:
-            connection.execute(first.statement, rows)
+        for number, (statement, _) in enumerate(first.steps):
+            rows = [row for item in alike for row in item.steps[number][1]]
+            if rows:
+                connection.execute(statement, rows)
         return index
 
 

@@ -6,7 +6,6 @@ import asyncio
 
 from homeport.transport.dispatch import (
     INVALID_ARGUMENT,
-    RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
     IncomingCall,
     StatusError,
@@ -98,9 +97,11 @@ class RpcStream:
             )
         length = int.from_bytes(data[1:PREFIX], "big")
         if length > message_bytes_max:
+            # Not RESOURCE_EXHAUSTED, as gRPC libraries would say: clients take that for "full, try
+            # again", and would send the message for ever. They look for the 413 in the sentence.
             raise StatusError(
-                RESOURCE_EXHAUSTED,
-                f"the request message of {length} bytes is over the limit of {message_bytes_max} bytes ({mib(message_bytes_max)}): send large data as arguments of a function or in files, or raise the setting message_bytes_max",
+                INVALID_ARGUMENT,
+                f"the request message of {length} bytes is over the limit of {message_bytes_max} bytes ({mib(message_bytes_max)}; status = '413'): send large data as arguments of a function or in files, or raise the setting message_bytes_max",
             )
         self._length = length
 

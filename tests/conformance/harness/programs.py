@@ -180,6 +180,12 @@ class Runner:
         """``python program.py <arguments>``."""
         return self._run([str(client.python), _path(program), *arguments], environ)
 
+    def python(
+        self, client: Client, *arguments: str, environ: dict[str, str] | None = None
+    ) -> Completed:
+        """``python <arguments>``."""
+        return self._run([str(client.python), *arguments], environ)
+
     def cli(
         self, client: Client, *arguments: str, environ: dict[str, str] | None = None
     ) -> Completed:

@@ -1,0 +1,1 @@
+"""Dicts: values by key, shared by all programs of the installation."""

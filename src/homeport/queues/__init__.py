@@ -1,0 +1,1 @@
+"""Queues: first in, first out, in partitions; getters wait and are woken."""
