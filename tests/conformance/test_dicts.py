@@ -67,7 +67,7 @@ def test_missing_key(checks: Checks, check: str) -> None:
     assert checks.error(check)["type"] == "KeyError"
 
 
-@pytest.mark.since("1.6.0")
+@pytest.mark.since("1.2.6")
 def test_pop_default(checks: Checks) -> None:
     assert checks.value("pop_default") == "default"
 

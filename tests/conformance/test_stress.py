@@ -92,7 +92,7 @@ def kinds_of(client: Client, kind: str) -> list[str]:
         ("unknown_image", "ImageBuildError", "nowhere.invalid"),
         ("unknown_package", "ImageBuildError", ""),
         ("failing_command", "ImageBuildError", ""),
-        ("too_large", "ResourceExhaustedError", "message_bytes_max"),
+        ("too_large", "InvalidError", "message_bytes_max"),
     ],
 )
 def test_mistake(runner: Runner, client: Client, check: str, kind: str, mention: str) -> None:

@@ -51,29 +51,22 @@ _TOUCH_ALL: Final = (
     )
     .values(used_at=sa.bindparam("now"))
 )
-_GET: Final = sa.select(
+_WHOLE: Final = sa.select(
     entries.c.key, entries.c.size, entries.c.used_at, entries.c.file, entries.c.value
-).where(_of_dict, _of_key)
+).where(_of_dict)
+_GET: Final = _WHOLE.where(_of_key)
 _MEASURE: Final = sa.select(sa.func.coalesce(sa.func.sum(entries.c.size), 0)).where(_of_dict)
 _COUNT: Final = (
     sa.select(sa.func.count())
     .select_from(entries)
     .where(_of_dict, entries.c.used_at >= sa.bindparam("before"))
 )
-_PAGE: Final = (
-    sa.select(entries.c.key, entries.c.size, entries.c.used_at, entries.c.file, entries.c.value)
-    .where(
-        _of_dict, entries.c.used_at >= sa.bindparam("before"), entries.c.key > sa.bindparam("after")
-    )
-    .order_by(entries.c.key)
-    .limit(PAGE_ENTRIES)
-)
 _FIRST_PAGE: Final = (
-    sa.select(entries.c.key, entries.c.size, entries.c.used_at, entries.c.file, entries.c.value)
-    .where(_of_dict, entries.c.used_at >= sa.bindparam("before"))
+    _WHOLE.where(entries.c.used_at >= sa.bindparam("before"))
     .order_by(entries.c.key)
     .limit(PAGE_ENTRIES)
 )
+_PAGE: Final = _FIRST_PAGE.where(entries.c.key > sa.bindparam("after"))
 
 
 def insert_all(connection: Connection, dict_id: str, items: Sequence[Entry]) -> None:
@@ -136,7 +129,7 @@ class DictStore:
 
         def read(connection: Connection) -> Entry | None:
             row = connection.execute(_GET, parameters).first()
-            return None if row is None else _entry(row)
+            return None if row is None else _entry(*row)
 
         return await self._database.read(read)
 
@@ -165,7 +158,7 @@ class DictStore:
                 parameters = {"of_dict": dict_id, "before": before, "after": after}
                 rows = connection.execute(_PAGE, parameters)
             for row in rows:
-                found.append(_entry(row))
+                found.append(_entry(*row))
                 size += 0 if row.file else row.size
                 if size > PAGE_BYTES:
                     break
@@ -190,6 +183,5 @@ def _row(dict_id: str, item: Entry) -> Row:
     }
 
 
-def _entry(row: sa.Row[Any]) -> Entry:
-    key, size, used_at, file, value = row
+def _entry(key: bytes, size: int, used_at: float, file: str, value: bytes) -> Entry:
     return Entry(key, size, used_at, file, None if file else value)
