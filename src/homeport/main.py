@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,8 +105,9 @@ STOP_GRACE_S = 3.0
 class Server:
     """One server process: everything wired, started and stopped in order."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, listening: socket.socket | None = None) -> None:
         self.settings = settings
+        self._listening = listening
         clock = self._clock = SystemClock()
         home = settings.home
         self._database = Database.sqlite(settings.database_path, durability=settings.durability)
@@ -300,6 +302,7 @@ class Server:
             grpc=self._grpc.protocol_factory,
             http=self._http_protocol,
             link=self._nodes.accept,
+            sock=self._listening,
         )
         await self._listener.start()
         credentials_file.write(
@@ -356,13 +359,13 @@ class Server:
         (self.settings.run_dir / "server.json").unlink(missing_ok=True)
 
 
-async def serve(settings: Settings) -> None:
-    """Run a server until SIGTERM or SIGINT."""
+async def serve(settings: Settings, listening: socket.socket | None = None) -> None:
+    """Run a server until SIGTERM or SIGINT, on ``listening`` if its starter listens already."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = Server(settings)
+    server = Server(settings, listening)
     try:
         await server.start()
         await stopping.wait()
@@ -392,6 +395,13 @@ def configure_logging(level: str) -> None:
     )
 
 
+def _inherited(fd: int) -> socket.socket:
+    """The socket that ``homeport up`` left open under ``fd``; our own children do not get it."""
+    listening = socket.socket(fileno=fd)
+    listening.set_inheritable(False)
+    return listening
+
+
 @contextlib.contextmanager
 def _only_one(home: Path):
     """Hold the home's server lock: two servers on one database would both dispatch its work."""
@@ -413,13 +423,14 @@ def main() -> None:
 @click.option("--home", type=click.Path(path_type=Path), default=None)
 @click.option("--host", default=None)
 @click.option("--port", type=int, default=None)
-def serve_command(home: Path | None, host: str | None, port: int | None) -> None:
+@click.option("--fd", type=int, default=None, help="An open socket that listens already.")
+def serve_command(home: Path | None, host: str | None, port: int | None, fd: int | None) -> None:
     """Serve clients and nodes until stopped."""
     try:
         settings = load(home, host=host, port=port)
         configure_logging(settings.log_level)
         with _only_one(settings.home):
-            uvloop.run(serve(settings))
+            uvloop.run(serve(settings, _inherited(fd) if fd is not None else None))
     except HomeportError as error:
         raise click.ClickException(error.message) from None
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,7 @@ class ChildSpec:
     """A program to keep running. ``log`` receives its output; ``None`` leaves it on the terminal.
 
     It gets SIGTERM to stop and ``stop_grace_s`` to do so before its process group is killed.
+    ``fds`` are open in it under the same numbers.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ChildSpec:
     stop_grace_s: float
     log: Path | None = None
     budget: RestartBudget = field(default_factory=RestartBudget)
+    fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class _Child:
                 stderr=output,
                 cwd=self._folder,
                 start_new_session=True,
+                pass_fds=self.spec.fds,
                 preexec_fn=_die_with_parent,
             )
 
@@ -297,17 +301,23 @@ class Supervisor:
 
 
 def children(
-    home: Path, host: str, port: int, url: str, *, logs: Path | None
+    home: Path, host: str, listening: socket.socket, url: str, *, logs: Path | None
 ) -> tuple[ChildSpec, ChildSpec]:
-    """The two programs of one installation. ``logs``: folder for their output, or the terminal."""
+    """The two programs of one installation. ``logs``: folder for their output, or the terminal.
+
+    The server gets ``listening``, which stays open here: while it is started again connections
+    wait in the socket's queue, where clients of short patience would give up on a refusal.
+    """
+    port, fd = listening.getsockname()[1], listening.fileno()
     python = (sys.executable, "-P", "-m")
     server = ChildSpec(
         name="server",
         argv=(
             *(*python, "homeport.main", "serve"),
-            *("--home", str(home), "--host", host, "--port", str(port)),
+            *("--home", str(home), "--host", host, "--port", str(port), "--fd", str(fd)),
         ),
         stop_grace_s=15.0,
+        fds=(fd,),
         log=logs / "server.log" if logs else None,
     )
     node = ChildSpec(

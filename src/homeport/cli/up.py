@@ -29,6 +29,8 @@ _START_S = 240.0
 """How long another ``up`` may be starting before we stop waiting for it."""
 _FORMER_SERVER_S = 15.0
 _TAIL_LINES = 8
+_BACKLOG = 1024
+"""Connections that wait while the server is started (again)."""
 
 
 class _Started(msgspec.Struct):
@@ -47,12 +49,13 @@ def run_up(settings: Settings, *, detached_fd: int | None = None) -> None:
     if sys.platform != "linux":
         raise InvalidError("homeport up needs Linux: run it in a Linux machine or virtual machine.")
     instance.open_home(settings)
-    with instance.UpLock(settings) as lock:
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(instance.UpLock(settings))
         _outlive_former_server(settings)
-        host, port = settings.host, _claim_port(settings.host, settings.port)
-        url = instance.local_url(host, port)
+        listening = stack.enter_context(_listen(settings.host, settings.port))
+        url = instance.local_url(settings.host, listening.getsockname()[1])
         logs = settings.log_dir if detached_fd is not None else None
-        server, node = children(settings.home, host, port, url, logs=logs)
+        server, node = children(settings.home, settings.host, listening, url, logs=logs)
         outcome = _Outcome(settings, url, detached_fd)
         plan = Plan(url=url, server=server, node=node, folder=settings.home)
         marks = {spec.name: _size(spec.log) for spec in (server, node)}
@@ -218,17 +221,18 @@ def _outlive_former_server(settings: Settings) -> None:
         time.sleep(0.1)
 
 
-def _claim_port(host: str, port: int) -> int:
-    """``port`` if it can be listened on, a free one for 0. Raises ``InvalidError`` if taken."""
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on ``port`` (0: a free one). Raises ``InvalidError`` if it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            raise InvalidError(_bind_problem(host, port, error)) from None
-        return int(probe.getsockname()[1])
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise InvalidError(_bind_problem(host, port, error)) from None
+    return listening
 
 
 def _bind_problem(host: str, port: int, error: OSError) -> str:

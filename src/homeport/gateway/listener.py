@@ -34,6 +34,7 @@ class Listener:
 
     ``grpc`` and ``http`` make the protocols of HTTP/2 and HTTP/1 connections; ``link`` is given
     the token of a node and answers the protocol of its link, or ``None`` if the token is wrong.
+    ``sock`` listens already and is used in place of ``host`` and ``port``.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Listener:
         grpc: ProtocolFactory,
         http: ProtocolFactory,
         link: LinkFactory,
+        sock: socket.socket | None = None,
         unix_path: Path | None = None,
         silence_s: float = SILENCE_S,
     ) -> None:
         self._host = host
         self._port = port
+        self._sock = sock
         self._unix_path = unix_path
         self._grpc = grpc
         self._http = http
@@ -99,6 +102,8 @@ class Listener:
 
     async def _create_server(self, port: int) -> asyncio.Server:
         loop = asyncio.get_running_loop()
+        if self._sock is not None:
+            return await loop.create_server(self._sniff, sock=self._sock, backlog=_BACKLOG)
         try:
             return await loop.create_server(self._sniff, self._host, port, backlog=_BACKLOG)
         except OSError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -96,6 +98,19 @@ def test_a_killed_part_comes_back_on_the_same_url(home: Home, part: str) -> None
 
     wait_for(is_back, f"the {part} again")
     assert home.status()["url"] == before["url"]
+    assert home.run("app", "list", "--json").returncode == 0
+
+
+def test_while_the_server_is_started_again_connections_wait(home: Home) -> None:
+    home.run("up", "--detach")
+    before = home.status()
+    port = int(str(before["url"]).rpartition(":")[2])
+    os.kill(int(str(before["server_pid"])), signal.SIGKILL)
+    for _ in range(20):  # from before it is gone until after it is back
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):  # it was accepted just before the end
+                connection.recv(1)
     assert home.run("app", "list", "--json").returncode == 0
 
 
