@@ -374,6 +374,16 @@ class CancelInputs(Message):
     input_ids: list[str]
 
 
+class RecallInputs(Message):
+    """Another container could start these attempts now: give back those that have not started.
+
+    ``InputsReturned`` names them; the others go on.
+    """
+
+    task_id: str
+    inputs: list[tuple[str, int]]
+
+
 class StopTask(Message):
     """End a task. ``graceful``: no further inputs, finish the running ones, exit handlers.
 
@@ -460,6 +470,7 @@ ServerMessage = (
     | StartTask
     | DeliverInputs
     | CancelInputs
+    | RecallInputs
     | StopTask
     | RpcReply
     | BuildImage

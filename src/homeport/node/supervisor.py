@@ -19,6 +19,7 @@ from homeport.link.messages import (
     DeliverInputs,
     Hello,
     InputsReturned,
+    RecallInputs,
     RunningTask,
     ServerMessage,
     StartTask,
@@ -84,6 +85,8 @@ class Supervisor:
         A task whose end is not acknowledged is still named, with what its reports are about:
         they follow on the same connection, and the server need not take it for lost.
         """
+        for task in self._tasks.values():
+            task.flush()
         unacknowledged = self._link.unacknowledged()
         running: list[RunningTask] = []
         for task in self._tasks.values():
@@ -137,6 +140,8 @@ class Supervisor:
                 self._deliver(message)
             case CancelInputs():
                 self._cancel(message)
+            case RecallInputs():
+                self._recall(message)
             case StopTask():
                 self._stop_task(message)
             case BuildImage():
@@ -173,6 +178,11 @@ class Supervisor:
         task = self._tasks.get(message.task_id)
         if task is not None:
             task.cancel(message.input_ids)
+
+    def _recall(self, message: RecallInputs) -> None:
+        task = self._tasks.get(message.task_id)
+        if task is not None:
+            task.recall(message.inputs)
 
     def _stop_task(self, message: StopTask) -> None:
         task = self._tasks.get(message.task_id)

@@ -33,6 +33,7 @@ from homeport.link.messages import (
 from homeport.node.container_rpc import ContainerDispatcher, Upstream
 from homeport.node.logs import STDERR, STDOUT, LogPump
 from homeport.node.prepare import Prepared, Preparer
+from homeport.node.reports import Reports
 from homeport.node.runtime.port import (
     Container,
     ContainerStartError,
@@ -98,6 +99,7 @@ class Task:
             single_use=start.single_use,
         )
         self._work = WorkLoop(rules, clock)
+        self._reports = Reports(start.task_id, link.send, link.send_sure)
         self._pump = LogPump(start.task_id, link, lambda: self._attribution)
         self._attributes = start.max_concurrent <= 1 and start.batch_max_size == 0
         self._attribution = ("", "")
@@ -130,6 +132,10 @@ class Task:
         """End inputs (``CancelInputs``)."""
         self._apply(self._work.cancel(input_ids))
 
+    def recall(self, keys: Sequence[Key]) -> None:
+        """Give back those of these attempts that have not started (``RecallInputs``)."""
+        self._apply(self._work.recall(keys))
+
     def forget(self, keys: Sequence[Key]) -> None:
         """Drop attempts the server no longer wants from this task."""
         self._apply(self._work.forget(keys))
@@ -145,6 +151,10 @@ class Task:
     def kill(self, reason: str) -> None:
         """End the task at once; ``reason`` goes into its report."""
         self._kill(reason)
+
+    def flush(self) -> None:
+        """Let no report wait any longer."""
+        self._reports.flush()
 
     def introduce(self) -> None:
         """Say again what a lost connection may have swallowed."""
@@ -242,7 +252,7 @@ class Task:
         self._pump.close()
         self._exited = True
         end = self._work.end()
-        self._send_outputs(end.outputs)
+        self._reports.finished(end.outputs, more=False)
         self._link.send_sure(
             TaskExited(
                 seq=0,
@@ -264,7 +274,7 @@ class Task:
         self._exited = True
         self._pump.close()
         end = self._work.end()
-        self._send_outputs(end.outputs)
+        self._reports.finished(end.outputs, more=False)
         log.warning("a container did not start", task_id=self.task_id, reason=reason)
         self._link.send_sure(
             TaskExited(
@@ -281,17 +291,13 @@ class Task:
             )
         )
 
-    def _send_outputs(self, items: list[OutputItem]) -> None:
-        if items:
-            self._link.send_sure(Outputs(0, self.task_id, items))
-
     # ── carrying out what the work loop decides ───────────────────────────────────────────────
 
     def _apply(self, effects: Effects) -> None:
         if self._exited:
             self._refuse(effects)
             return
-        self._send_outputs(effects.outputs)
+        self._reports.finished(effects.outputs, more=self._work.has_next)
         self._return(effects.returned)
         if effects.cancel_event:
             self._cancels_wake.set()
@@ -306,7 +312,7 @@ class Task:
     def _refuse(self, effects: Effects) -> None:
         """Events that come after the end: nothing may be left behind unanswered."""
         end = self._work.end()
-        self._send_outputs(effects.outputs + end.outputs)
+        self._reports.finished(effects.outputs + end.outputs, more=False)
         self._return(effects.returned + end.unfinished + end.unstarted)
 
     def _return(self, keys: Sequence[Key]) -> None:
@@ -371,7 +377,7 @@ class Task:
             self._attribution = (grant.items[0].input_id, grant.items[0].call_id)
         if grant.items and not grant.repeated:
             keys = [(item.input_id, item.retry_count) for item in grant.items]
-            self._link.send(InputsStarted(self.task_id, keys, self._clock.now()))
+            self._reports.started(keys, self._clock.now())
         self._return(grant.returned)
         self._arm()
 

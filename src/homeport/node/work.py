@@ -192,6 +192,11 @@ class WorkLoop:
         """The attempts in the container that the server still wants."""
         return [a for a in self._running.values() if a.fate in (Fate.WANTED, Fate.CANCELLED)]
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the container finds another input when it asks."""
+        return bool(self._queue) and not self._is_closed
+
     def sole_input(self) -> tuple[str, str]:
         """``(input_id, call_id)`` when exactly one attempt runs, else two empty strings."""
         if len(self._running) == 1:
@@ -245,6 +250,20 @@ class WorkLoop:
             if attempt.item.input_id in ids and attempt.fate is Fate.WANTED:
                 self._doom(attempt, Fate.CANCELLED, CANCEL_GRACE_S)
                 effects.cancel_event = True
+        return effects
+
+    def recall(self, keys: Iterable[Key]) -> Effects:
+        """The server has a better place for these attempts: those not started go back."""
+        wanted = set(keys)
+        kept: deque[tuple[InputItem, float]] = deque()
+        effects = Effects()
+        for item, arrived in self._queue:
+            key = (item.input_id, item.retry_count)
+            if key in wanted:
+                effects.returned.append(key)
+            else:
+                kept.append((item, arrived))
+        self._queue = kept
         return effects
 
     def forget(self, keys: Iterable[Key]) -> Effects:

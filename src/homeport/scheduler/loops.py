@@ -36,6 +36,7 @@ from homeport.link.messages import (
     Logs,
     Message,
     Outputs,
+    RecallInputs,
     Result,
     StopTask,
     TaskExited,
@@ -53,7 +54,7 @@ from homeport.scheduler.autoscale import IdleTask, PoolView, plan
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher, start_error
 from homeport.scheduler.placement import Defaults, NodeView, check_placeable, place
-from homeport.scheduler.pool import Pool, Task, TaskStatus
+from homeport.scheduler.pool import STUCK_S, Pool, Task, TaskStatus
 from homeport.settings import Settings
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
@@ -67,6 +68,8 @@ START_BACKOFF_S = 1.0
 START_BACKOFF_MAX_S = 60.0
 START_FAILURES_MAX = 3
 """Failed starts by the platform itself (not by user code) before waiting inputs are failed."""
+SCALE_LINGER_S = 0.02
+"""Outputs make no hurry: a container takes longer to start, and stops after seconds of idleness."""
 RECOVERY_WAIT_S = 5.0
 """After a restart, inputs wait that long for the nodes that may still be running them."""
 
@@ -159,8 +162,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Stop deciding; containers are left to their nodes."""
         for pool in self._pools.values():
-            if pool.timer is not None:
-                pool.timer.cancel()
+            pool.rest()
             pool.is_live = False
         for launch in list(self._launches):
             launch.cancel()
@@ -271,8 +273,7 @@ class Scheduler:
             for wait in waits:
                 wait.cancel()
         for pool in pools:
-            if pool.timer is not None:
-                pool.timer.cancel()
+            pool.rest()
             self._pools.pop(pool.record.function_id, None)
 
     # ── pools for the edge ──────────────────────────────────────────────────────────────────
@@ -294,7 +295,7 @@ class Scheduler:
 
     def override(self, function_id: str, changes: Autoscaler) -> Autoscaler:
         pool = self._pool(self._functions.get(function_id))
-        pool.override = pool.override.merged(changes)
+        pool.override(changes)
         pool.keep_min = True
         self._step(pool)
         return pool.settings
@@ -330,11 +331,7 @@ class Scheduler:
         if pool is None or record.spec is None:
             return
         changed = pool.record.definition != record.definition
-        pool.record = record
-        pool.spec = record.require_spec()
-        pool.override = Autoscaler()
-        pool.start_failures = 0
-        pool.not_before = 0.0
+        pool.redefine(record)
         if changed:
             for task in list(pool.tasks.values()):
                 if task.definition != record.definition:
@@ -361,6 +358,8 @@ class Scheduler:
         count = min(task.room, limit - len(task.held))
         if count <= 0:
             return
+        if not task.held:
+            task.progress_at = self._clock.monotonic()
         items: list[InputItem] = []
         while len(items) < count:
             item = pool.pop()
@@ -375,7 +374,16 @@ class Scheduler:
         if items:
             self._nodes.send(task.node_id, DeliverInputs(task.task_id, items))
 
+    def _scale_soon(self, pool: Pool) -> None:
+        """One look at the number of containers for all the outputs of a moment."""
+        if pool.scaling is None:
+            loop = asyncio.get_running_loop()
+            pool.scaling = loop.call_later(SCALE_LINGER_S, self._scale, pool)
+
     def _scale(self, pool: Pool) -> None:
+        if pool.scaling is not None:
+            pool.scaling.cancel()
+            pool.scaling = None
         now = self._clock.monotonic()
         decision = plan(_view(pool, now, self._app_lives(pool.record.app_id)))
         for task_id in decision.stop:
@@ -668,13 +676,14 @@ class Scheduler:
     def _ready(self, task: Task, message: TaskReady) -> None:
         if task.status is TaskStatus.STARTING:
             task.status = TaskStatus.READY
-        task.idle_since = self._clock.monotonic()
+        task.idle_since = task.progress_at = self._clock.monotonic()
         task.pool.start_failures = 0
         task.pool.not_before = 0.0
         self._task_records.started(task.task_id, message.time)
         self._logs.task_state(task.pool.record.app_id, task.task_id, TASK_ACTIVE)
         self._step(task.pool)
         if task.is_idle:
+            self._spread(task.pool)
             self._give_way(task)
 
     def _outputs(self, message: Outputs) -> Durable:
@@ -719,14 +728,40 @@ class Scheduler:
                 self._settle(item, decision)
         durable = self._calls.finish(finished) if finished else []
         if task is not None:
-            if not task.held:
-                task.idle_since = self._clock.monotonic()
-            self._fill(task, limit=task.pool.spec.slots + task.pool.prefetch)
-            if task.pool.waiting or not task.held:
-                self._scale(task.pool)
-            if task.is_idle:
-                self._give_way(task)
+            self._advanced(task)
         return durable
+
+    def _advanced(self, task: Task) -> None:
+        """A container ended inputs: give it others, see what that means for the rest."""
+        pool = task.pool
+        task.progress_at = self._clock.monotonic()
+        if not task.held:
+            task.idle_since = task.progress_at
+        if pool.waiting and len(task.held) <= pool.spec.slots + pool.prefetch // 2:
+            self._fill(task, limit=pool.spec.slots + pool.prefetch)
+        if pool.waiting or not task.held:
+            self._scale_soon(pool)
+        if task.is_idle:
+            self._spread(pool)
+            self._give_way(task)
+
+    def _spread(self, pool: Pool) -> None:
+        """A container has nothing to do: take over what waits behind slow inputs of others."""
+        if pool.recall is not None:
+            pool.recall.cancel()
+            pool.recall = None
+        idle = sum(1 for task in pool.tasks.values() if task.is_idle)
+        behind = [task for task in pool.tasks.values() if len(task.held) > pool.spec.slots]
+        if not idle or not behind or pool.waiting:
+            return
+        now = self._clock.monotonic()
+        for task in behind:
+            if now - task.progress_at >= STUCK_S:
+                keys = [(key, item.attempt) for key, item in task.held.items()]
+                recalled = [key for key in keys if key[0] not in task.running]
+                self._nodes.send(task.node_id, RecallInputs(task.task_id, recalled))
+                task.progress_at = now
+        pool.recall = asyncio.get_running_loop().call_later(STUCK_S, self._spread, pool)
 
     def _give_way(self, idle: Task) -> None:
         """An idle container makes room for functions that found the machine full."""

@@ -13,8 +13,14 @@ from homeport.functions.model import Autoscaler, FunctionRecord, FunctionSpec
 from homeport.kernel.resources import Resources
 
 PREFETCH_INPUT_S = 0.1
-"""Inputs that typically take less than this are sent one ahead, so that a container finds the
-next one waiting; longer ones are not, so that none waits behind a slow one."""
+"""Inputs that typically take less than this are sent ahead, so that a container finds the next
+one waiting; longer ones are not, so that none waits behind a slow one."""
+PREFETCH_S = 0.02
+"""About as much work is sent ahead; one input at least."""
+PREFETCH_MAX = 16
+STUCK_S = 0.05
+"""A container that ends no input for so long gives back what it has not started, if another could
+start it at once."""
 _EWMA_WEIGHT = 0.2
 
 
@@ -37,6 +43,8 @@ class Task:
     created_at: float
     status: TaskStatus = TaskStatus.STARTING
     idle_since: float = 0.0
+    progress_at: float = 0.0
+    """When it last became ready, or ended an input."""
     held: dict[str, Input] = field(default_factory=dict[str, Input])
     """Inputs given to it and not finished, by id."""
     running: set[str] = field(default_factory=set[str])
@@ -54,8 +62,6 @@ class Task:
             return 0
         spec = self.pool.spec
         room = spec.slots + self.pool.prefetch - len(self.held)
-        if spec.batch_max_size > 1 and self.running:
-            room = min(room, spec.slots - len(self.held))
         return min(room, self.inputs_left) if self.inputs_left >= 0 else room
 
     @property
@@ -74,18 +80,32 @@ class Pool:
         self.delayed = 0
         """Inputs counting down to a retry."""
         self.tasks: dict[str, Task] = {}
-        self.override = Autoscaler()
+        self.settings = self.spec.autoscaler
+        """The scaling settings in force."""
+        self._override = Autoscaler()
         self.input_s: float | None = None
         self.start_failures = 0
         self.not_before = 0.0
         """No container is started before this time (back-off after failed starts)."""
         self.keep_min = False
         self.timer: asyncio.TimerHandle | None = None
+        self.scaling: asyncio.TimerHandle | None = None
+        self.recall: asyncio.TimerHandle | None = None
         self.is_live = True
 
-    @property
-    def settings(self) -> Autoscaler:
-        return self.spec.autoscaler.merged(self.override)
+    def redefine(self, record: FunctionRecord) -> None:
+        """A new definition, which also ends what was overridden of the old one."""
+        self.record = record
+        self.spec = record.require_spec()
+        self._override = Autoscaler()
+        self.settings = self.spec.autoscaler
+        self.start_failures = 0
+        self.not_before = 0.0
+
+    def override(self, changes: Autoscaler) -> None:
+        """Change scaling settings of the present definition."""
+        self._override = self._override.merged(changes)
+        self.settings = self.spec.autoscaler.merged(self._override)
 
     @property
     def prefetch(self) -> int:
@@ -93,11 +113,19 @@ class Pool:
         spec = self.spec
         if spec.single_use or spec.batch_max_size > 1 or self.input_s is None:
             return 0
-        return 1 if self.input_s < PREFETCH_INPUT_S else 0
+        if self.input_s >= PREFETCH_INPUT_S:
+            return 0
+        return max(1, min(PREFETCH_MAX, int(PREFETCH_S / max(self.input_s, 1e-6))))
 
     @property
     def running(self) -> int:
         return sum(len(task.held) for task in self.tasks.values())
+
+    def rest(self) -> None:
+        """Nothing is to happen to it by itself any more."""
+        for timer in (self.timer, self.scaling, self.recall):
+            if timer is not None:
+                timer.cancel()
 
     def push(self, inputs: Iterable[Input]) -> None:
         for item in inputs:

@@ -19,6 +19,8 @@ from homeport.link.messages import (
     CancelInputs,
     InputsReturned,
     InputsStarted,
+    Outputs,
+    RecallInputs,
     RpcReply,
     RpcRequest,
     StopTask,
@@ -196,7 +198,33 @@ def test_batch_is_collected_and_answered_together(run) -> None:
         node.server.deliver(task_id, *items)
         outputs = await node.server.done(*(one.input_id for one in items))
         assert [value(one) for one in outputs] == [6, 6, 6, 10]
-        assert [len(message.inputs) for message in node.server.all(InputsStarted)] == [3, 1]
+
+    run(scenario)
+
+
+def test_many_short_inputs_are_reported_in_few_messages(run) -> None:
+    async def scenario(node: Node) -> None:
+        task_id = node.start(start_task(function("double")))
+        items = [item(n) for n in range(200)]
+        node.server.deliver(task_id, *items)
+        outputs = await node.server.done(*(one.input_id for one in items))
+        assert [value(one) for one in outputs] == [2 * n for n in range(200)]
+        assert len(node.server.all(Outputs)) < 100
+
+    run(scenario)
+
+
+def test_recalled_inputs_that_have_not_started_come_back(run) -> None:
+    async def scenario(node: Node) -> None:
+        task_id = node.start(start_task(function("stubborn")))
+        running, waiting = item(1.0), item(0)
+        node.server.deliver(task_id, running, waiting)
+        await node.server.first(InputsStarted)
+        keys = [(one.input_id, 0) for one in (running, waiting)]
+        node.server.send(RecallInputs(task_id, keys))
+        returned = await node.server.first(InputsReturned)
+        assert returned.inputs == [(waiting.input_id, 0)]
+        await node.server.done(running.input_id)
 
     run(scenario)
 
