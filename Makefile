@@ -20,7 +20,7 @@ TESTS := tests/unit \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
 	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
-	tests/conformance/test_recovery.py
+	tests/conformance/test_recovery.py tests/conformance/test_volumes.py
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests

@@ -91,6 +91,12 @@ from homeport.tasks.rpc import TasksRpc
 from homeport.tasks.service import TaskService
 from homeport.tasks.store import TaskStore
 from homeport.transport.grpc_server import GrpcServer
+from homeport.volumes import store as volume_store
+from homeport.volumes.blocks import Blocks
+from homeport.volumes.model import VOLUME
+from homeport.volumes.rpc import VolumeRpc
+from homeport.volumes.service import VolumeService
+from homeport.volumes.store import VolumeStore
 from homeport.workspace import credentials as credentials_file
 from homeport.workspace.rpc import WorkspaceRpc
 from homeport.workspace.service import WorkspaceService
@@ -145,6 +151,15 @@ class Server:
             self._operations,
             clock,
             items_max=settings.queue_items_max,
+        )
+        volume_objects = self._objects_of(VOLUME, volume_store.erase)
+        self._volumes = VolumeService(
+            volume_objects,
+            VolumeStore(self._database),
+            Blocks(self._files, read_or_create(home / "blob.key"), clock),
+            self._files,
+            self._blobs,
+            clock=clock,
         )
         self._functions = FunctionService(FunctionStore(self._database))
         self._tasks = TaskService(TaskStore(self._database), clock)
@@ -218,6 +233,7 @@ class Server:
                 QueueRpc(self._queues, self._environments),
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments),
+                VolumeRpc(volume_objects, self._volumes, self._environments),
                 WorkspaceRpc(
                     self._workspace,
                     self._environments,
@@ -236,6 +252,7 @@ class Server:
                 self._blobs,
                 self._mounts,
                 self._files,
+                self._volumes,
                 pages=Pages(self._apps, self._functions, self._tasks, self._scheduler, self._logs),
                 verify_node=self._tokens.verify_node,
                 health=self._health,
@@ -245,8 +262,13 @@ class Server:
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
             self._files,
-            prunable=[self._logs, self._blobs, self._tasks, self._dicts],
-            contents=[self._blobs.contents, self._mounts.contents, self._dicts.file_contents],
+            prunable=[self._logs, self._blobs, self._tasks, self._dicts, self._volumes],
+            contents=[
+                self._blobs.contents,
+                self._mounts.contents,
+                self._dicts.file_contents,
+                self._volumes.contents,
+            ],
         )
 
     def _objects_of(self, kind: Kind, erase: Erasing) -> Objects:

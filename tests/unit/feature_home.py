@@ -23,12 +23,18 @@ from homeport.logs.service import LogService
 from homeport.logs.store import LogStore
 from homeport.mounts.service import MountService
 from homeport.mounts.store import MountStore
+from homeport.objects.service import Objects
+from homeport.objects.store import ObjectStore
 from homeport.rpc.context import ClientIdentity, Context
 from homeport.secrets.crypt import SecretBox
 from homeport.secrets.service import SecretService
 from homeport.secrets.store import SecretStore
 from homeport.storage.blobs import FileStore
 from homeport.storage.database import Database
+from homeport.volumes.blocks import Blocks
+from homeport.volumes.model import VOLUME
+from homeport.volumes.service import VolumeService
+from homeport.volumes.store import VolumeStore, erase
 
 NODE_TOKEN = "node-token"
 
@@ -87,6 +93,8 @@ class Home:
     mounts: MountService
     logs: LogService
     secrets: SecretService
+    volume_objects: Objects
+    volumes: VolumeService
     environments: EnvironmentService
     pages: NoPages
     url: str = ""
@@ -113,6 +121,18 @@ async def open_home(path: Path) -> AsyncIterator[Home]:
     logs = LogService(LogStore(database), clock=clock)
     await logs.start()
     secrets = SecretService(SecretStore(database), SecretBox(b"s" * 32), clock=clock)
+    volume_objects = Objects(
+        VOLUME, ObjectStore(database), clock, erase=erase, ephemeral_timeout_s=900.0
+    )
+    await volume_objects.start()
+    volumes = VolumeService(
+        volume_objects,
+        VolumeStore(database),
+        Blocks(files, b"k" * 32, clock),
+        files,
+        blobs,
+        clock=clock,
+    )
     home = Home(
         clock,
         database,
@@ -122,6 +142,8 @@ async def open_home(path: Path) -> AsyncIterator[Home]:
         mounts,
         logs,
         secrets,
+        volume_objects,
+        volumes,
         environments,
         NoPages(),
         url="http://127.0.0.1:1",
@@ -129,6 +151,7 @@ async def open_home(path: Path) -> AsyncIterator[Home]:
     try:
         yield home
     finally:
+        await volume_objects.stop()
         await database.stop()
         files.close()
 
@@ -140,6 +163,7 @@ async def serve(home: Home) -> AsyncIterator[str]:
         home.blobs,
         home.mounts,
         home.files,
+        home.volumes,
         verify_node=lambda token: token == NODE_TOKEN,
         pages=home.pages,
         health=lambda: {"version": "test"},

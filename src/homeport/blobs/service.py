@@ -62,6 +62,12 @@ class BlobService:
         await self._record(blob_id, sha256, len(data))
         return blob_id
 
+    async def adopt(self, sha256: str, size: int) -> str:
+        """A new blob with a content that the file store has; its id, once durable."""
+        blob_id = ids.new(ids.BLOB)
+        await self._record(blob_id, sha256, size)
+        return blob_id
+
     async def read(self, blob_id: str) -> bytes:
         """The blob's bytes. Raises ``NotFoundError``."""
         blob = await self.get(blob_id)

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from homeport import __version__, settings
-from homeport.cli import client_env, doctor, instance, official, up
+from homeport.cli import client_env, doctor, fsck, instance, official, up
 from homeport.kernel.errors import HomeportError
 from homeport.settings import Settings
 
@@ -24,7 +24,8 @@ class _Group(click.Group):
     """Our commands by name; any other name is a command of the official CLI."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or _Official(cmd_name)
+        own = super().get_command(ctx, cmd_name)
+        return own or (_Volume(cmd_name) if cmd_name == "volume" else _Official(cmd_name))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -46,6 +47,15 @@ class _Official(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         official.hand_over(_load(ctx, None), self.name or "", ctx.args)
+
+
+class _Volume(_Official):
+    """The official ``volume`` commands, and our ``volume fsck``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.args[:1] == ["fsck"]:
+            fsck_command.main(ctx.args[1:], "homeport volume fsck", parent=ctx)
+        super().invoke(ctx)
 
 
 def _versions(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -189,6 +199,23 @@ def doctor_command(ctx: click.Context, home: Path | None, as_json: bool) -> None
     click.echo(json.dumps(msgspec.to_builtins(checks)) if as_json else doctor.render(checks))
     if not doctor.can_run(checks):
         ctx.exit(1)
+
+
+@click.command("fsck")
+@_home_option
+@click.option("--quick", is_flag=True, help="Do not read the contents, only look for them.")
+@click.option("--json", "as_json", is_flag=True, help="As a JSON object.")
+@click.pass_context
+def fsck_command(ctx: click.Context, home: Path | None, quick: bool, as_json: bool) -> None:
+    """Check that all volumes are whole. Changes nothing; exit code 1 if something is damaged."""
+    report = fsck.examine(_load(ctx, home), quick=quick)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        for damage in report.damages:
+            click.echo(f"{damage.volume}: {damage.path}: {damage.problem}", err=True)
+        click.echo(fsck.summary(report))
+    ctx.exit(1 if report.damages else 0)
 
 
 def main() -> None:

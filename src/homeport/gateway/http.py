@@ -11,9 +11,12 @@ from homeport.blobs.service import BlobService
 from homeport.gateway.blobs import BlobRoutes
 from homeport.gateway.errors import errors_to_answers
 from homeport.gateway.node_files import NodeRoutes
+from homeport.gateway.nodes_only import NodesOnly
 from homeport.gateway.pages import AppPages, PageRoutes
+from homeport.gateway.volumes import VolumeRoutes
 from homeport.mounts.service import MountService
 from homeport.storage.blobs import FileStore
+from homeport.volumes.service import VolumeService
 
 _READ_BYTES: Final = 512 * 1024
 """Body bytes buffered per connection before the sender is held back (twice this at most)."""
@@ -25,12 +28,13 @@ def create_http_app(
     blobs: BlobService,
     mounts: MountService,
     files: FileStore,
+    volumes: VolumeService,
     *,
     verify_node: Callable[[str], bool],
     pages: AppPages,
     health: Callable[[], Mapping[str, Any]] = dict,
 ) -> web.Application:
-    """Blobs, files for nodes, the pages of apps and ``/healthz``.
+    """Blobs, blocks of volumes, files for nodes, the pages of apps and ``/healthz``.
 
     ``verify_node`` says whether a bearer token is a node's; ``health`` gives what ``/healthz``
     reports besides ``status``. The caller feeds connections to ``AppRunner(app).server``.
@@ -45,7 +49,9 @@ def create_http_app(
         },
     )
     BlobRoutes(blobs).add_to(app.router)
-    NodeRoutes(mounts, files, verify_node).add_to(app.router)
+    nodes = NodesOnly(verify_node)
+    NodeRoutes(mounts, files, nodes).add_to(app.router)
+    VolumeRoutes(volumes, files, nodes).add_to(app.router)
     PageRoutes(pages).add_to(app.router)
 
     async def healthz(_request: web.Request) -> web.Response:

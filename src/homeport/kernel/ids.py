@@ -34,6 +34,7 @@ NODE: Final = "no"
 DICT: Final = "di"
 QUEUE: Final = "qu"
 VOLUME: Final = "vo"
+VOLUME_CHANGE: Final = "vc"
 
 _ID: Final = re.compile(r"^([a-z]{2})-([0-9A-Za-z]{16,32})$")
 

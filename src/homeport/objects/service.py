@@ -24,7 +24,7 @@ from homeport.objects.model import (
     StoredObject,
     check_name,
 )
-from homeport.objects.store import ObjectStore
+from homeport.objects.store import ObjectStore, names
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +36,11 @@ Recording = Callable[[Connection, StoredObject], None]
 Erasing = Callable[[Connection, Sequence[str]], None]
 """Deletes what a feature recorded about the objects with these ids."""
 Gone = Callable[[Sequence[StoredObject]], Awaitable[None]]
+
+
+def names_in(connection: Connection, kind: Kind) -> dict[str, str]:
+    """Names by id, as a database has them that no server of this process uses."""
+    return names(connection, kind.key)
 
 
 class Objects:

@@ -25,6 +25,12 @@ objects = sa.Table(
 _FIELDS = StoredObject.__struct_fields__
 
 
+def names(connection: Connection, kind: str) -> dict[str, str]:
+    """Names by id of all objects of a kind; empty for ephemeral ones."""
+    query = sa.select(objects.c.id, objects.c.name).where(objects.c.kind == kind)
+    return {row.id: row.name for row in connection.execute(query)}
+
+
 class ObjectStore:
     """Reads and writes of objects; ``also`` runs in the same transaction."""
 

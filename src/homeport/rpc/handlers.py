@@ -16,6 +16,7 @@ from homeport.mounts.rpc import MountRpc
 from homeport.queues.rpc import QueueRpc
 from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
+from homeport.volumes.rpc import VolumeRpc
 from homeport.workspace.rpc import WorkspaceRpc
 
 HANDLER_CLASSES: Final[list[type]] = [
@@ -31,6 +32,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     QueueRpc,
     SecretRpc,
     TasksRpc,
+    VolumeRpc,
     WorkspaceRpc,
 ]
 

@@ -114,13 +114,14 @@ class FileStore:
         *,
         expect: str | None = None,
         size_max: int | None = None,
+        md5: bool = True,
     ) -> tuple[str, str, int]:
-        """Store what ``chunks`` yields: (SHA-256 hex, MD5 hex, size in bytes).
+        """Store what ``chunks`` yields: (SHA-256 hex, MD5 hex if asked for, size in bytes).
 
         Raises ``InvalidError`` (and stores nothing) beyond ``size_max`` bytes, its subclass
         ``ContentMismatchError`` if the hash is not ``expect``.
         """
-        writer = await self.run(self._writer, ("sha256", "md5"))
+        writer = await self.run(self._writer, ("sha256", "md5") if md5 else ("sha256",))
         try:
             await self.pump(writer, chunks, size_max)
             hashes = await self.run(self._finish, writer, expect)

@@ -97,9 +97,8 @@ class Server:
 
     def homeport(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of our own commands for this home."""
-        name, *rest = arguments
         return subprocess.run(
-            [*_homeport(name), "--home", str(self.home), *rest],
+            [*_homeport("--home"), str(self.home), *arguments],
             capture_output=True,
             text=True,
             timeout=60,

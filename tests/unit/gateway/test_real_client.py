@@ -55,7 +55,12 @@ async def server(home: Home) -> AsyncIterator[int]:
     )
     grpc = GrpcServer(registry)
     app = create_http_app(
-        home.blobs, home.mounts, home.files, verify_node=lambda token: False, pages=home.pages
+        home.blobs,
+        home.mounts,
+        home.files,
+        home.volumes,
+        verify_node=lambda token: False,
+        pages=home.pages,
     )
     runner = web.AppRunner(app)
     await runner.setup()

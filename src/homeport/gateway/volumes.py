@@ -1,0 +1,138 @@
+"""The data plane of volumes: blocks under signed URLs; trees, commits and blocks for nodes."""
+
+from __future__ import annotations
+
+import base64
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from homeport.gateway.nodes_only import NodesOnly
+from homeport.kernel.errors import InvalidError
+from homeport.link.volumes import BLOCK_BYTES, HASH_BYTES, CommitDone, VolumeCommit
+from homeport.storage.blobs import ContentMismatchError, FileStore
+from homeport.volumes.blocks import BlockGrant
+from homeport.volumes.service import VolumeService
+
+T = TypeVar("T")
+
+_READ_WHOLE_BYTES: Final = 512 * 1024
+"""Blocks up to this size are read whole: the disk's threads are asked once."""
+_SEND_BYTES: Final = 1024 * 1024
+_REQUEST_BYTES_MAX: Final = 256 * 1024 * 1024
+"""A commit of a million files has about 150 MB."""
+_MISSING: Final = msgspec.msgpack.Decoder(list[bytes])
+_COMMIT: Final = msgspec.msgpack.Decoder(VolumeCommit)
+
+
+class VolumeRoutes:
+    """``/block/<sha256>?t=<token>`` for clients, ``/_node/volumes`` and ``/_node/blocks``."""
+
+    def __init__(self, volumes: VolumeService, files: FileStore, nodes: NodesOnly) -> None:
+        self._volumes = volumes
+        self._blocks = volumes.blocks
+        self._files = files
+        self._nodes = nodes
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        router.add_put("/block/{sha256}", self._put)
+        router.add_get("/block/{sha256}", self._get)
+        router.add_get("/_node/volumes/{id}/changes", self._nodes.only(self._changes))
+        router.add_post("/_node/volumes/{id}/commit", self._nodes.only(self._commit))
+        router.add_post("/_node/blocks/missing", self._nodes.only(self._missing))
+        router.add_put("/_node/blocks/{sha256}", self._nodes.only(self._put_of_node))
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────
+
+    async def _put(self, request: web.Request) -> web.StreamResponse:
+        grant = self._grant(request, "put")
+        try:
+            await self._receive(request, grant.sha256)
+        except ContentMismatchError as error:
+            return web.Response(status=400, text=error.message + "\n")
+        return web.Response(body=b"stored")
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        grant = self._grant(request, "get")
+        path = self._files.path(grant.sha256)
+        size = await self._stored_size(grant)
+        whole = grant.offset == 0 and size <= grant.length
+        if whole and (grant.stripped or size == grant.length) and size:
+            digest = base64.b64encode(bytes.fromhex(grant.sha256)).decode()
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Repr-Digest": f"sha-256=:{digest}:",
+            }
+            return web.FileResponse(path, chunk_size=_SEND_BYTES, headers=headers)
+        data = await self._blocks.part(
+            grant.sha256, grant.offset, grant.length, stripped=grant.stripped
+        )
+        return web.Response(body=data)
+
+    async def _stored_size(self, grant: BlockGrant) -> int:
+        sizes = await self._files.sizes([grant.sha256])
+        return sizes.get(grant.sha256, 0)
+
+    def _grant(self, request: web.Request, action: str) -> BlockGrant:
+        token = request.query.get("t", "")
+        return self._blocks.grant(token, request.match_info["sha256"], action)
+
+    async def _receive(self, request: web.Request, sha256: str) -> None:
+        length = request.content_length
+        if length is not None and length > BLOCK_BYTES:
+            raise InvalidError(f"a block has up to {BLOCK_BYTES} bytes, not {length}")
+        if length is not None and length <= _READ_WHOLE_BYTES:
+            await self._blocks.put(sha256, await request.read())
+        else:
+            await self._blocks.receive(sha256, request.content.iter_any())
+
+    # ── nodes ───────────────────────────────────────────────────────────────────────────────
+
+    async def _changes(self, request: web.Request) -> web.StreamResponse:
+        since = request.query.get("since", "0")
+        if not since.isdecimal():
+            raise InvalidError("since must be the number of a revision")
+        frames = await self._volumes.changes(request.match_info["id"], int(since))
+        response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
+        response.content_length = sum(map(len, frames))
+        await response.prepare(request)
+        for frame in frames:
+            await response.write(frame)
+        await response.write_eof()
+        return response
+
+    async def _commit(self, request: web.Request) -> web.StreamResponse:
+        commit = _decoded(_COMMIT, await _body(request))
+        revision = await self._volumes.commit(request.match_info["id"], commit)
+        return _packed(CommitDone(revision))
+
+    async def _missing(self, request: web.Request) -> web.StreamResponse:
+        hashes = _decoded(_MISSING, await _body(request))
+        if any(len(sha256) != HASH_BYTES for sha256 in hashes):
+            raise InvalidError(f"a hash has {HASH_BYTES} bytes")
+        return _packed(await self._blocks.missing(hashes))
+
+    async def _put_of_node(self, request: web.Request) -> web.StreamResponse:
+        await self._receive(request, request.match_info["sha256"])
+        return web.Response()
+
+
+async def _body(request: web.Request) -> bytes:
+    data = bytearray()
+    async for chunk in request.content.iter_any():
+        data += chunk
+        if len(data) > _REQUEST_BYTES_MAX:
+            raise InvalidError(f"the request is longer than {_REQUEST_BYTES_MAX} bytes")
+    return bytes(data)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise InvalidError(f"the request does not fit: {error}") from None
+
+
+def _packed(value: object) -> web.Response:
+    return web.Response(body=msgspec.msgpack.encode(value), content_type="application/msgpack")

@@ -1,0 +1,1 @@
+"""Volumes: shared file trees, versioned by commits, their contents in blocks by hash."""
