@@ -15,7 +15,7 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 	@scripts/demo
 
 # The suites that are known to pass; the others are being brought up one by one (pytest runs all).
-TESTS := tests/unit \
+TESTS := tests/unit tests/contract \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
 	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
@@ -25,7 +25,6 @@ TESTS := tests/unit \
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests
 	$(BIN)/python -m pytest $(TESTS)
-	$(BIN)/python -m pytest tests/contract -k bubblewrap
 
 check:  ## format, lint, types, import contracts, coverage page, lock file
 	@scripts/setup

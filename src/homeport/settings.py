@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     durability: Literal["process", "power"] = "process"
     """What acknowledged data survives: the death of any process, or also power loss."""
     default_runtime: str = ""
-    """Isolation back end of function containers; empty = the node's best (bubblewrap)."""
+    """Isolation tool of all containers; empty = bubblewrap."""
     message_bytes_max: int = 256 * 1024 * 1024
     """Largest gRPC message accepted."""
     heartbeat_s: float = 2.0

@@ -345,6 +345,8 @@ def test_system_calls_are_refused(in_box: InBox) -> None:
             "echo b > /proc/sysrq-trigger",
             "touch /sys/kernel/mm/x",
             "mknod /tmp/disk b 254 0 && head -c 1 /tmp/disk",
+            # the kernel's log, which anyone who can open devices may write to
+            *(f"mknod {place}/log c 1 11 && : > {place}/log" for place in ("", "/dev", "/dev/shm")),
             "ls /proc/1/root/",
             "cat /proc/1/environ",
             "test -s /proc/kcore",
@@ -368,6 +370,8 @@ def test_the_host_is_invisible(in_box: InBox) -> None:
             *("stdin", "stdout", "tty", "urandom", "zero", "console"),
         }
         assert extra == set()
+        devices = "head -c 1 /dev/zero /dev/urandom /dev/random >/dev/null && echo x >/dev/full"
+        assert "No space left" in (await box.sh(devices)).output
         assert (await box.sh("touch /dev/shm/a /tmp/b", user="worker")).exit.returncode == 0
         assert (await box.sh("read line", user="worker")).exit.returncode == 1  # stdin is empty
 

@@ -21,6 +21,8 @@ DEFAULT_ROOT: Final = Path("/sys/fs/cgroup")
 CONTROLLERS: Final = ("cpu", "cpuacct", "memory", "pids")
 OCI_SUFFIX: Final = ".oci"
 """What the name of a group that an OCI runtime makes for itself ends with."""
+INNER_GROUP: Final = "tool"
+"""Name of such a group where it is inside the container's (v2)."""
 _MB: Final = 1024 * 1024
 _PERIOD_US: Final = 100_000
 _QUOTA_MIN_US: Final = 1_000
@@ -108,15 +110,21 @@ class Cgroup:
         self._oom_before = self._oom_counter()
 
     def attach(self, pid: int) -> None:
-        """Move a process in; it must not have children yet. Raises ``CgroupError``."""
+        """Move a process in; it must not have children yet. Raises ``CgroupError``.
+
+        One that is in a group inside this one already (v2) stays there.
+        """
+        if not self._v1 and pid in self.processes():
+            return
         for path in self.paths():
             _write(path / "cgroup.procs", str(pid))
 
     def processes(self) -> set[int]:
-        """Host pids in the group."""
+        """Host pids in the group and in groups inside it."""
         found: set[int] = set()
         for path in self.paths():
-            found.update(_pids(path))
+            for directory, _, _ in os.walk(path):
+                found.update(_pids(Path(directory)))
         return found
 
     def kill(self) -> None:
@@ -124,7 +132,8 @@ class Cgroup:
         if self._v2 is not None and (self._v2 / "cgroup.kill").exists():
             with contextlib.suppress(CgroupError):
                 _write(self._v2 / "cgroup.kill", "1")
-                return
+                if not self._v1:
+                    return
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, 9)
@@ -241,6 +250,11 @@ class CgroupProvider:
     def available(self) -> bool:
         """Whether groups with limits can be made."""
         return bool(self._v1_base) or self._v2_base is not None
+
+    @property
+    def unified_only(self) -> bool:
+        """Whether there is one hierarchy (v2), in which a process is in one group only."""
+        return not self._v1_base
 
     def prepare(self) -> None:
         """Make the parents and, on v2, switch the controllers on for children."""

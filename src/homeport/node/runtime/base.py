@@ -118,6 +118,7 @@ class StagedRuntime:
             lease=lease,
             network=self._network,
             run_blocking=self._stage.run,
+            clean=self.clean,
             on_removed=self._forget,
         )
 
@@ -134,11 +135,13 @@ class StagedRuntime:
         """Undo everything under our run directory that no container of this process owns."""
         mine = {*self._containers, *self._starting}
         swept = self._kill_strangers(mine)
-        for name in self._cgroups.names():
-            container = name.removesuffix(OCI_SUFFIX)
-            if container not in mine:
-                swept.add(container)
-                self._cgroups.remove(name)
+        groups = {name: name.removesuffix(OCI_SUFFIX) for name in self._cgroups.names()}
+        strangers = {name: container for name, container in groups.items() if container not in mine}
+        for name in strangers:  # all first: a container may be in two
+            self._cgroups.group(name).kill()
+        for name, container in strangers.items():
+            swept.add(container)
+            self._cgroups.remove(name)
         for path in (self._run_dir / "containers").iterdir():
             if path.name in mine:
                 continue

@@ -39,6 +39,7 @@ class RunningContainer:
         lease: Lease,
         network: NetworkProvider,
         run_blocking: RunBlocking,
+        clean: Callable[[str], None],
         on_removed: Callable[[str], None],
     ) -> None:
         self._spec = spec
@@ -49,6 +50,7 @@ class RunningContainer:
         self._lease = lease
         self._network = network
         self._run_blocking = run_blocking
+        self._clean = clean
         self._on_removed = on_removed
         self._address = lease.address
         self._outer_pid = outer_pid
@@ -112,11 +114,12 @@ class RunningContainer:
             os.close(fd)
 
         def clean() -> None:
-            if self._cgroup is not None:
-                try:
+            try:
+                if self._cgroup is not None:
                     self._cgroup.remove()
-                except CgroupError as error:
-                    _log.warning("a control group stays", container=self.id, error=str(error))
+                self._clean(self.id)
+            except CgroupError as error:
+                _log.warning("a control group stays", container=self.id, error=str(error))
             remove_tree(self._work)
             if not keep_upper:
                 remove_tree(self._spec.upper)

@@ -77,7 +77,7 @@ def converse(control: socket.socket, attach: Callable[[int], None], command: str
         fds.append(os.pidfd_open(command_pid))
         control.send(b"+")
         word, _ = _receive(control)
-        if word:
+        if word != b"R":
             raise _refusal(word, command)
     except BaseException as error:
         for fd in fds:

@@ -45,11 +45,16 @@ Keep = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """How to call the tool. ``fds`` maps numbers from ``FIRST_FREE_FD`` on to descriptors."""
+    """How to call the tool. ``fds`` maps numbers from ``FIRST_FREE_FD`` on to descriptors.
+
+    ``view`` surrounds the moment in which the tool's process is made, which inherits what the
+    calling thread sees then.
+    """
 
     path: str
     arguments: list[str]
     fds: dict[int, int] = field(default_factory=dict[int, int])
+    view: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +191,17 @@ class Launch:
             for target, source in wanted.items():
                 high = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
                 actions.append((os.POSIX_SPAWN_DUP2, high, target))
-            return os.posix_spawn(
-                invocation.path,
-                [outer_name(self.shared.token, self.spec.id), *invocation.arguments],
-                {"PATH": DEFAULT_PATH},
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_DEFAULT_SIGNALS,
-            )
-        finally:  # at once: the end of the conversation shows by the last copy being closed
+            with invocation.view():
+                return os.posix_spawn(
+                    invocation.path,
+                    [outer_name(self.shared.token, self.spec.id), *invocation.arguments],
+                    {"PATH": DEFAULT_PATH},
+                    file_actions=actions,
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=_DEFAULT_SIGNALS,
+                )
+        finally:  # at once: a tool that fails shows by the last copy being closed
             for _, high, _ in actions:
                 os.close(high)
 

@@ -9,12 +9,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-from homeport.node.cgroups import OCI_SUFFIX, CgroupProvider
+from homeport.node.cgroups import INNER_GROUP, OCI_SUFFIX, CgroupProvider
 from homeport.node.network import NetworkProvider
-from homeport.node.runtime import linux
 from homeport.node.runtime.arguments import (
     CAPABILITIES,
     MASKED,
@@ -46,8 +46,9 @@ _CLEAN_TIMEOUT_S: Final = 30
 class OciRuntime(StagedRuntime):
     """``binary`` is ``runc`` or ``crun``; both do what ``BubblewrapRuntime`` does, a bit slower.
 
-    Limits are our own control groups, as everywhere; the tool's group (next to ours) only keeps
-    devices out.
+    Limits are our own control groups, as everywhere. Devices are kept out twice: by mounts that
+    allow none but for single files of ``/dev`` (crun mounts the root anew without that), and by
+    the tool's own control group.
     """
 
     def __init__(
@@ -61,7 +62,13 @@ class OciRuntime(StagedRuntime):
         self._binary = path
         self._name = binary
         self._state = run_dir.absolute() / "oci"
-        self._hybrid = cgroups.layout.version == "hybrid"
+        if not cgroups.available():
+            raise RuntimeUnavailableError(
+                f"{binary} needs control groups, and there are none in /sys/fs/cgroup: mount them "
+                "(mount -t cgroup2 none /sys/fs/cgroup) or choose the runtime bubblewrap"
+            )
+        layout = cgroups.layout
+        self._unified = str(layout.unified) if layout.version == "hybrid" else None
         super().__init__(run_dir, network, cgroups)
         self._state.mkdir(mode=0o700, exist_ok=True)
 
@@ -79,7 +86,6 @@ class OciRuntime(StagedRuntime):
         with (
             self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
             self._stage.network(launch.lease.netns_fd),
-            self._cgroup_view(),
         ):
             user = resolve_user(root, spec.user)
             config = self._config(spec, root, user)
@@ -89,7 +95,7 @@ class OciRuntime(StagedRuntime):
             preserved = FIRST_FREE_FD - STATUS_FD
             arguments = [*self._options(), "run", "--bundle", str(bundle)]
             arguments += ["--preserve-fds", str(preserved), self._container_name(spec.id)]
-            yield Invocation(self._binary, arguments)
+            yield Invocation(self._binary, arguments, view=self._view)
 
     def clean(self, container_id: str) -> None:
         name = self._container_name(container_id)
@@ -106,24 +112,16 @@ class OciRuntime(StagedRuntime):
         self._cgroups.remove(f"{container_id}{OCI_SUFFIX}")
 
     def _options(self) -> list[str]:
-        options = ["--root", str(self._state)]
-        if self._name == "crun" and self._hybrid:
-            options.append("--cgroup-manager=disabled")
-        return options
+        return ["--root", str(self._state)]
 
     def _container_name(self, container_id: str) -> str:
         return f"{self._token}-{container_id}"
 
-    @contextlib.contextmanager
-    def _cgroup_view(self) -> Generator[None]:
-        """crun refuses hybrid control groups, so it does not get to see the v2 half of them.
-
-        Only this thread's own mount namespace changes.
-        """
-        if self._name == "crun" and self._hybrid:
-            with contextlib.suppress(OSError):  # done by an earlier start of this thread
-                linux.unmount("/sys/fs/cgroup/unified")
-        yield
+    def _view(self) -> AbstractContextManager[None]:
+        """crun refuses hybrid control groups, so it does not get to see the v2 half of them."""
+        if self._name == "crun" and self._unified is not None:
+            return self._stage.without(self._unified)
+        return contextlib.nullcontext()
 
     def _config(self, spec: ContainerSpec, root: Path, user: User) -> dict[str, Any]:
         env = environment(spec, user)
@@ -147,14 +145,24 @@ class OciRuntime(StagedRuntime):
                 "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
                 "maskedPaths": list(MASKED),
                 "readonlyPaths": list(READ_ONLY),
-                "cgroupsPath": f"/homeport/{self._cgroups.owner}/{spec.id}{OCI_SUFFIX}",
+                "cgroupsPath": self._group_path(spec.id),
                 "resources": {"devices": [{"allow": False, "access": "rwm"}]},
                 "seccomp": _seccomp(),
             },
         }
 
+    def _group_path(self, container_id: str) -> str:
+        """The tool's own control group, which keeps devices out.
+
+        Next to ours on v1, where a process may be in several groups; inside ours on v2, so that
+        the container is in both.
+        """
+        group = f"/homeport/{self._cgroups.owner}/{container_id}"
+        return f"{group}/{INNER_GROUP}" if self._cgroups.unified_only else f"{group}{OCI_SUFFIX}"
+
 
 _PLAIN: Final = ["nosuid", "noexec", "nodev"]
+_DEVICES: Final = ("full", "null", "random", "tty", "urandom", "zero")
 
 _SYSTEM_MOUNTS: Final[list[dict[str, Any]]] = [
     {"destination": "/proc", "type": "proc", "source": "proc", "options": _PLAIN},
@@ -162,8 +170,17 @@ _SYSTEM_MOUNTS: Final[list[dict[str, Any]]] = [
         "destination": "/dev",
         "type": "tmpfs",
         "source": "tmpfs",
-        "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        "options": ["nosuid", "noexec", "nodev", "strictatime", "mode=755", "size=65536k"],
     },
+    *(
+        {
+            "destination": f"/dev/{name}",
+            "type": "bind",
+            "source": f"/dev/{name}",
+            "options": ["bind", "nosuid", "noexec"],
+        }
+        for name in _DEVICES
+    ),
     {
         "destination": "/dev/pts",
         "type": "devpts",

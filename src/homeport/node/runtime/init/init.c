@@ -1,5 +1,5 @@
 /*
- * The first process of every container that bubblewrap starts: PID 1 of its PID namespace.
+ * The first process of every container, whichever tool starts it: PID 1 of its PID namespace.
  *
  *   init STATUS_FD CONTROL_FD STDOUT_FD STDERR_FD UID GID GROUPS COMMAND [ARGUMENT...]
  *
@@ -8,8 +8,9 @@
  *
  *   1. stand still until the node has put it into its cgroups ('I', then one byte back),
  *   2. start the command as the asked user with the caller's stdout and stderr and tell the node
- *      its pid ('S' from the command's process, by socket credentials, then one byte back)
- *      or why it could not ('E' and errno),
+ *      its pid ('S' from the command's process, by socket credentials, then one byte back), and
+ *      that it runs ('R') or why it does not ('E' and errno): some tools keep the node's socket
+ *      open themselves, so its end would not say so,
  *   3. reap orphans,
  *   4. leave the command's exact wait status in STATUS_FD, a file that outlives the node.
  *
@@ -27,7 +28,7 @@ enum {
     SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_clone = 56, SYS_execve = 59,
     SYS_wait4 = 61, SYS_fcntl = 72, SYS_setsid = 112, SYS_setgroups = 116, SYS_setresuid = 117,
     SYS_setresgid = 119, SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_dup3 = 292,
-    SYS_close_range = 436,
+    SYS_pipe2 = 293, SYS_close_range = 436,
 };
 
 static long call(long number, long a, long b, long c, long d, long e)
@@ -46,7 +47,7 @@ __asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16,
 
 #elif defined(__aarch64__)
 enum {
-    SYS_dup3 = 24, SYS_fcntl = 25, SYS_close = 57, SYS_read = 63, SYS_write = 64,
+    SYS_dup3 = 24, SYS_fcntl = 25, SYS_close = 57, SYS_pipe2 = 59, SYS_read = 63, SYS_write = 64,
     SYS_capget = 90, SYS_capset = 91, SYS_exit_group = 94, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
     SYS_setgroups = 159, SYS_prctl = 167, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260,
     SYS_close_range = 436,
@@ -76,7 +77,7 @@ __asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x0, sp\n  bl run\n");
 enum {
     EINTR = 4, ENOENT = 2, EACCES = 13, ENOTDIR = 20,
     SIGCHLD = 17,
-    F_SETFD = 2, FD_CLOEXEC = 1,
+    F_SETFD = 2, FD_CLOEXEC = 1, O_CLOEXEC = 02000000,
     CLOSE_RANGE_CLOEXEC = 4,
     PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_CAPBSET_DROP = 24, PR_CAP_AMBIENT = 47,
     PR_CAP_AMBIENT_CLEAR_ALL = 4, CAPABILITY_VERSION_3 = 0x20080522, CAPABILITIES_MAX = 64,
@@ -142,7 +143,8 @@ static void bound_capabilities(void)
         leave(FAILED);
 }
 
-static void become(const char *uid, const char *gid, const char *groups, int control)
+/* Takes the user's and groups' ids; returns errno. */
+static int become(const char *uid, const char *gid, const char *groups)
 {
     u32 list[GROUPS_MAX];
     long count = 0;
@@ -150,7 +152,7 @@ static void become(const char *uid, const char *gid, const char *groups, int con
     long error;
 
     if (*uid == '-')
-        return;
+        return 0;
     while (*groups && count < GROUPS_MAX) {
         list[count++] = number_at(&groups);
         while (*groups && (*groups < '0' || *groups > '9'))
@@ -161,8 +163,7 @@ static void become(const char *uid, const char *gid, const char *groups, int con
         error = call(SYS_setresgid, group, group, group, 0, 0);
     if (!error)
         error = call(SYS_setresuid, user, user, user, 0, 0);
-    if (error)
-        report_error(control, (int)-error);
+    return (int)-error;
 }
 
 static const char *search_path(char **environment)
@@ -215,15 +216,34 @@ static void close_on_exec(void)
         call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0, 0);
 }
 
-static void run_command(char **arguments, char **environment, int control)
+/* In the command's process; errors are told to init, whose pipe the execution closes. */
+static void run_command(char **arguments, char **environment, int control, int init)
 {
     call(SYS_setsid, 0, 0, 0, 0, 0);
     call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
     call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
     close_on_exec();
-    become(arguments[5], arguments[6], arguments[7], control);
-    report_and_wait(control, "S");
-    report_error(control, execute(arguments + 8, environment));
+    int error = become(arguments[5], arguments[6], arguments[7]);
+    if (!error) {
+        report_and_wait(control, "S");
+        error = execute(arguments + 8, environment);
+    }
+    unsigned char number = (unsigned char)error;
+    call(SYS_write, init, (long)&number, 1, 0, 0);
+    leave(FAILED);
+}
+
+/* Until the command is executed (the pipe's other end closes) or cannot be. */
+static void report_start(int command, int control)
+{
+    unsigned char error;
+    long got;
+    do
+        got = call(SYS_read, command, (long)&error, 1, 0, 0);
+    while (got == -EINTR);
+    if (got != 0)
+        report_error(control, got == 1 ? error : (int)-got);
+    call(SYS_write, control, (long)"R", 1, 0, 0);
 }
 
 static void reap_until(long command, int status_file)
@@ -245,7 +265,8 @@ __attribute__((used, noreturn)) void run(long *stack)
     long count = stack[0];
     char **arguments = (char **)(stack + 1);
     char **environment = arguments + count + 1;
-    long command;
+    int starting[2];
+    long command, error;
 
     if (count < 9)
         leave(FAILED);
@@ -255,11 +276,16 @@ __attribute__((used, noreturn)) void run(long *stack)
     call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
     bound_capabilities();
     report_and_wait(control, "I");
+    error = call(SYS_pipe2, (long)starting, O_CLOEXEC, 0, 0, 0);
+    if (error)
+        report_error(control, (int)-error);
     command = call(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (command < 0)
         report_error(control, (int)-command);
     if (command == 0)
-        run_command(arguments, environment, control);
+        run_command(arguments, environment, control, starting[1]);
+    call(SYS_close, starting[1], 0, 0, 0, 0);
+    report_start(starting[0], control);
     for (int fd = 0; fd < 1024; fd++)
         if (fd != status_file)
             call(SYS_close, fd, 0, 0, 0, 0);
