@@ -17,6 +17,11 @@ def running(runner: Runner, client: Client, description: str) -> list[str]:
     return [row["state"] for row in named if row["state"] != "stopped"]
 
 
+def app_id_in(output: str) -> str:
+    """The app's id, from the line with its page."""
+    return next(word for word in output.split("/") if word.startswith("ap-"))[:25]
+
+
 def nothing_runs(runner: Runner, client: Client, description: str) -> bool:
     """Whether all of it, and any image build, is over within half a minute."""
     deadline = time.monotonic() + 30
@@ -55,6 +60,26 @@ def test_interrupt_at_once(runner: Runner, client: Client) -> None:
     assert nothing_runs(runner, client, "conformance-lifecycle")
 
 
+def test_exit_handlers_run_when_the_app_is_interrupted(runner: Runner, client: Client) -> None:
+    done = runner.interrupted(
+        client, "lifecycle.py::Tidy.work", when=lambda output: "long work began" in output
+    )
+    assert "tidied up" in done.output
+    assert nothing_runs(runner, client, "conformance-lifecycle")
+
+
+def test_exit_handlers_run_when_the_app_is_stopped(runner: Runner, client: Client) -> None:
+    started = runner.start(client, "lifecycle.py::Tidy.work")
+    started.wait_for(lambda output: "long work began" in output)
+    app_id = app_id_in(started.output())
+    runner.cli(client, "app", "stop", app_id, *client.yes).succeeded()
+    done = started.ended()
+    assert done.returncode != 0
+    assert "tidied up" in done.output
+    assert "App stopped" in done.output
+    assert nothing_runs(runner, client, "conformance-lifecycle")
+
+
 def test_interrupt_of_a_script(runner: Runner, client: Client) -> None:
     started = runner.start_script(client, "lifecycle.py")
     started.wait_for(lambda output: "long work began" in output)
@@ -65,7 +90,7 @@ def test_interrupt_of_a_script(runner: Runner, client: Client) -> None:
 def test_detached_run_finishes_its_work(runner: Runner, client: Client) -> None:
     options = ["--detach"]
     done = runner.modal_run(client, "lifecycle.py::detached", options=options).succeeded()
-    app_id = next(word for word in done.output.split("/") if word.startswith("ap-"))[:25]
+    app_id = app_id_in(done.output)
     assert nothing_runs(runner, client, "conformance-lifecycle")
     if client.release >= (1, 4):
         logs = runner.cli(client, "app", "logs", app_id).succeeded()
@@ -79,7 +104,7 @@ def test_stop_of_a_detached_run(runner: Runner, client: Client) -> None:
         options=["--detach"],
         when=lambda output: "long work began" in output,
     )
-    app_id = next(word for word in done.output.split("/") if word.startswith("ap-"))[:25]
+    app_id = app_id_in(done.output)
     assert running(runner, client, "conformance-lifecycle") == ["ephemeral (detached)"]
 
     follow = ["--follow"] if client.release >= (1, 4) else []

@@ -347,13 +347,17 @@ class CallService:
             self._cancel_inputs(list(call.inputs.values()), terminate_containers)
 
     def cancel_app(self, app_id: str) -> None:
-        """Cancel every unfinished input of an app."""
+        """Cancel every unfinished input of an app, whose containers are about to be ended.
+
+        They are ended here already and not asked to cancel what they run: a cancellation that
+        comes while a container ends would cut its exit handlers off.
+        """
         for call in list(self._calls.values()):
             if call.app_id == app_id and not call.cancelled:
                 call.cancelled = True
                 call.is_closed = True
                 self._store.update_call(call)
-                self._cancel_inputs(list(call.inputs.values()), terminate_containers=False)
+                self._cancel_inputs(list(call.inputs.values()), terminate_containers=True)
 
     def _cancel_inputs(self, inputs: list[Input], terminate_containers: bool) -> None:
         unfinished = [item for item in inputs if item.output is None]

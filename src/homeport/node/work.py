@@ -377,12 +377,20 @@ class WorkLoop:
         return effects
 
     def cancelled_ids(self) -> list[str]:
-        """Inputs for the next heartbeat's cancel event (repeated until they end)."""
+        """Inputs for the next heartbeat's cancel event (repeated until they end).
+
+        None for a container that was interrupted: that ends its inputs, and a cancellation on top
+        would end its exit handlers.
+        """
+        if self._phase is Phase.STOPPING:
+            return []
         now = self._clock.monotonic()
         return sorted({a.item.input_id for a in self._doomed() if a.settled_at <= now})
 
     def next_cancel_at(self) -> float | None:
         """When ``cancelled_ids`` will name one more, on the monotonic clock."""
+        if self._phase is Phase.STOPPING:
+            return None
         now = self._clock.monotonic()
         return min((a.settled_at for a in self._doomed() if a.settled_at > now), default=None)
 

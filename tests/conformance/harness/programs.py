@@ -95,10 +95,10 @@ class Started:
     def wait_for(self, condition: Callable[[str], bool], timeout_s: float = 180.0) -> None:
         """Until ``condition(output so far)``; ends the process and fails if that never comes."""
         deadline = time.monotonic() + timeout_s
-        while not condition(self._output()):
+        while not condition(self.output()):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._kill()
-                raise AssertionError(f"never got that far:\n{self._output()}")
+                raise AssertionError(f"never got that far:\n{self.output()}")
             time.sleep(0.1)
 
     def interrupt(self, presses: int = 1) -> Completed:
@@ -115,26 +115,28 @@ class Started:
                 break
         else:
             self._process.send_signal(signal.SIGINT)
-        return self._ended(60)
+        return self.ended(60)
 
     def checks(self) -> Checks:
         """What it reported, when it has ended by itself."""
-        return _read(self._report, self._ended(TIMEOUT_S))
+        return _read(self._report, self.ended(TIMEOUT_S))
 
-    def _ended(self, timeout_s: float) -> Completed:
+    def ended(self, timeout_s: float = 60.0) -> Completed:
+        """Itself, ended; fails if it does not end within ``timeout_s``."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._kill()
-            raise AssertionError(f"did not end:\n{self._output()}") from None
-        return Completed(" ".join(self._command), code, self._output(), "")
+            raise AssertionError(f"did not end:\n{self.output()}") from None
+        return Completed(" ".join(self._command), code, self.output(), "")
 
     def _kill(self) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _output(self) -> str:
+    def output(self) -> str:
+        """What it has printed so far."""
         return self._log.read_text(errors="replace")
 
 

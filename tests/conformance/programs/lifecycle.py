@@ -36,6 +36,23 @@ def stubborn(seconds: int = 120):
             print("not impressed by", type(error).__name__, flush=True)
 
 
+@app.cls()
+class Tidy:
+    @modal.enter()
+    def begin(self):
+        print("began", flush=True)
+
+    @modal.method()
+    def work(self, seconds: int = 120):
+        print("long work began", flush=True)
+        time.sleep(seconds)
+
+    @modal.exit()
+    def end(self):
+        time.sleep(0.5)
+        print("tidied up", flush=True)
+
+
 @app.function()
 def short_work():
     time.sleep(5)

@@ -74,13 +74,13 @@ def main():
         with ThreadPoolExecutor(50) as pool:
             return sum(pool.map(increment.remote, range(1000)))
 
-    check("threads", threads, timeout=180)
+    check("threads", threads, timeout=400)
 
     def dying():
         found = sometimes_dies.map(range(24), return_exceptions=True)
         return [x if isinstance(x, int) else f"{type(x).__name__}: {x}" for x in found]
 
-    check("dying_map", dying, timeout=240)
+    check("dying_map", dying, timeout=400)
     check("memory", lambda: eat.remote(1024), timeout=120)
     check("memory_within", lambda: eat.remote(64), timeout=60)
     check("memory_at_start", lambda: Hungry().answer.remote(), timeout=120)

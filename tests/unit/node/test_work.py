@@ -354,6 +354,18 @@ def test_interrupted_containers_terminations_go_back(clock: FakeClock) -> None:
     assert work.due().kill == "asked to"
 
 
+def test_an_interrupted_container_is_not_asked_to_cancel_as_well(clock: FakeClock) -> None:
+    work = loop(clock)
+    work.deliver([given("a")])
+    work.take()
+    clock.time += SETTLE_S
+    work.cancel(["a"])
+    assert work.cancelled_ids() == ["a"]
+    work.stop(7.0, "asked to")
+    assert work.cancelled_ids() == []
+    assert work.next_cancel_at() is None
+
+
 def test_a_container_that_is_still_starting_is_killed_at_once(clock: FakeClock) -> None:
     work = loop(clock, startup_timeout_s=100.0)
     work.launched()
