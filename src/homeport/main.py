@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,7 @@ from homeport.images.service import ImageService
 from homeport.images.store import ImageNameStore, ImageStore
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import HomeportError
+from homeport.kernel.logs import configure_logging
 from homeport.kernel.resources import Limits
 from homeport.kernel.signing import Signer
 from homeport.link.messages import LogEntry
@@ -395,28 +395,6 @@ async def serve(settings: Settings, listening: socket.socket | None = None) -> N
         await server.stop()
 
 
-def configure_logging(level: str) -> None:
-    """Structured lines on stderr: for people on a terminal, JSON otherwise."""
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer()
-        if sys.stderr.isatty()
-        else structlog.processors.JSONRenderer()
-    )
-    numbers = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(numbers.get(level, 20)),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
 def _inherited(fd: int) -> socket.socket:
     """The socket that ``homeport up`` left open under ``fd``; our own children do not get it."""
     listening = socket.socket(fileno=fd)
@@ -450,7 +428,7 @@ def serve_command(home: Path | None, host: str | None, port: int | None, fd: int
     """Serve clients and nodes until stopped."""
     try:
         settings = load(home, host=host, port=port)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         with _only_one(settings.home):
             uvloop.run(serve(settings, _inherited(fd) if fd is not None else None))
     except HomeportError as error:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from homeport.kernel.errors import InvalidError
+from homeport.kernel.logs import Format, Level
 
 DEFAULT_PORT = 7460
 
@@ -59,7 +60,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Processes and threads in one container."""
     containers_max: int = 1000
     """Containers at once on one node, whatever they ask for."""
-    log_level: str = "info"
+    log_level: Level = "info"
+    log_format: Format = "auto"
+    """Of the server's and the node's log: for people (``console``), for programs (``json``);
+    ``auto`` = the former on a terminal, the latter otherwise."""
 
     @property
     def database_path(self) -> Path:

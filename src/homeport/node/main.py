@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from pathlib import Path
 
 import click
-import structlog
 
 from homeport.kernel.errors import HomeportError
+from homeport.kernel.logs import configure_logging
 from homeport.node.agent import Agent, NodeConfig, read_token
 from homeport.node.runtime.port import RuntimeUnavailableError
 from homeport.settings import load
@@ -31,7 +30,7 @@ def main(home: Path | None, server: str, token_file: Path | None, runtime: str) 
     """Run containers on this machine for a Homeport server, until SIGTERM."""
     try:
         settings = load(home)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         file = token_file or settings.home / "credentials.toml"
         config = NodeConfig(
             home=settings.home,
@@ -61,26 +60,6 @@ def run(config: NodeConfig) -> None:
         asyncio.run(serve())
     else:
         uvloop.run(serve())
-
-
-def configure_logging(level: str) -> None:
-    """Log to stderr, one line an event; tracebacks without local variables (they hold secrets)."""
-    numbers = logging.getLevelNamesMapping()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            ),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            numbers.get(level.upper(), logging.INFO)
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 if __name__ == "__main__":
