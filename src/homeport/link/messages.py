@@ -76,6 +76,8 @@ class InputItem(msgspec.Struct, array_like=True):
     """``FunctionCallInvocationType`` of the protocol (decides blob thresholds in the container)."""
     final: bool = False
     """The container is to exit after this input (``final_input``)."""
+    patient: bool = False
+    """One of many: whoever waits for its output gains nothing from having it before the next."""
 
 
 class OutputItem(msgspec.Struct, array_like=True):

@@ -1,8 +1,8 @@
-"""What a task tells the server of its attempts, gathered while the container has more to do.
+"""What a task tells the server of its attempts, gathered where nobody waits for each of them.
 
 Each message up the link costs both processes more than the output in it. So the start of an attempt
-waits a moment for its output, and an output waits for the next one as long as the container finds
-another input at hand; the output of the last one leaves at once, and takes the others along.
+waits a moment for its output, and an output of a map for the next one as long as the container
+finds another input at hand; the last one leaves at once, and takes the others along.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from homeport.link.messages import InputsStarted, Message, OutputItem, Outputs
 from homeport.node.work import Key
 
 LINGER_S = 0.005
-"""No report waits longer."""
+"""No start waits longer for its output."""
+PATIENT_S = 0.025
+"""No report of a map's input waits longer (its caller's poll gathers outputs for about as long)."""
 OUTPUTS_MAX = 32
 """So many outputs leave together at most."""
 BYTES_MAX = 64 * 1024
@@ -38,21 +40,21 @@ class Reports:
         self._outputs: list[OutputItem] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def started(self, keys: Sequence[Key], time: float) -> None:
+    def started(self, keys: Sequence[Key], time: float, *, patient: bool) -> None:
         """These attempts were handed to the container at the Unix time ``time``."""
         self._started_at = self._started_at if self._started else time
         self._started.update(dict.fromkeys(keys))
-        self._wait()
+        self._wait(PATIENT_S if patient else LINGER_S)
 
-    def finished(self, items: Sequence[OutputItem], *, more: bool) -> None:
-        """These attempts ended; ``more``: the container goes on with another at once."""
+    def finished(self, items: Sequence[OutputItem], *, patient: bool = False) -> None:
+        """These attempts ended; ``patient``: their reports may wait for further ones."""
         for item in items:
             self._started.pop((item.input_id, item.retry_count), None)
         self._outputs.extend(items)
-        if not more or len(self._outputs) >= OUTPUTS_MAX or any(map(_is_large, items)):
+        if not patient or len(self._outputs) >= OUTPUTS_MAX or any(map(_is_large, items)):
             self.flush()
         elif self._outputs:
-            self._wait()
+            self._wait(PATIENT_S)
 
     def flush(self) -> None:
         """Send what waits."""
@@ -63,10 +65,14 @@ class Reports:
             outputs, self._outputs = self._outputs, []
             self._send_sure(Outputs(0, self._task_id, outputs))
 
-    def _wait(self) -> None:
+    def _wait(self, seconds: float) -> None:
         # Not taken back when something leaves earlier: it then finds less, or nothing.
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._on_time)
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None

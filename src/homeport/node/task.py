@@ -252,7 +252,7 @@ class Task:
         self._pump.close()
         self._exited = True
         end = self._work.end()
-        self._reports.finished(end.outputs, more=False)
+        self._reports.finished(end.outputs)
         self._link.send_sure(
             TaskExited(
                 seq=0,
@@ -274,7 +274,7 @@ class Task:
         self._exited = True
         self._pump.close()
         end = self._work.end()
-        self._reports.finished(end.outputs, more=False)
+        self._reports.finished(end.outputs)
         log.warning("a container did not start", task_id=self.task_id, reason=reason)
         self._link.send_sure(
             TaskExited(
@@ -297,7 +297,7 @@ class Task:
         if self._exited:
             self._refuse(effects)
             return
-        self._reports.finished(effects.outputs, more=self._work.has_next)
+        self._reports.finished(effects.outputs, patient=effects.patient)
         self._return(effects.returned)
         if effects.cancel_event:
             self._cancels_wake.set()
@@ -312,7 +312,7 @@ class Task:
     def _refuse(self, effects: Effects) -> None:
         """Events that come after the end: nothing may be left behind unanswered."""
         end = self._work.end()
-        self._reports.finished(effects.outputs + end.outputs, more=False)
+        self._reports.finished(effects.outputs + end.outputs)
         self._return(effects.returned + end.unfinished + end.unstarted)
 
     def _return(self, keys: Sequence[Key]) -> None:
@@ -377,7 +377,8 @@ class Task:
             self._attribution = (grant.items[0].input_id, grant.items[0].call_id)
         if grant.items and not grant.repeated:
             keys = [(item.input_id, item.retry_count) for item in grant.items]
-            self._reports.started(keys, self._clock.now())
+            patient = all(item.patient for item in grant.items)
+            self._reports.started(keys, self._clock.now(), patient=patient)
         self._return(grant.returned)
         self._arm()
 

@@ -116,6 +116,8 @@ class Effects:
     """What the caller has to do, in this order."""
 
     outputs: list[OutputItem] = field(default_factory=list[OutputItem])
+    patient: bool = False
+    """``outputs`` may wait for those of the next inputs."""
     returned: list[Key] = field(default_factory=list[Key])
     cancel_event: bool = False
     """There is something for the next heartbeat answer."""
@@ -191,11 +193,6 @@ class WorkLoop:
     def started(self) -> list[Attempt]:
         """The attempts in the container that the server still wants."""
         return [a for a in self._running.values() if a.fate in (Fate.WANTED, Fate.CANCELLED)]
-
-    @property
-    def has_next(self) -> bool:
-        """Whether the container finds another input when it asks."""
-        return bool(self._queue) and not self._is_closed
 
     def sole_input(self) -> tuple[str, str]:
         """``(input_id, call_id)`` when exactly one attempt runs, else two empty strings."""
@@ -357,7 +354,7 @@ class WorkLoop:
 
     def finish(self, outputs: Sequence[OutputItem]) -> Effects:
         """Sort the outputs of ``FunctionPutOutputs``: report, give back or drop each."""
-        effects = Effects()
+        effects = Effects(patient=self._has_next)
         for output in outputs:
             attempt = self._running.pop((output.input_id, output.retry_count), None)
             if attempt is None or attempt.fate in (Fate.TIMED_OUT, Fate.UNWANTED):
@@ -370,6 +367,7 @@ class WorkLoop:
                 continue
             self._remember(attempt.key)
             effects.outputs.append(output)
+            effects.patient = effects.patient and attempt.item.patient
         if outputs:
             effects.wake = True
         if self._is_closed:
@@ -444,6 +442,11 @@ class WorkLoop:
     @property
     def _is_closed(self) -> bool:
         return self._exhausted or self._phase in (Phase.DRAINING, Phase.STOPPING)
+
+    @property
+    def _has_next(self) -> bool:
+        """Whether the container finds another input when it asks."""
+        return bool(self._queue) and not self._is_closed
 
     def _doomed(self) -> list[Attempt]:
         return [a for a in self._running.values() if a.fate is not Fate.WANTED]

@@ -16,7 +16,7 @@ import structlog
 
 from homeport.apps.model import App, AppState
 from homeport.apps.service import AppService
-from homeport.calls.model import Input, InputState, Output
+from homeport.calls.model import CallType, Input, InputState, Output
 from homeport.calls.service import CANCELLED_TEXT, CallService, terminated
 from homeport.functions.model import Autoscaler, FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
@@ -920,6 +920,7 @@ def _item(item: Input, *, final: bool) -> InputItem:
         method_name=item.method_name,
         invocation_type=int(item.call.invocation),
         final=final,
+        patient=item.call.type is CallType.MAP,
     )
 
 
