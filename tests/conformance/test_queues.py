@@ -39,7 +39,7 @@ PROGRAM = "queues"
         ("full_waits_for_room", [4991, "at last"]),
         ("bytes_full", 64),
         ("container", [True, 20]),
-        ("container_dead", [True, "kept"]),
+        ("container_dead", ["here", "kept"]),
     ],
 )
 def test_queue(checks: Checks, check: str, expected: object) -> None:

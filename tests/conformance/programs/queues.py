@@ -3,7 +3,7 @@
 import asyncio
 import os
 import queue
-import time
+import threading
 
 import modal
 
@@ -26,10 +26,13 @@ def echo(name, queue_id):
     return count
 
 
-@app.function(timeout=5)
+@app.function()
 def dies_waiting(name):
-    """Its input ends while its get waits."""
-    modal.Queue.from_name(name).get(partition="for the dead")
+    """The container dies while its get waits."""
+    waiting = modal.Queue.from_name(name)
+    waiting.put("here", partition="alive")
+    threading.Timer(2, lambda: os._exit(7)).start()
+    waiting.get(partition="for the dead")
 
 
 @app.function(restrict_modal_access=True)
@@ -366,11 +369,10 @@ def containers(check):
         shared = fresh()
         try:
             dies_waiting.remote(NAME)
-        except modal.exception.FunctionTimeoutError:
-            ended = True
-        time.sleep(1)
-        shared.put("kept", partition="for the dead")
-        return [ended, shared.get(timeout=10, partition="for the dead")]
+        except Exception:
+            shared.put("kept", partition="for the dead")
+            found = [shared.get(timeout=20, partition="alive")]
+            return [*found, shared.get(timeout=20, partition="for the dead")]
 
     check("container_dead", dead, timeout=180)
 

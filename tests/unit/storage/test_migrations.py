@@ -19,7 +19,7 @@ from homeport.storage.migrations import migrate
 
 def _declare_all_tables() -> None:
     for module in pkgutil.walk_packages(homeport.__path__, "homeport."):
-        if module.name.rpartition(".")[2] in ("store", "tokens"):
+        if module.name.rpartition(".")[2] in ("store", "tokens", "operations"):
             importlib.import_module(module.name)
 
 
