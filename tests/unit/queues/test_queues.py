@@ -210,14 +210,16 @@ def test_what_is_given_back_is_in_its_place(tmp_path: Path) -> None:
     async def life(home: Home) -> None:
         here = await opened(home)
         await here.put(*(b"%d" % n for n in range(6)))
-        random.seed(1)
-        for _ in range(30):
-            getters = [here.waiting(2) for _ in range(3)]
-            await asyncio.sleep(0)
-            random.shuffle(getters)
-            for getter in getters:
-                getter.cancel()
-                await asyncio.gather(getter, return_exceptions=True)
+        order = random.Random(1)
+        with stalled(home):
+            for _ in range(30):
+                getters = [here.waiting(2) for _ in range(3)]
+                await settle()
+                order.shuffle(getters)
+                for getter in getters:
+                    getter.cancel()
+                    await asyncio.gather(getter, return_exceptions=True)
+                assert here.len() == 6
         assert await here.get(9) == [b"%d" % n for n in range(6)]
 
     run(tmp_path, life)

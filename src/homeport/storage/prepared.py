@@ -1,0 +1,86 @@
+"""Statements compiled once, and executed by the driver itself.
+
+A statement of the writer is executed thousands of times a second with other values; going through
+SQLAlchemy's execution each time would cost several times the work in the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.sql.compiler import SQLCompiler
+
+Row = Mapping[str, Any]
+
+_KEPT_MAX: Final = 256
+_NOTHING: Final = object()
+_Field = tuple[str, Any, Callable[[Any], Any] | None]
+"""Name of a parameter, its value if rows do not say, and what makes it fit for the driver."""
+
+
+class _Prepared:
+    """One statement for rows with certain keys."""
+
+    def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
+        self.sql = str(compiled)
+        self._fields: list[_Field] = []
+        for name in compiled.positiontup or ():
+            bind = compiled.binds[name]
+            process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            default = _NOTHING if bind.required else bind.effective_value
+            self._fields.append((name, default, process))
+
+    def parameters(self, row: Row) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for name, default, process in self._fields:
+            value = row.get(name, default)
+            if value is _NOTHING:
+                raise KeyError(f"a row has no value for {name!r}")
+            found.append(value if process is None else process(value))
+        return tuple(found)
+
+
+class Prepared:
+    """Executes statements that change rows, compiled once each where the driver allows it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[sa.Executable, tuple[str, ...]], _Prepared | None] = {}
+
+    def execute(
+        self, connection: Connection, statement: sa.Executable, rows: Sequence[Row]
+    ) -> None:
+        """Execute ``statement`` for each of ``rows``, which all have the same keys."""
+        key = (statement, tuple(rows[0]))
+        prepared = self._known.get(key, _NOTHING)
+        if prepared is _NOTHING:
+            if len(self._known) >= _KEPT_MAX:
+                self._known.clear()
+            prepared = self._known[key] = _prepare(connection.dialect, *key)
+        if prepared is None:
+            connection.execute(statement, rows)
+            return
+        assert isinstance(prepared, _Prepared)
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.executemany(prepared.sql, map(prepared.parameters, rows))
+
+
+def _prepare(
+    dialect: Dialect, statement: sa.Executable, names: tuple[str, ...]
+) -> _Prepared | None:
+    """``None`` for a statement that SQLAlchemy has to complete at each execution."""
+    if dialect.name != "sqlite" or not isinstance(statement, sa.UpdateBase):
+        return None
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    if (
+        not isinstance(compiled, SQLCompiler)
+        or compiled.post_compile_params
+        or compiled.literal_execute_params
+        or compiled.insert_prefetch
+        or compiled.update_prefetch
+    ):
+        return None
+    return _Prepared(compiled, dialect)
