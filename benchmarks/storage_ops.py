@@ -1,9 +1,10 @@
 """Dict and Queue operations per second: Homeport (durable) against the floor of its protocol.
 
-    python benchmarks/storage_ops.py [--runs 3] [--operations 1000]
+    python benchmarks/storage_ops.py [--runs 5] [--operations 1000]
 
 The same client process code measures a server that answers at once from memory
-(``storage_floor.py``) and Homeport, in turns. The bar: Homeport takes at most 1.5 times as long.
+(``storage_floor.py``) and Homeport, in turns; the best of the runs counts, as whatever else the
+machine does only ever slows one down. The bar: Homeport takes at most 1.5 times as long.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -143,7 +143,7 @@ def client(environ: dict[str, str], operations: int) -> Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--operations", type=int, default=1000)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -158,7 +158,7 @@ def main() -> None:
     print(f"{'per second':32}{'floor':>12}{'Homeport':>12}{'times as long':>16}")
     for what in runs["floor"][0]:
         least_rate, our_rate = (
-            statistics.median(run[what] for run in runs[name]) for name in ("floor", "homeport")
+            max(run[what] for run in runs[name]) for name in ("floor", "homeport")
         )
         ratio = least_rate / our_rate
         verdict = "" if ratio <= BAR else "  missed"

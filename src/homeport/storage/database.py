@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +244,7 @@ def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None
 
 
 @contextlib.contextmanager
-def _savepoint(connection: Connection) -> Iterator[None]:
+def _savepoint(connection: Connection) -> Generator[None]:
     """Undoes what is changed inside, and that alone, if it raises.
 
     By hand where the driver allows it: ``begin_nested`` costs more than most of the writes.

@@ -76,8 +76,7 @@ def _prepare(
         return None
     compiled = statement.compile(dialect=dialect, column_keys=list(names))
     if (
-        not isinstance(compiled, SQLCompiler)
-        or compiled.post_compile_params
+        compiled.post_compile_params
         or compiled.literal_execute_params
         or compiled.insert_prefetch
         or compiled.update_prefetch
