@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 from uv import find_uv_bin
 
+from homeport import pythons
 from homeport.kernel.errors import NotFoundError
 from homeport.link.messages import ManifestFile
 from homeport.storage.blobs import FileStore
@@ -35,6 +36,11 @@ _INSTALL_TIMEOUT_S: Final = 300.0
 _VERSION: Final = re.compile(r"^\d+(\.\d+)+([a-z.]+\d+)*$")
 _BUILDER: Final = re.compile(r"^(\d{4}\.\d{2}|PREVIEW)$")
 _PYTHON: Final = re.compile(r"^3\.\d{1,2}$")
+_STANDALONE: Final = re.compile(r"^(\d{8})\.(3\.\d{1,2}\.\d{1,3})(t?)-gnu$")
+_WITH_PYTHON_LINK: Final = 20241008
+"""From this release on the builds have ``bin/python``; for older ones clients link it themselves."""
+_PIN: Final = re.compile(r"==([0-9][0-9.]*)(?=[ ;\n]|$)")
+_ANY_PIN: Final = re.compile(r"==[^ ;\n]+")
 _SYNCHRONICITY: Final = re.compile(r"^synchronicity\b[^;]*")
 _PLATFORMS: Final = ("manylinux_2_17", "manylinux_2_28")
 """The first one's wheels run in every image with glibc; some packages only have the second."""
@@ -54,8 +60,9 @@ class InstallError(Exception):
 class GlobalMounts:
     """Makes the files of platform mounts and puts their contents into the file store."""
 
-    def __init__(self, files: FileStore) -> None:
+    def __init__(self, files: FileStore, pythons: Path | None = None) -> None:
         self._files = files
+        self._pythons = pythons or Path.home() / ".cache" / "homeport" / "bases" / "pythons"
 
     async def client_mount(self, version: str) -> list[ManifestFile]:
         """The client package ``version`` (as ``1.6.4``) under ``/pkg``.
@@ -99,6 +106,41 @@ class GlobalMounts:
         sha256 = await self._files.put_bytes(data)
         return [*stored, ManifestFile(name, sha256, 0o644, len(data))]
 
+    async def python_mount(self, name: str) -> list[ManifestFile]:
+        """A CPython below ``/python`` that works when copied to ``/usr/local``, with pip.
+
+        ``name`` is release, version and C library as clients say it (``20230826.3.11.5-gnu``). A
+        build of that series made to be moved is taken where it can be had, else one of this
+        machine's. Raises ``NotFoundError``.
+        """
+        match = _STANDALONE.match(name)
+        if match is None or match.group(3):
+            raise NotFoundError(f"there is no CPython {name} that could be added to an image here")
+        minor = pythons.minor_of(match.group(2))
+        python = await self._movable_python(minor)
+        if python is None:
+            raise NotFoundError(
+                f"no CPython {minor} can be had for add_python={minor!r}: this machine has none and "
+                f"it cannot be downloaded. To add it: uv python install {minor}, as the user who "
+                "runs Homeport"
+            )
+        with tempfile.TemporaryDirectory(prefix="homeport-python-") as directory:
+            root = Path(directory)
+            await asyncio.to_thread(pythons.copy_python, python, root)
+            await asyncio.to_thread(pythons.add_pip, root / "usr" / "local", minor)
+            if int(match.group(1)) < _WITH_PYTHON_LINK:
+                (root / "usr" / "local" / "bin" / "python").unlink(missing_ok=True)
+            return await self._store(
+                await asyncio.to_thread(_walk, root / "usr", "", ("local",), "python")
+            )
+
+    async def _movable_python(self, minor: str) -> pythons.HostPython | None:
+        found = [each for each in await pythons.host_pythons() if each.minor == minor]
+        movable = next((each for each in found if each.is_movable), None)
+        if movable is None:
+            movable = await pythons.download_python(minor, self._pythons)
+        return movable or next(iter(found), None)
+
     async def _store(self, files: dict[str, Path]) -> list[ManifestFile]:
         manifest: list[ManifestFile] = []
         for name, path in sorted(files.items()):
@@ -131,8 +173,11 @@ def _top_level_without(root: Path, *names: str) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name not in names)
 
 
-def _walk(root: Path, prefix: str, names: Iterable[str]) -> dict[str, Path]:
-    """Files below ``root/<name>`` by their name below ``prefix``; no bytecode, no dot files."""
+def _walk(root: Path, prefix: str, names: Iterable[str], instead: str = "") -> dict[str, Path]:
+    """Files below ``root/<name>`` by their name below ``prefix``; no bytecode, no dot files.
+
+    ``instead`` is what the one name is called there.
+    """
     found: dict[str, Path] = {}
     for name in names:
         top = root / name
@@ -141,6 +186,8 @@ def _walk(root: Path, prefix: str, names: Iterable[str]) -> dict[str, Path]:
             relative = PurePosixPath(path.relative_to(root).as_posix())
             hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
             if path.is_file() and not hidden and path.suffix != ".pyc":
+                if instead:
+                    relative = PurePosixPath(instead, *relative.parts[1:])
                 found[f"{prefix}/{relative}"] = path
     return found
 
@@ -181,27 +228,34 @@ async def _install_pins(pins: Path, python_minor: str, target: Path, builder: st
             *("--no-deps", "--only-binary", ":all:", "--python-version", python_minor),
             *("--python-platform", f"{platform.machine()}-{tag}"),
         )
-        for prepare in (None, _relax):
+        for releases in (None, r"==\1.*", ""):
             try:
-                chosen = pins if prepare is None else await prepare(pins, target.parent, choose)
+                chosen = pins
+                if releases is not None:
+                    chosen = await _relax(pins, releases, target.parent, choose)
                 await asyncio.to_thread(shutil.rmtree, target, True)
                 return await _uv(
                     "pip", "install", *choose, "--target", str(target), "-r", str(chosen)
                 )
             except InstallError as error:
                 problem = error
-                log.warning("client dependencies", builder=builder, error=str(error))
+                if releases is None:  # a pinned release may have been replaced by its ".post1"
+                    log.debug("client dependencies as pinned", builder=builder, error=str(error))
+                else:
+                    log.warning("client dependencies", builder=builder, error=str(error))
     raise NotFoundError(
         f"the dependencies of the modal client for Python {python_minor} (image builder {builder}) "
         f"could not be had from the package index: {problem}"
     )
 
 
-async def _relax(pins: Path, directory: Path, choose: tuple[str, ...]) -> Path:
-    """The packages of ``pins`` at those versions where they exist, else at others."""
+async def _relax(pins: Path, releases: str, directory: Path, choose: tuple[str, ...]) -> Path:
+    """The packages of ``pins`` at those versions where they exist, else at what ``releases``
+    puts in place of a pin: the same release (``==1.2.*`` for 1.2), or nothing.
+    """
     names, relaxed = directory / "names.in", directory / "relaxed.txt"
     text = await asyncio.to_thread(pins.read_text)
-    await asyncio.to_thread(names.write_text, re.sub(r"==[^ ;\n]+", "", text))
+    await asyncio.to_thread(names.write_text, (_PIN if releases else _ANY_PIN).sub(releases, text))
     await asyncio.to_thread(relaxed.write_text, text)  # uv keeps to what its output file holds
     await _uv("pip", "compile", *choose, "-o", str(relaxed), str(names))
     return relaxed

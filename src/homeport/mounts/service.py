@@ -17,6 +17,7 @@ from homeport.mounts.store import MountStore
 from homeport.storage.blobs import FileStore
 
 _CLIENT_MOUNT: Final = "modal-client-mount-"
+_PYTHON_MOUNT: Final = "python-build-standalone."
 _DIGESTS_MAX: Final = 4_096
 _MANIFESTS_MAX: Final = 64
 """Decoded manifests kept: a few hundred bytes a file, some megabytes in all."""
@@ -31,6 +32,10 @@ class GlobalMounts(Protocol):
 
     async def client_mount(self, version: str) -> list[ManifestFile]:
         """The client package of that version below ``/pkg``. Raises ``NotFoundError``."""
+        ...
+
+    async def python_mount(self, name: str) -> list[ManifestFile]:
+        """A movable CPython below ``/python`` (``20230826.3.11.5-gnu``)."""
         ...
 
     async def deps_mount(self, builder_version: str, python_minor: str) -> list[ManifestFile]:
@@ -116,9 +121,13 @@ class MountService:
 
     async def named_global(self, name: str) -> Mount:
         """One of the platform's own mounts, made on first use. Raises ``NotFoundError``."""
+        if name.startswith(_PYTHON_MOUNT):
+            python = name.removeprefix(_PYTHON_MOUNT)
+            return await self._make(name, lambda: self._global.python_mount(python))
         if not name.startswith(_CLIENT_MOUNT):
             raise NotFoundError(
-                f"this server has no global mount {name!r}; it provides {_CLIENT_MOUNT}<version>"
+                f"this server has no global mount {name!r}; it provides {_CLIENT_MOUNT}<version> "
+                f"and {_PYTHON_MOUNT}<release>.<version>-gnu"
             )
         version = name.removeprefix(_CLIENT_MOUNT)
         return await self._make(name, lambda: self._global.client_mount(version))

@@ -22,7 +22,6 @@ import msgspec
 from homeport.kernel.resources import Limits
 from homeport.node.agent import capacity
 from homeport.node.builder.debian import KEYRING
-from homeport.node.builder.pythons import host_pythons
 from homeport.node.cgroups import CgroupError, Layout, detect
 from homeport.node.leaks import find_leaks
 from homeport.node.runtime.create import DEFAULT, NAMES, create_runtime
@@ -33,6 +32,7 @@ from homeport.node.runtime.port import (
     ContainerStartError,
     RuntimeUnavailableError,
 )
+from homeport.pythons import host_pythons
 
 DISK_FREE_MIN_BYTES = 5 * 1024**3
 """Below that a warning: a Debian base, a Python and a few packages are about one GiB."""

@@ -7,11 +7,13 @@ import importlib.metadata
 import os
 import stat
 import sys
+import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from homeport import pythons
 from homeport.kernel.errors import NotFoundError
 from homeport.mounts import global_mounts
 from homeport.mounts.global_mounts import GlobalMounts
@@ -86,7 +88,9 @@ _INSTALLS = """
 if arguments[1] == "compile":
     out = pathlib.Path(arguments[arguments.index("-o") + 1])
     assert "certifi==" in out.read_text()
-    assert "certifi==" not in pathlib.Path(arguments[-1]).read_text()
+    names = pathlib.Path(arguments[-1]).read_text()  # first the same release, then any
+    pinned = [line for line in names.splitlines() if line.startswith("certifi")]
+    assert pinned[0].split(" ")[0].endswith(".*"), pinned
     out.write_text("certifi==2")
     sys.exit(0)
 wanted = pathlib.Path(arguments[arguments.index("-r") + 1]).read_text()
@@ -146,5 +150,49 @@ def test_uv_is_not_left_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             await asking
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
+
+    run(tmp_path, check)
+
+
+def _prefix(root: Path) -> Path:
+    """A CPython as uv installs it, as far as anyone looks."""
+    prefix = root / "cpython-3.12.9-linux"
+    for name, text in {
+        "include/python3.12/patchlevel.h": '#define PY_VERSION "3.12.9"\n',
+        "bin/python3.12": "binary",
+        "lib/python3.12/os.py": "",
+    }.items():
+        file = prefix / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (prefix / "bin/python3.12").chmod(0o755)
+    bundled = prefix / "lib/python3.12/ensurepip/_bundled"
+    bundled.mkdir(parents=True)
+    with zipfile.ZipFile(bundled / "pip-25.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("pip/__init__.py", "")
+    return prefix
+
+
+@pytest.mark.parametrize(("release", "has_link"), [("20240107", False), ("20261021", True)])
+def test_a_python_to_add_to_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, has_link: bool
+) -> None:
+    prefix = _prefix(tmp_path)
+
+    async def host_pythons() -> list[pythons.HostPython]:
+        return [python for python in [pythons.inspect_prefix(prefix)] if python is not None]
+
+    monkeypatch.setattr(pythons, "host_pythons", host_pythons)
+
+    async def check(mounts: GlobalMounts, files: FileStore) -> None:
+        manifest = {file.name: file for file in await mounts.python_mount(f"{release}.3.12.1-gnu")}
+        assert manifest["/python/bin/python3"].mode == 0o755
+        assert ("/python/bin/python" in manifest) == has_link
+        assert "/python/lib/python3.12/site-packages/pip/__init__.py" in manifest
+        pip = files.path(manifest["/python/bin/pip3.12"].sha256).read_text()
+        assert pip.startswith("#!/usr/local/bin/python3\n")
+        for name in ("20240107.3.12.1-musl", "20251205.3.14.2t-gnu", "3.12"):
+            with pytest.raises(NotFoundError, match="could be added"):
+                await mounts.python_mount(name)
 
     run(tmp_path, check)

@@ -185,7 +185,7 @@ def test_the_client_mount_is_made_once_for_all_who_ask(tmp_path: Path) -> None:
         assert file.name == "/pkg/modal/1.6.4.py"
         assert await home.mounts.client_digest("1.6.4") == found[0][1]
         with pytest.raises(NotFoundError, match="python-build-standalone"):
-            await create(home, {}, **{**options, "deployment_name": "python-build-standalone.1"})
+            await create(home, {}, **{**options, "deployment_name": "another-mount.1"})
 
     run(tmp_path, scenario)
 

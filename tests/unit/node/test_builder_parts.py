@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from homeport import pythons
 from homeport.link.messages import LogEntry
-from homeport.node.builder import pythons, words
+from homeport.node.builder import words
 from homeport.node.builder.debian import find_suite, host_mirrors
 from homeport.node.builder.dockerfile import parse
 from homeport.node.builder.errors import BuildError

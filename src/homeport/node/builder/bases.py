@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from homeport import pythons
 from homeport.kernel import ids
 from homeport.kernel.resources import Limits
 from homeport.link.messages import ImageConfig
-from homeport.node.builder import pythons
 from homeport.node.builder.debian import (
     BUILD_PACKAGES,
     SUITES,
@@ -25,7 +25,6 @@ from homeport.node.builder.debian import (
 )
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.flights import Emit
-from homeport.node.builder.pythons import HostPython
 from homeport.node.builder.reference import (
     DebianReference,
     PythonReference,
@@ -38,6 +37,7 @@ from homeport.node.builder.steps import BuildTools
 from homeport.node.builder.uvimage import PROGRAMS, UvPrograms, UvWheels
 from homeport.node.layers import LayerMetadata, LayerStore, layer_key
 from homeport.node.runtime.port import ContainerSpec, ContainerStartError, RuntimeUnavailableError
+from homeport.pythons import HostPython
 
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REVISION = "1"

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from uv import find_uv_bin
 
 _GLIBC = re.compile(rb"GLIBC_2\.(\d+)")
 _TEST_DIRECTORIES = {"test", "tests", "idle_test", "__pycache__", "site-packages"}
+_NORMALISED_BYTES_MAX = 256 * 1024 * 1024
 _NOT_RELOCATABLE = ("/usr", "/", "/bin")
 _DOWNLOAD_TIMEOUT_S = 300.0
 _PROBE_TIMEOUT_S = 30.0
@@ -37,6 +39,11 @@ class HostPython:
     def minor(self) -> str:
         """``3.11``."""
         return minor_of(self.version)
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether it is a build that brings the libraries it needs (those that uv installs)."""
+        return "cpython-" in self.prefix.name
 
 
 def minor_of(version: str) -> str:
@@ -140,6 +147,23 @@ def copy_python(python: HostPython, root: Path) -> None:
             _normalise(Path(path, name), python.prefix)
 
 
+def add_pip(prefix: Path, minor: str) -> None:
+    """Put pip into the CPython at ``prefix``, from the wheel it bundles, without running it."""
+    library = prefix / "lib" / f"python{minor}"
+    wheel = next((library / "ensurepip" / "_bundled").glob("pip-*.whl"), None)
+    if wheel is None:
+        return
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(library / "site-packages")
+    for name in ("pip", "pip3", f"pip{minor}"):
+        script = prefix / "bin" / name
+        script.write_text(
+            "#!/usr/local/bin/python3\nimport sys\n"
+            "from pip._internal.cli.main import main\nsys.exit(main())\n"
+        )
+        script.chmod(0o755)
+
+
 def _library_entries(lib: Path) -> list[Path]:
     wanted = ("libpython*.so*", "pkgconfig", "libtcl*", "libtk*", "tcl*", "tk*", "itcl*", "thread*")
     return sorted({path for pattern in wanted for path in lib.glob(pattern)})
@@ -163,10 +187,25 @@ def _normalise(path: Path, prefix: Path) -> None:
         or path.name.startswith("_sysconfigdata")
         or path.parent.name.startswith("config-")
     )
-    if text_file and info.st_size < 4 * 1024 * 1024:
-        data = path.read_bytes()
-        if not data.startswith(b"\x7fELF") and old in data:
-            path.write_bytes(data.replace(old, b"/usr/local"))
+    program = path.parent.name in ("bin", "lib-dynload") or path.name.startswith("libpython")
+    if not (text_file or program) or info.st_size > _NORMALISED_BYTES_MAX:
+        return
+    data = path.read_bytes()
+    if data.startswith(b"\x7fELF"):
+        path.write_bytes(_moved_program(data, old + b"/lib"))
+    elif text_file and old in data:
+        path.write_bytes(data.replace(old, b"/usr/local"))
+
+
+def _moved_program(data: bytes, old: bytes) -> bytes:
+    """The program with ``old`` as the place where it looks for its libraries replaced.
+
+    The entry of the string table keeps its length, so nothing else in the file moves.
+    """
+    new = b"/usr/local/lib"
+    if len(old) < len(new):
+        return data
+    return data.replace(b"\0" + old + b"\0", b"\0" + new.ljust(len(old), b"\0") + b"\0")
 
 
 def _link(folder: Path, target: str, *names: str) -> None:

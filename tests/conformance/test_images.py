@@ -1,0 +1,78 @@
+"""Images: one a method, looked at from inside a container."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.conformance.harness.clients import Client
+from tests.conformance.harness.programs import Checks, Runner
+
+
+@pytest.fixture
+def checks(runner: Runner, client: Client) -> Checks:
+    return runner.checks(client, "images", script=True)
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        (
+            "settings",
+            [
+                "/srv/app dir",
+                "x y|$PATH|it's",
+                "z y",
+                "through",
+                "/srv/app dir",
+                "x y",
+                "$PATH",
+                "it's",
+            ],
+        ),
+        (
+            "local_files",
+            [["as.md", "one.txt"], "two", ["file.txt", "one.txt", "two.md"], "reporting"],
+        ),
+        ("entrypoint", "yes"),
+        ("packages", ["1.16.0", "toml", True]),
+        ("function_step", ["oil" * 6, ["bread0", "bread1"], False, False]),
+    ],
+)
+def test_method(checks: Checks, check: str, expected: object) -> None:
+    assert checks.value(check) == expected
+
+
+def test_dockerfile_with_stages(checks: Checks) -> None:
+    found: dict[str, Any] = checks.value("dockerfile")
+    assert found == {
+        "listing": ["./archive.tar.gz", "./listing", "./sub/one.txt", "./sub/two.md"],
+        "inline": "flavour sweet",
+        "owner": "nobody",
+        "mode": "0o640",
+        "unpacked": "packed",
+        "texts": ["one.txt"],
+        "users": ["root", "nobody"],
+        "cwd": "/made",
+        "env": ["sweet", "a b"],
+        "cache": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        ("failed_command", ["RUN echo last words; exit 9", "exit code 9", "last words"]),
+        ("failed_function", ["run_function(spoil) failed", "the oven is cold"]),
+        ("alpine", ["python:3.12-alpine", "registry", "musl"]),
+        ("micromamba", ["mambaorg/micromamba", "registry", "conda"]),
+        ("unknown_line", ["FETCH", "Dockerfile line"]),
+    ],
+)
+def test_what_cannot_be_built_says_why(
+    checks: Checks, client: Client, check: str, words: list[str]
+) -> None:
+    error = checks.error(check)
+    for word in words:
+        assert word in error["message"]
+    assert error["type"] == ("ImageBuildError" if client.release >= (1, 5, 4) else "RemoteError")
