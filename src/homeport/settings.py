@@ -18,6 +18,7 @@ from homeport.kernel.errors import InvalidError
 from homeport.kernel.logs import Format, Level
 
 DEFAULT_PORT = 7460
+_MAPPINGS = frozenset({"registry_mirrors"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +61,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Processes and threads in one container."""
     containers_max: int = 1000
     """Containers at once on one node, whatever they ask for."""
+    registry_mirrors: dict[str, str] = {}
+    """Where images come from, by registry, repository or image: ``docker.io`` → ``mirror:5000``,
+    ``nvidia/cuda`` → ``oci:/srv/cuda``. As a variable: ``name=source,name=source``. A name that is
+    mapped to itself is read from its registry even if it could be made here."""
+    layers_bytes_max: int = 0
+    """Image layers kept on a node; 0 = a third of the disk they are on. The least recently used
+    ones that nothing needs go first."""
     log_level: Level = "info"
     log_format: Format = "auto"
     """Of the server's and the node's log: for people (``console``), for programs (``json``);
@@ -109,7 +117,7 @@ def load(
     for name in Settings.__struct_fields__:
         text = environ.get(f"HOMEPORT_{name.upper()}")
         if text is not None and name != "home":
-            values[name] = text
+            values[name] = _pairs(text) if name in _MAPPINGS else text
     values.update({name: value for name, value in overrides.items() if value is not None})
     unknown = sorted(set(values) - set(Settings.__struct_fields__))
     if unknown:
@@ -119,6 +127,11 @@ def load(
         return msgspec.convert(values, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise InvalidError(f"a setting does not fit: {error}") from None
+
+
+def _pairs(text: str) -> dict[str, str]:
+    parts = [item.partition("=") for item in text.split(",") if item.strip()]
+    return {name.strip(): value.strip() for name, _, value in parts}
 
 
 def _decode(kind: type[Any], value: Any) -> Any:

@@ -17,7 +17,11 @@ def test_every_setting_is_on_the_page_with_its_default() -> None:
         re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`|\*\(empty\)\*) \|", PAGE.read_text(), re.M)
     )
     defaults = {
-        field.name: str(field.default)
+        field.name: str(
+            field.default_factory()
+            if field.default_factory is not msgspec.NODEFAULT
+            else field.default
+        )
         for field in msgspec.structs.fields(Settings)
         if field.name != "home"
     }

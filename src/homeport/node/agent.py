@@ -8,8 +8,8 @@ import fcntl
 import os
 import shutil
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,8 @@ class NodeConfig:
     server_url: str
     token: Callable[[], str]
     runtime: str = ""
+    registry_mirrors: Mapping[str, str] = field(default_factory=dict[str, str])
+    layers_bytes_max: int = 0
 
     @property
     def root(self) -> Path:
@@ -106,6 +108,13 @@ class Agent:
             session, lambda: self._http_url(link), lambda: link.blob_root, self._config.token
         )
         mounts = MountStore(root / "mounts", source)
+        builder = ImageBuilder(
+            runtime,
+            layers,
+            mounts,
+            root / "builder",
+            mirrors=self._config.registry_mirrors,
+        )
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(),
@@ -121,7 +130,7 @@ class Agent:
                 BytecodeStore(mounts),
             ),
             relay=relay,
-            builds=NodeBuilds(ImageBuilder(runtime, layers, mounts, root / "builder"), link),
+            builds=NodeBuilds(builder, link),
             clock=SystemClock(),
         )
         linked = asyncio.create_task(link.run(supervisor))

@@ -97,9 +97,10 @@ class LayerStore:
 
         If the layer is there already, it stays as it is and ``upper`` is deleted.
         """
-        return await asyncio.to_thread(self._commit, upper, key, metadata)
+        return await asyncio.to_thread(self.commit_now, upper, key, metadata)
 
-    def _commit(self, upper: Path, key: str, metadata: LayerMetadata) -> Path:
+    def commit_now(self, upper: Path, key: str, metadata: LayerMetadata) -> Path:
+        """``commit`` for threads: it blocks."""
         target = self.path(key)
         if self.has(key):
             remove_tree(upper)

@@ -37,6 +37,8 @@ def main(home: Path | None, server: str, token_file: Path | None, runtime: str) 
             server_url=(server or f"http://127.0.0.1:{settings.port}").rstrip("/"),
             token=lambda: read_token(file),
             runtime=runtime or settings.default_runtime,
+            registry_mirrors=settings.registry_mirrors,
+            layers_bytes_max=settings.layers_bytes_max,
         )
         run(config)
     except (HomeportError, RuntimeUnavailableError) as error:

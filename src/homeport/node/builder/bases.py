@@ -28,10 +28,12 @@ from homeport.node.builder.flights import Emit
 from homeport.node.builder.reference import (
     DebianReference,
     PythonReference,
+    Reference,
     UvReference,
     parse_reference,
     unmakeable,
 )
+from homeport.node.builder.registry import Access, Registry, RegistryUnreachableError
 from homeport.node.builder.running import entry, run_in_container
 from homeport.node.builder.steps import BuildTools
 from homeport.node.builder.uvimage import PROGRAMS, UvPrograms, UvWheels
@@ -91,28 +93,38 @@ class Bases:
     and is linked into the node's own store.
     """
 
-    def __init__(self, tools: BuildTools, cache: LayerStore) -> None:
+    def __init__(self, tools: BuildTools, cache: LayerStore, registry: Registry) -> None:
+        self._registry = registry
         self._tools = tools
         self._cache = cache
         self._wheels = UvWheels(cache.root / "uv", tools.clock)
         self._found: tuple[float, list[HostPython]] = (float("-inf"), [])
 
-    async def get(self, reference: str, emit: Emit) -> Base:
-        """The base called ``reference``. Raises ``BuildError`` saying what can be had here."""
+    async def get(self, reference: str, emit: Emit, access: Access | None = None) -> Base:
+        """The base called ``reference``. Raises ``BuildError`` saying what can be had here.
+
+        A registry is asked where there is a way to ask one; images with well-known names are made
+        here if none answers.
+        """
+        access = access or Access()
         parsed = parse_reference(reference)
+        if parsed is not None and not (access.kind or self._registry.has_mirror(reference)):
+            return await self._made(reference, parsed, emit)
+        try:
+            pulled = await self._registry.get(reference, access, emit)
+            return Base(pulled.layers, pulled.config)
+        except RegistryUnreachableError as error:
+            if parsed is None:
+                raise BuildError(_not_here(reference, error.message)) from error
+            emit([entry(f"   {error.message}; {reference} is made here\n")])
+        return await self._made(reference, parsed, emit)
+
+    async def _made(self, reference: str, parsed: Reference, emit: Emit) -> Base:
         if isinstance(parsed, UvReference):
             return await self._uv(parsed, emit)
         if isinstance(parsed, DebianReference):
             return await self._plain_debian(parsed, emit)
-        if isinstance(parsed, PythonReference):
-            return await self._python(reference, parsed, emit)
-        why = unmakeable(reference)
-        raise BuildError(
-            f"{reference} would have to come from a container registry, which this node cannot "
-            f"read. {why + '. ' if why else ''}Images that can be made here: "
-            "python:3.X[-slim][-bookworm|-trixie], debian:<release>[-slim], ubuntu:<release> (as "
-            "the nearest Debian) and ghcr.io/astral-sh/uv:<version>"
-        )
+        return await self._python(reference, parsed, emit)
 
     async def _plain_debian(self, wanted: DebianReference, emit: Emit) -> Base:
         if wanted.instead_of:
@@ -321,6 +333,16 @@ class Bases:
             await self._cache.commit(upper, key, metadata)
         finally:
             await self._cache.discard(directory)
+
+
+def _not_here(reference: str, why: str) -> str:
+    hint = unmakeable(reference)
+    return (
+        f"{reference} would have to come from a container registry, and {why}. "
+        f"{hint + '. ' if hint else ''}Images that need no registry: "
+        "python:3.X[-slim][-bookworm|-trixie], debian:<release>[-slim], ubuntu:<release> (as the "
+        "nearest Debian) and ghcr.io/astral-sh/uv:<version>"
+    )
 
 
 def default_cache_directory() -> Path:

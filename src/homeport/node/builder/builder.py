@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from homeport.node.builder.fetching import Fetcher
 from homeport.node.builder.flights import Emit, Flights
 from homeport.node.builder.hostenv import HostBuildEnvironment, read_host
 from homeport.node.builder.probe import probe_image
+from homeport.node.builder.registry import Access, Registry
 from homeport.node.builder.runmounts import CacheDirectories
 from homeport.node.builder.running import entry
 from homeport.node.builder.stage import BuildVariables, Built, Stage, only_flags
@@ -62,7 +63,8 @@ class ImageBuilder:
     """Builds images on one node. Builds that share steps share the work.
 
     ``network`` is what RUN steps get (``nat`` or ``host``); ``base_cache`` the directory where
-    bootstrapped bases are kept for all installations of this machine's user.
+    bootstrapped bases are kept for all installations of this machine's user. ``mirrors`` says
+    where the images of a registry (or one of them) come from instead.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ImageBuilder:
         base_cache: Path | None = None,
         host: HostBuildEnvironment | None = None,
         clock: Clock | None = None,
+        mirrors: Mapping[str, str] | None = None,
     ) -> None:
         self._mounts = mounts
         self._tools = BuildTools(
@@ -89,7 +92,9 @@ class ImageBuilder:
             caches=CacheDirectories(work_dir / "cache" / "mounts"),
             network=network,
         )
-        self._bases = Bases(self._tools, LayerStore(base_cache or default_cache_directory()))
+        registry = Registry(layers, work_dir / "registry", self._tools.clock, mirrors)
+        cache = LayerStore(base_cache or default_cache_directory())
+        self._bases = Bases(self._tools, cache, registry)
 
     async def build(
         self, message: BuildImage, on_log: Callable[[list[LogEntry]], None]
@@ -226,7 +231,8 @@ class _Run:
                 )
             return Built(list(layers), config)
         if name not in self._external:
-            base = await self._bases.get(name, self._maker.emit)
+            access = Access(self._message.registry_kind, self._message.registry_env)
+            base = await self._bases.get(name, self._maker.emit, access)
             self._external[name] = Built(list(base.layers), base.config)
         return self._external[name]
 

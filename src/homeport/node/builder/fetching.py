@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 import msgspec
 
+from homeport.node.builder.archives import untar
 from homeport.node.builder.context import BuildContext, ContextFile, Selection, select
 from homeport.node.builder.errors import BuildError
 from homeport.node.layers import layer_key, remove_tree
@@ -202,17 +203,7 @@ def unpack(file: Path, target: Path) -> Selection:
 
     Raises ``BuildError`` for a broken archive or one that tries to.
     """
-    target.mkdir(parents=True)
-    owners: dict[str, tuple[int, int]] = {}
-    try:
-        with tarfile.open(file) as archive:
-            for member in archive:
-                owners[member.name.strip("./")] = (member.uid, member.gid)
-                member.uid = member.gid = os.getuid()
-                member.uname = member.gname = ""
-                archive.extract(member, target, filter="tar")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise BuildError(f"{file.name} cannot be unpacked: {error}") from error
+    owners = untar(file, target)
     entries = BuildContext(target, "", ()).entries()
     return Selection(
         {name: _owned(entry, target / name, owners.get(name)) for name, entry in entries.items()},
