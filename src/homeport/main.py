@@ -20,6 +20,7 @@ import uvloop
 from aiohttp import web
 
 from homeport import __version__
+from homeport.apps.retention import EndedApps
 from homeport.apps.rpc import AppsRpc
 from homeport.apps.service import AppService
 from homeport.apps.store import AppStore
@@ -262,7 +263,17 @@ class Server:
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
             self._files,
-            prunable=[self._logs, self._blobs, self._tasks, self._dicts, self._volumes],
+            prunable=[
+                *(self._logs, self._blobs, self._tasks, self._dicts, self._volumes),
+                EndedApps(
+                    self._apps,
+                    self._calls,
+                    self._functions,
+                    self._secrets,
+                    retention_s=max(settings.result_retention_s, settings.log_retention_s),
+                    clock=clock,
+                ),
+            ],
             contents=[
                 self._blobs.contents,
                 self._mounts.contents,

@@ -147,6 +147,10 @@ class AppService:
         """Every app that can run things."""
         return [app for app in self._apps.values() if app.is_live]
 
+    def ended_before(self, time: float) -> Iterable[App]:
+        """Apps that ended before that time (Unix seconds)."""
+        return [app for app in self._apps.values() if not app.is_live and app.stopped_at < time]
+
     def list(self, environment: str) -> list[App]:
         """Apps of an environment, newest first, stopped ones of the last day included."""
         horizon = self._clock.now() - 86400
@@ -194,6 +198,11 @@ class AppService:
         self._apps[app.app_id] = app
         await self._store.save(app)
         return app
+
+    async def delete(self, app_id: str) -> None:
+        """Delete the record of an app that has ended; durable when it returns. Idempotent."""
+        self._apps.pop(app_id, None)
+        await self._store.delete(app_id)
 
     def heartbeat(self, app_id: str) -> None:
         """The app's client is alive."""

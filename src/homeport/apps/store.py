@@ -29,6 +29,7 @@ _upsert: sa.Executable = _insert.on_conflict_do_update(
         "record": _insert.excluded.record,
     },
 )
+_delete: sa.Executable = sa.delete(apps).where(apps.c.app_id == sa.bindparam("id"))
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(App)
 
@@ -49,6 +50,9 @@ class AppStore:
             "record": _encoder.encode(app),
         }
         await self._database.append(_upsert, [row])
+
+    async def delete(self, app_id: str) -> None:
+        await self._database.append(_delete, [{"id": app_id}])
 
     async def load(self) -> list[App]:
         def query(connection: sa.Connection) -> list[App]:

@@ -322,16 +322,28 @@ class CallService:
         """Forget results that nobody fetched within the retention period."""
         while True:
             await asyncio.sleep(min(600.0, max(1.0, self._result_retention_s / 10)))
-            horizon = self._clock.now() - self._result_retention_s
-            old = [
-                call.call_id
-                for call in self._calls.values()
-                if call.finished_at and call.finished_at < horizon and call.unfinished == 0
-            ]
+            old = [call.call_id for call in self._calls.values() if self._is_expired(call)]
             if old:
                 self._store.delete_calls(old)
                 for call_id in old:
                     self._forget(call_id)
+
+    def _is_expired(self, call: Call) -> bool:
+        """Nothing runs, and the last result (without inputs: the call) is beyond the retention."""
+        horizon = self._clock.now() - self._result_retention_s
+        return call.unfinished == 0 and (call.finished_at or call.created_at) < horizon
+
+    def apps_asked_for(self) -> set[str]:
+        """Ids of apps with calls that are unfinished or have results within the retention."""
+        return {call.app_id for call in self._calls.values() if not self._is_expired(call)}
+
+    async def delete_of_app(self, app_id: str) -> None:
+        """Delete all calls of an app that is gone."""
+        old = [call.call_id for call in self._calls.values() if call.app_id == app_id]
+        if old:
+            await self._store.delete_calls(old)
+            for call_id in old:
+                self._forget(call_id)
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────
 

@@ -74,3 +74,13 @@ class FunctionService:
         if record is None:
             raise NotFoundError(f"Class with id {class_id!r} not found")
         return record
+
+    async def delete_of_app(self, app_id: str) -> None:
+        """Delete the functions and classes of an app that is gone."""
+        await self._store.delete_of_app(app_id)
+        self._functions = {
+            key: record for key, record in self._functions.items() if record.app_id != app_id
+        }
+        self._classes = {
+            key: record for key, record in self._classes.items() if record.app_id != app_id
+        }

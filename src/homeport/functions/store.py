@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
@@ -31,6 +33,9 @@ _insert = insert(functions)
 _upsert: sa.Executable = _insert.on_conflict_do_update(
     index_elements=["function_id"], set_={"record": _insert.excluded.record}
 )
+_deletes: tuple[sa.Executable, ...] = tuple(
+    sa.delete(table).where(table.c.app_id == sa.bindparam("app")) for table in (classes, functions)
+)
 _insert_class: sa.Executable = insert(classes).on_conflict_do_nothing()
 
 
@@ -52,6 +57,11 @@ class FunctionStore:
     async def save_class(self, record: ClassRecord) -> None:
         await self._database.append(
             _insert_class, [{"class_id": record.class_id, "app_id": record.app_id}]
+        )
+
+    async def delete_of_app(self, app_id: str) -> None:
+        await asyncio.gather(
+            *(self._database.append(statement, [{"app": app_id}]) for statement in _deletes)
         )
 
     async def load(self) -> tuple[list[FunctionRecord], list[ClassRecord]]:
