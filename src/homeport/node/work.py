@@ -10,6 +10,8 @@ Facts of the protocol behind the rules:
 * ``kill_switch`` must be alone in its answer: a batch before it would be dropped.
 * A cancel event reaches a container only while it runs the input; one that comes between hand-out
   and start is ignored, so it is repeated until the attempt ends.
+* An input may wait for the result of another one of the same function. It must not have to wait
+  behind it for the container: what cannot begin soon goes back to the server.
 * Cancelling one input of a batch ends the whole batch, and a container that was interrupted ends
   what it runs with TERMINATED outputs: these innocent attempts go back to the server.
 """
@@ -42,6 +44,9 @@ SETTLE_S = 0.1
 its task is cancelled before it first ran."""
 INTERRUPT_GRACE_S = 10.0
 """From the interrupt (SIGINT) to the kill."""
+PATIENCE_S = 0.5
+"""How long an input may wait behind those that run in the container (beyond the linger of a batch)
+before the server is asked to find it another one."""
 EXIT_GRACE_S = 30.0
 """How long exit handlers and left-over threads may run once a container has nothing to do."""
 FINISHED_REMEMBERED = 4096
@@ -210,6 +215,8 @@ class WorkLoop:
         """When ``due`` is to be called, on the monotonic clock."""
         deadlines = [a.deadline for a in self._running.values() if a.deadline is not None]
         deadlines += [at for at in (self._kill_at, self._startup_deadline) if at is not None]
+        if self._queue and self._running:
+            deadlines.append(self._queue[0][1] + self._patience_s)
         return min(deadlines, default=None)
 
     # ── events from the server ────────────────────────────────────────────────────────────────
@@ -401,6 +408,7 @@ class WorkLoop:
         for attempt in self._running.values():
             if attempt.deadline is not None and attempt.deadline <= now:
                 self._escalate(attempt, effects)
+        effects.returned.extend(self._give_up_waiting(now))
         if self._startup_deadline is not None and self._startup_deadline <= now:
             self._startup_deadline = None
             self._phase = Phase.STOPPING
@@ -447,6 +455,19 @@ class WorkLoop:
     def _has_next(self) -> bool:
         """Whether the container finds another input when it asks."""
         return bool(self._queue) and not self._is_closed
+
+    @property
+    def _patience_s(self) -> float:
+        linger_s = self._rules.batch_linger_ms / 1000 if self._rules.batch_max_size > 0 else 0.0
+        return PATIENCE_S + linger_s
+
+    def _give_up_waiting(self, now: float) -> list[Key]:
+        """What has waited too long behind the running attempts, oldest first."""
+        given_up: list[Key] = []
+        while self._running and self._queue and self._queue[0][1] + self._patience_s <= now:
+            item, _ = self._queue.popleft()
+            given_up.append((item.input_id, item.retry_count))
+        return given_up
 
     def _doomed(self) -> list[Attempt]:
         return [a for a in self._running.values() if a.fate is not Fate.WANTED]

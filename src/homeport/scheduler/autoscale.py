@@ -9,7 +9,8 @@ from homeport.functions.model import SCALEDOWN_WINDOW_DEFAULT_S, Autoscaler
 
 START_COST_S = 0.5
 """What a cold container costs before its first input; work that the present containers finish
-sooner than that is left to them."""
+sooner than that is left to them, unless they finish nothing at all for that long: what they run may
+be waiting for what waits for them."""
 BURST_CONTAINERS = 4
 """Containers started at once for a function of which nothing is known yet; each one that then
 turns out busy allows one more (so a long queue of slow inputs doubles its containers)."""
@@ -30,8 +31,11 @@ class PoolView:
     now: float
     waiting: int
     running: int
+    """Inputs in ready containers that are not stalled."""
     ready: int
     """Containers that take inputs, busy or not."""
+    stalled: int
+    """Those of them that take no further input for now, whatever room they should have."""
     starting: int
     idle: tuple[IdleTask, ...]
     slots: int
@@ -41,6 +45,8 @@ class PoolView:
     settings: Autoscaler
     input_s: float | None
     """Typical duration of an input, if any has finished."""
+    progress_at: float
+    """When an input last finished, or the first of those waiting came."""
     single_use: bool
     is_live: bool
     """Whether the app may start containers."""
@@ -64,15 +70,15 @@ def plan(view: PoolView) -> Plan:
     live = view.ready + view.starting
     wanted = _wanted(view)
     if wanted > live:
-        return Plan(start=_allowed_starts(view, wanted - live))
+        return _scale_up(view, wanted - live)
     return _scale_down(view, wanted)
 
 
 def _wanted(view: PoolView) -> int:
     settings = view.settings
     demand = view.waiting + view.running
-    wanted = math.ceil(demand / max(1, view.target_slots))
-    if demand and settings.buffer_containers:
+    wanted = view.stalled + math.ceil(demand / max(1, view.target_slots))
+    if wanted and settings.buffer_containers:
         wanted += settings.buffer_containers
     if view.keep_min:
         wanted = max(wanted, settings.min_containers or 0)
@@ -81,7 +87,7 @@ def _wanted(view: PoolView) -> int:
     return wanted
 
 
-def _allowed_starts(view: PoolView, missing: int) -> int:
+def _scale_up(view: PoolView, missing: int) -> Plan:
     """At most a burst for the unknown, and none for work that is done before they are up."""
     floor = 0
     if view.keep_min:
@@ -89,15 +95,17 @@ def _allowed_starts(view: PoolView, missing: int) -> int:
         floor = max(0, min(floor, missing))  # a maximum below the minimum wins
     if not view.waiting:
         # Only a buffer or a minimum is wanting.
-        return max(floor, missing)
+        return Plan(start=max(floor, missing))
     if view.single_use:
-        return missing
-    if view.ready and view.input_s is not None:
-        drain_s = view.waiting * view.input_s / (view.ready * view.slots)
+        return Plan(start=missing)
+    available = view.ready - view.stalled
+    patient_until = view.progress_at + START_COST_S
+    if available and view.input_s is not None and view.now < patient_until:
+        drain_s = view.waiting * view.input_s / (available * view.slots)
         if drain_s < START_COST_S:
-            return floor
+            return Plan(start=floor, check_at=patient_until)
     burst = max(BURST_CONTAINERS, view.ready) - view.starting
-    return max(floor, min(missing, burst))
+    return Plan(start=max(floor, min(missing, burst)))
 
 
 def _scale_down(view: PoolView, wanted: int) -> Plan:
@@ -106,7 +114,7 @@ def _scale_down(view: PoolView, wanted: int) -> Plan:
         return Plan()
     window_s = view.settings.scaledown_window_s or SCALEDOWN_WINDOW_DEFAULT_S
     keep = (view.settings.min_containers or 0) if view.keep_min else 0
-    if view.running and view.settings.buffer_containers:
+    if (view.running or view.stalled) and view.settings.buffer_containers:
         keep = max(keep, wanted)
     surplus = view.ready + view.starting - max(keep, 0)
     stop: list[str] = []

@@ -193,6 +193,8 @@ class Scheduler:
             if not self._app_lives(record.app_id):
                 self._calls.finish([(item, terminated(item, self._clock.now(), "App stopped"))])
                 continue
+            if not pool.waiting:
+                pool.progress_at = self._clock.monotonic()
             pool.push([item])
             pools[pool.record.function_id] = pool
         for pool in pools.values():
@@ -317,7 +319,7 @@ class Scheduler:
     def _pool(self, record: FunctionRecord) -> Pool:
         pool = self._pools.get(record.function_id)
         if pool is None:
-            pool = Pool(record)
+            pool = Pool(record, self._clock.monotonic())
             self._pools[record.function_id] = pool
         return pool
 
@@ -402,10 +404,18 @@ class Scheduler:
             self._look_again(pool, decision.check_at)
 
     def _look_again(self, pool: Pool, at: float) -> None:
+        """Plan once more at ``at``, or before: a timer that is set for earlier stays."""
         if pool.timer is not None:
+            if pool.timer_at <= at:
+                return
             pool.timer.cancel()
         delay = max(0.0, at - self._clock.monotonic())
-        pool.timer = asyncio.get_running_loop().call_later(delay, self._scale, pool)
+        pool.timer_at = at
+        pool.timer = asyncio.get_running_loop().call_later(delay, self._scale_on_time, pool)
+
+    def _scale_on_time(self, pool: Pool) -> None:
+        pool.timer = None
+        self._scale(pool)
 
     def _reclaim(self, starved: Pool) -> None:
         """The machine is full: end the longest idle container that another function can spare."""
@@ -734,7 +744,8 @@ class Scheduler:
     def _advanced(self, task: Task) -> None:
         """A container ended inputs: give it others, see what that means for the rest."""
         pool = task.pool
-        task.progress_at = self._clock.monotonic()
+        task.progress_at = pool.progress_at = self._clock.monotonic()
+        task.stalled = False
         if not task.held:
             task.idle_since = task.progress_at
         if pool.waiting and len(task.held) <= pool.spec.slots + pool.prefetch // 2:
@@ -827,11 +838,12 @@ class Scheduler:
         return self._calls.finish([(item, output)])
 
     def _returned(self, task: Task, message: InputsReturned) -> None:
-        for input_id, attempt in message.inputs:
+        for input_id, attempt in reversed(message.inputs):  # each goes to the front of the queue
             item = task.held.get(input_id)
             if item is not None and item.attempt == attempt:
                 del task.held[input_id]
                 self._requeue(item)
+        task.stalled = bool(task.held)
         if not task.held:
             task.idle_since = self._clock.monotonic()
 
@@ -932,14 +944,16 @@ def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
     return PoolView(
         now=now,
         waiting=pool.waiting_count,
-        running=sum(len(task.held) for task in ready),
+        running=sum(len(task.held) for task in ready if not task.stalled),
         ready=len(ready),
+        stalled=sum(1 for task in ready if task.stalled),
         starting=starting,
         idle=tuple(IdleTask(task.task_id, task.idle_since) for task in ready if not task.held),
         slots=spec.slots,
         target_slots=min(target, spec.slots),
         settings=pool.settings,
         input_s=pool.input_s,
+        progress_at=pool.progress_at,
         single_use=spec.single_use,
         is_live=is_live and pool.is_live,
         keep_min=pool.keep_min,

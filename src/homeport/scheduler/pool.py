@@ -51,6 +51,8 @@ class Task:
     """Those of ``held`` that its container has begun."""
     inputs_left: int = -1
     """How many more inputs it takes in its life (-1 = any number)."""
+    stalled: bool = False
+    """It gave inputs back that waited too long behind those it runs, and finished none since."""
     init_failed: bool = False
     graceful: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -58,7 +60,7 @@ class Task:
     @property
     def room(self) -> int:
         """How many inputs could be given to it now."""
-        if self.status is not TaskStatus.READY:
+        if self.status is not TaskStatus.READY or self.stalled:
             return 0
         spec = self.pool.spec
         room = spec.slots + self.pool.prefetch - len(self.held)
@@ -72,7 +74,7 @@ class Task:
 class Pool:
     """One function (or bound variant): its spec, its waiting inputs, its containers."""
 
-    def __init__(self, record: FunctionRecord) -> None:
+    def __init__(self, record: FunctionRecord, now: float) -> None:
         self.record = record
         self.spec: FunctionSpec = record.require_spec()
         self.waiting: deque[Input] = deque()
@@ -84,11 +86,14 @@ class Pool:
         """The scaling settings in force."""
         self._override = Autoscaler()
         self.input_s: float | None = None
+        self.progress_at = now
+        """When an input last finished, or the first of those waiting came (monotonic seconds)."""
         self.start_failures = 0
         self.not_before = 0.0
         """No container is started before this time (back-off after failed starts)."""
         self.keep_min = False
         self.timer: asyncio.TimerHandle | None = None
+        self.timer_at = 0.0
         self.scaling: asyncio.TimerHandle | None = None
         self.recall: asyncio.TimerHandle | None = None
         self.is_live = True

@@ -16,6 +16,7 @@ from homeport.node.work import (
     CANCEL_GRACE_S,
     EXIT_GRACE_S,
     INTERRUPT_GRACE_S,
+    PATIENCE_S,
     SETTLE_S,
     TIMEOUT_GRACE_S,
     Grant,
@@ -163,6 +164,38 @@ def test_batch_has_one_method(clock: FakeClock) -> None:
     assert names(work.take()) == ["a", "c"]
     work.finish([ended("a"), ended("c")])
     assert names(work.take()) == ["b"]
+
+
+# ── waiting behind others ─────────────────────────────────────────────────────────────────────
+
+
+def test_what_waits_too_long_behind_a_running_input_goes_back(clock: FakeClock) -> None:
+    work = loop(clock)
+    work.deliver([given("a"), given("b"), given("c")])
+    work.take()
+    assert work.next_deadline() == clock.time + PATIENCE_S
+    clock.time += PATIENCE_S
+    assert work.due().returned == [("b", 0), ("c", 0)]
+    assert work.held() == [("a", 0)]
+
+
+def test_what_waits_for_a_container_that_runs_nothing_stays(clock: FakeClock) -> None:
+    work = loop(clock)
+    work.deliver([given("a")])
+    clock.time += 10 * PATIENCE_S
+    assert work.due().returned == []
+    assert names(work.take()) == ["a"]
+
+
+def test_linger_of_a_batch_is_no_waiting(clock: FakeClock) -> None:
+    work = loop(clock, batch_max_size=2, batch_linger_ms=3000)
+    work.deliver([given("a"), given("b")])
+    assert names(work.take()) == ["a", "b"]
+    work.deliver([given("c")])
+    clock.time += 3.0
+    assert work.due().returned == []
+    clock.time += PATIENCE_S
+    assert work.due().returned == [("c", 0)]
 
 
 # ── cancellation ──────────────────────────────────────────────────────────────────────────────

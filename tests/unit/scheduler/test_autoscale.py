@@ -9,19 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeport.functions.model import Autoscaler
-from homeport.scheduler.autoscale import BURST_CONTAINERS, IdleTask, PoolView, plan
+from homeport.scheduler.autoscale import (
+    BURST_CONTAINERS,
+    START_COST_S,
+    IdleTask,
+    PoolView,
+    plan,
+)
 
 EMPTY = PoolView(
     now=1000.0,
     waiting=0,
     running=0,
     ready=0,
+    stalled=0,
     starting=0,
     idle=(),
     slots=1,
     target_slots=1,
     settings=Autoscaler(),
     input_s=None,
+    progress_at=1000.0,
     single_use=False,
     is_live=True,
     keep_min=False,
@@ -54,6 +62,28 @@ def view(**changes: object) -> PoolView:
 )
 def test_starts(changes: dict[str, object], start: int) -> None:
     assert plan(view(**changes)).start == start
+
+
+def test_containers_that_finish_nothing_are_not_waited_for() -> None:
+    quick = {"waiting": 1, "running": 1, "ready": 1, "input_s": 0.001}
+    patient = plan(view(**quick, progress_at=999.9))
+    assert (patient.start, patient.check_at) == (0, 999.9 + START_COST_S)
+    assert plan(view(**quick, progress_at=1000.0 - START_COST_S)).start == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"ready": 1, "stalled": 1}, 1),
+        ({"ready": 2, "stalled": 1}, 0),
+        ({"ready": 2, "stalled": 2, "starting": 1}, 0),
+        # Two of a batch run, two wait: without the stall one container would be enough for them.
+        ({"waiting": 2, "ready": 1, "stalled": 1, "slots": 4, "target_slots": 4}, 1),
+        ({"ready": 1, "stalled": 1, "settings": Autoscaler(max_containers=1)}, 0),
+    ],
+)
+def test_a_stalled_container_counts_as_full(changes: dict[str, object], start: int) -> None:
+    assert plan(view(**{"waiting": 1, "input_s": 0.001, **changes})).start == start
 
 
 def test_an_idle_container_ends_when_its_window_has_passed() -> None:
