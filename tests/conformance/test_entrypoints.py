@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from tests.conformance.harness.clients import Client
-from tests.conformance.harness.programs import Runner
+from tests.conformance.harness.programs import PROGRAMS, Runner
 
 PROGRAM = "entrypoints.py"
 
@@ -48,14 +51,19 @@ def test_exception_of_an_entry_point(runner: Runner, client: Client) -> None:
     assert "raised on this side" in done.output
 
 
-def test_app_in_pytest(runner: Runner, client: Client) -> None:
-    done = runner._run(
-        [str(client.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", _file()], None
-    )
-    assert "2 passed" in done.succeeded().stdout
+def test_uncaught_exception_of_a_function_is_shown_with_its_lines(
+    runner: Runner, client: Client
+) -> None:
+    done = runner.modal_run(client, f"{PROGRAM}::raising_there")
+    assert done.returncode == 1
+    assert "/root/entrypoints.py" in done.output
+    assert 'raise LookupError(f"no such word: {word}")' in done.output
+    assert "LookupError: no such word: hapax" in done.output
 
 
-def _file() -> str:
-    from tests.conformance.harness.programs import PROGRAMS
-
-    return str(PROGRAMS / "app_under_pytest.py")
+def test_app_in_pytest(runner: Runner, client: Client, tmp_path: Path) -> None:
+    # Away from here: pytest would read this suite's own configuration.
+    for name in ("app_under_pytest.py", "pytest_of_an_app.py"):
+        shutil.copy(PROGRAMS / name, tmp_path)
+    done = runner.module(client, "pytest", "-q", f"{tmp_path}/pytest_of_an_app.py").succeeded()
+    assert "2 passed" in done.stdout

@@ -101,6 +101,8 @@ class CallsRpc:
             outputs, cursor, unfinished = await self._calls.outputs_after(
                 call.call_id, cursor_of(request.last_entry_id), timeout_s
             )
+        if any(output.result.status != STATUS_SUCCESS for output in outputs):
+            await self._streams.read_out(call.call_id)
         if outputs and request.clear_on_success:
             self._clear(call)
         return api_pb2.FunctionGetOutputsResponse(

@@ -7,9 +7,12 @@ the input runs again and the chunks come again under the same numbers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+READ_OUT_MAX_S = 2.0
+"""How long a failure waits for a reader to take what was yielded before it."""
 CHANNEL_BYTES_MAX = 256 * 1024 * 1024
 """Unread bytes in one channel before its writer has to wait."""
 
@@ -28,7 +31,10 @@ class Chunk:
 class _Channel:
     chunks: dict[int, Chunk] = field(default_factory=dict[int, Chunk])
     size: int = 0
+    last: int = 0
+    """The highest index there is."""
     read_to: int = 0
+    dropped: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -51,13 +57,28 @@ class DataStreams:
         Waits while the channel is full of unread data.
         """
         channel = self._channel(call_id)
-        while channel.size > CHANNEL_BYTES_MAX:
+        while channel.size > CHANNEL_BYTES_MAX and not channel.dropped:
             await channel.changed.wait()
         for chunk in chunks:
             old = channel.chunks.get(chunk.index)
             channel.size += len(chunk.data) - (len(old.data) if old else 0)
             channel.chunks[chunk.index] = chunk
+            channel.last = max(channel.last, chunk.index)
         channel.wake()
+
+    async def read_out(self, call_id: str) -> None:
+        """Wait for a reader to be given everything there is, at most ``READ_OUT_MAX_S``.
+
+        A client that learns of a failure raises it at once, before the values that it has not
+        received by then.
+        """
+        channel = self._channels.get(call_id)
+        if channel is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_OUT_MAX_S):
+                while channel.read_to < channel.last and not channel.dropped:
+                    await channel.changed.wait()
 
     async def follow(self, call_id: str, last_index: int) -> AsyncIterator[Chunk]:
         """Chunks after ``last_index`` in order, without gaps, for as long as the reader likes."""
@@ -80,8 +101,12 @@ class DataStreams:
         if was_full:
             for old in [key for key in channel.chunks if key < channel.read_to - 64]:
                 channel.size -= len(channel.chunks.pop(old).data)
+        if was_full or channel.read_to == channel.last:
             channel.wake()
 
     def drop(self, call_id: str) -> None:
         """The call is over and read."""
-        self._channels.pop(call_id, None)
+        channel = self._channels.pop(call_id, None)
+        if channel is not None:
+            channel.dropped = True
+            channel.wake()

@@ -65,6 +65,8 @@ class ContainerPort(Protocol):
 
     def init_failed(self, result: Result) -> None: ...
 
+    def greeted(self) -> None: ...
+
     def stop_fetching(self) -> None: ...
 
     def server_ready(self) -> None: ...
@@ -149,6 +151,7 @@ class ContainerDispatcher:
     # ── answered here ─────────────────────────────────────────────────────────────────────────
 
     async def _hello(self, _call: IncomingCall, _body: bytes) -> bytes:
+        self._container.greeted()
         return EMPTY
 
     async def _heartbeat(self, call: IncomingCall, _body: bytes) -> bytes:

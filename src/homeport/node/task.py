@@ -415,6 +415,11 @@ class Task:
         self._link.send_kept(TaskInitFailed(self.task_id, result))
         self._arm()
 
+    def greeted(self) -> None:
+        """``ContainerHello``."""
+        self._work.greeted()
+        self._arm()
+
     def stop_fetching(self) -> None:
         """``ContainerStop`` for itself."""
         self._link.send_kept(TaskStopping(self.task_id))

@@ -44,9 +44,12 @@ SETTLE_S = 0.1
 its task is cancelled before it first ran."""
 INTERRUPT_GRACE_S = 10.0
 """From the interrupt (SIGINT) to the kill."""
+BOOT_S = 60.0
+"""How long a container may take to say hello: until then it is the platform that starts, and only
+then the user's part begins, to which the startup timeout applies."""
 PATIENCE_S = 0.5
-"""How long an input may wait behind those that run in the container (beyond the linger of a batch)
-before the server is asked to find it another one."""
+"""How long an input may wait behind those that run in the container, without any of them ending
+(and beyond the linger of a batch), before the server is asked to find it another one."""
 EXIT_GRACE_S = 30.0
 """How long exit handlers and left-over threads may run once a container has nothing to do."""
 FINISHED_REMEMBERED = 4096
@@ -166,6 +169,8 @@ class WorkLoop:
         self._queue: deque[tuple[InputItem, float]] = deque()
         self._running: dict[Key, Attempt] = {}
         self._finished: OrderedDict[Key, None] = OrderedDict()
+        self._progress_at = 0.0
+        """When an attempt was last handed out or ended."""
         self._phase = Phase.STARTING
         self._exhausted = False
         self._interrupted_here = False
@@ -174,6 +179,7 @@ class WorkLoop:
         self._kill_reason = ""
         self._kill_at: float | None = None
         self._startup_deadline: float | None = None
+        self._startup_reason = ""
 
     # ── what others may look at ───────────────────────────────────────────────────────────────
 
@@ -216,7 +222,7 @@ class WorkLoop:
         deadlines = [a.deadline for a in self._running.values() if a.deadline is not None]
         deadlines += [at for at in (self._kill_at, self._startup_deadline) if at is not None]
         if self._queue and self._running:
-            deadlines.append(self._queue[0][1] + self._patience_s)
+            deadlines.append(self._patient_until(self._queue[0][1]))
         return min(deadlines, default=None)
 
     # ── events from the server ────────────────────────────────────────────────────────────────
@@ -316,9 +322,27 @@ class WorkLoop:
     # ── events from the container ─────────────────────────────────────────────────────────────
 
     def launched(self) -> None:
-        """The container's process runs: the startup timeout counts from here."""
-        if self._rules.startup_timeout_s > 0 and not self._was_ready:
-            self._startup_deadline = self._clock.monotonic() + self._rules.startup_timeout_s
+        """The container's process runs."""
+        if not self._was_ready:
+            self._startup_deadline = self._clock.monotonic() + BOOT_S
+            self._startup_reason = (
+                f"the container's Python did not come up within {_seconds(BOOT_S)}"
+            )
+
+    def greeted(self) -> None:
+        """The container says hello (``ContainerHello``) and turns to the user's code.
+
+        The startup timeout counts from here.
+        """
+        if self._was_ready:
+            return
+        self._startup_deadline = None
+        limit_s = self._rules.startup_timeout_s
+        if limit_s > 0:
+            self._startup_deadline = self._clock.monotonic() + limit_s
+            self._startup_reason = (
+                f"the container was not ready within its startup timeout of {_seconds(limit_s)}"
+            )
 
     def ready(self) -> bool:
         """The container is up; says whether that is news."""
@@ -376,6 +400,7 @@ class WorkLoop:
             effects.outputs.append(output)
             effects.patient = effects.patient and attempt.item.patient
         if outputs:
+            self._progress_at = self._clock.monotonic()
             effects.wake = True
         if self._is_closed:
             self._limit_exit()
@@ -412,10 +437,7 @@ class WorkLoop:
         if self._startup_deadline is not None and self._startup_deadline <= now:
             self._startup_deadline = None
             self._phase = Phase.STOPPING
-            effects.kill = (
-                "the container was not ready within its startup timeout of "
-                f"{_seconds(self._rules.startup_timeout_s)}"
-            )
+            effects.kill = self._startup_reason
         if self._kill_at is not None and self._kill_at <= now:
             effects.kill = effects.kill or self._kill_reason
             self._kill_at = None
@@ -456,15 +478,14 @@ class WorkLoop:
         """Whether the container finds another input when it asks."""
         return bool(self._queue) and not self._is_closed
 
-    @property
-    def _patience_s(self) -> float:
+    def _patient_until(self, arrived_at: float) -> float:
         linger_s = self._rules.batch_linger_ms / 1000 if self._rules.batch_max_size > 0 else 0.0
-        return PATIENCE_S + linger_s
+        return max(arrived_at, self._progress_at) + PATIENCE_S + linger_s
 
     def _give_up_waiting(self, now: float) -> list[Key]:
         """What has waited too long behind the running attempts, oldest first."""
         given_up: list[Key] = []
-        while self._running and self._queue and self._queue[0][1] + self._patience_s <= now:
+        while self._running and self._queue and self._patient_until(self._queue[0][1]) <= now:
             item, _ = self._queue.popleft()
             given_up.append((item.input_id, item.retry_count))
         return given_up
@@ -493,7 +514,7 @@ class WorkLoop:
     def _hand_out(self, items: list[InputItem]) -> Grant:
         group = Group()
         timeout_s = self._rules.input_timeout_s
-        now = self._clock.monotonic()
+        now = self._progress_at = self._clock.monotonic()
         deadline = now + timeout_s if timeout_s > 0 else None
         taken = {id(item) for item in items}
         self._queue = deque(entry for entry in self._queue if id(entry[0]) not in taken)

@@ -192,7 +192,13 @@ class Runner:
         self, client: Client, *arguments: str, environ: dict[str, str] | None = None
     ) -> Completed:
         """``modal <arguments>``."""
-        return self._run([str(client.python), "-m", "modal", *arguments], environ)
+        return self.module(client, "modal", *arguments, environ=environ)
+
+    def module(
+        self, client: Client, name: str, *arguments: str, environ: dict[str, str] | None = None
+    ) -> Completed:
+        """``python -m <name> <arguments>``."""
+        return self._run([str(client.python), "-m", name, *arguments], environ)
 
     def rows(self, client: Client, *arguments: str) -> list[dict[str, str]]:
         """A listing of the CLI as rows, column names as in the oldest client in snake case."""

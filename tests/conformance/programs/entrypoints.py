@@ -43,6 +43,16 @@ def raising():
     raise ValueError("raised on this side")
 
 
+@app.function()
+def refuse(word):
+    raise LookupError(f"no such word: {word}")
+
+
+@app.local_entrypoint()
+def raising_there():
+    refuse.remote("hapax")
+
+
 @app.cls()
 class Speaker:
     name: str = modal.parameter(default="nobody")

@@ -58,6 +58,7 @@ def describe(error):
         "bases": [base.__name__ for base in type(error).__mro__],
         "message": str(error),
         "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        "line_cache": sorted(set(getattr(error, "__line_cache__", {}).values())),
         "cause": describe(error.__cause__) if error.__cause__ is not None else None,
     }
 

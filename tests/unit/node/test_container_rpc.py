@@ -58,6 +58,9 @@ class Container:
     def init_failed(self, result: Result) -> None:
         self.said.append(result)
 
+    def greeted(self) -> None:
+        self.said.append("hello")
+
     def stop_fetching(self) -> None:
         self.said.append("stop")
 

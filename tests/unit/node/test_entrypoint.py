@@ -327,9 +327,7 @@ def test_single_use_container_takes_one_input(run) -> None:
 
 def test_startup_timeout_kills(run) -> None:
     async def scenario(node: Node) -> None:
-        start = start_task(function("double"), startup_timeout_s=0.2)
-        start.command = ["sleep", "60"]
-        node.start(start)
+        node.start(start_task(function("never", module="slow"), startup_timeout_s=0.2))
         exited = await node.server.first(TaskExited)
         assert exited.returncode == -9
         assert "startup timeout of 0.2 s" in exited.reason

@@ -13,6 +13,7 @@ from homeport.link.messages import (
     Result,
 )
 from homeport.node.work import (
+    BOOT_S,
     CANCEL_GRACE_S,
     EXIT_GRACE_S,
     INTERRUPT_GRACE_S,
@@ -179,6 +180,19 @@ def test_what_waits_too_long_behind_a_running_input_goes_back(clock: FakeClock) 
     assert work.held() == [("a", 0)]
 
 
+def test_what_waits_behind_inputs_that_end_stays(clock: FakeClock) -> None:
+    work = loop(clock)
+    work.deliver([given("a"), given("b"), given("c")])
+    clock.time += PATIENCE_S  # the container was not ready yet
+    work.take()
+    assert work.due().returned == []
+    clock.time += PATIENCE_S / 2
+    work.finish([ended("a")])
+    work.take()
+    clock.time += PATIENCE_S / 2
+    assert work.due().returned == []
+
+
 def test_what_waits_for_a_container_that_runs_nothing_stays(clock: FakeClock) -> None:
     work = loop(clock)
     work.deliver([given("a")])
@@ -340,19 +354,34 @@ def test_only_the_late_attempt_is_ended(clock: FakeClock) -> None:
     assert work.held() == [("b", 0)]
 
 
-def test_startup_timeout_counts_from_launch_until_the_first_ask(clock: FakeClock) -> None:
+def test_startup_timeout_counts_from_hello_until_the_first_ask(clock: FakeClock) -> None:
     work = loop(clock, startup_timeout_s=10.0)
     assert work.next_deadline() is None
     clock.time += 100  # preparing took long
     work.launched()
+    clock.time += 20  # so did the interpreter
+    assert not work.due().kill
+    work.greeted()
     clock.time += 10
     assert "startup timeout of 10 s" in work.due().kill
     work = loop(clock, startup_timeout_s=10.0)
     work.launched()
+    work.greeted()
     assert work.ready()
     assert not work.ready()
     clock.time += 10
     assert not work.due().kill
+
+
+@pytest.mark.parametrize("startup_timeout_s", [0.0, 1.0])
+def test_container_that_never_says_hello_is_ended(
+    clock: FakeClock, startup_timeout_s: float
+) -> None:
+    work = loop(clock, startup_timeout_s=startup_timeout_s)
+    work.launched()
+    assert work.next_deadline() == clock.time + BOOT_S
+    clock.time += BOOT_S
+    assert "did not come up" in work.due().kill
 
 
 # ── ends ──────────────────────────────────────────────────────────────────────────────────────
