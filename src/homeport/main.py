@@ -198,6 +198,8 @@ class Server:
             inputs_pending_max=settings.inputs_pending_max,
             result_retention_s=settings.result_retention_s,
         )
+        streams = DataStreams()
+        self._calls.on_forget(streams.drop)
         launcher = Launcher(
             settings, self._apps, self._functions, self._images, self._mounts, self._secrets
         )
@@ -222,7 +224,7 @@ class Server:
                     public_url=lambda: self.url,
                 ),
                 BlobRpc(self._blobs),
-                CallsRpc(self._calls, DataStreams(), self._functions, self._apps),
+                CallsRpc(self._calls, streams, self._functions, self._apps),
                 DictRpc(self._dicts, self._environments),
                 EnvironmentsRpc(self._environments, self._workspace),
                 FunctionsRpc(

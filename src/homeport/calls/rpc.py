@@ -113,7 +113,7 @@ class CallsRpc:
 
     def _clear(self, call: Call) -> None:
         self._calls.clear(call.call_id)
-        self._streams.drop(call.call_id)
+        self._streams.finish(call.call_id)
 
     async def FunctionCallFromId(
         self, request: api_pb2.FunctionCallFromIdRequest, ctx: Context
@@ -202,6 +202,7 @@ class CallsRpc:
     ) -> AsyncIterator[api_pb2.DataChunk]:
         if not request.function_call_id:
             raise UnimplementedError("Homeport does not use the input plane")
+        self._calls.get(request.function_call_id)
         async for chunk in self._streams.follow(request.function_call_id, request.last_index):
             message = api_pb2.DataChunk(
                 index=chunk.index, data_format=api_pb2.DataFormat.ValueType(chunk.data_format)

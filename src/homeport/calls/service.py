@@ -7,7 +7,7 @@ when their transaction is committed: the commit runs beside the execution, not b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
@@ -79,6 +79,11 @@ class CallService:
         self._cleared: list[str] = []
         self._delete_scheduled = False
         self._housekeeping: asyncio.Task[None] | None = None
+        self._on_forget: list[Callable[[str], None]] = []
+
+    def on_forget(self, listener: Callable[[str], None]) -> None:
+        """Have ``listener`` called with the id of each call that is no longer kept."""
+        self._on_forget.append(listener)
 
     async def start(self) -> list[Input]:
         """Read what earlier runs left; returns the inputs that have no output yet."""
@@ -315,6 +320,8 @@ class CallService:
             return
         for item in call.inputs.values():
             self._inputs.pop(item.input_id, None)
+        for listener in self._on_forget:
+            listener(call_id)
         if call.unfinished:
             self._count(call.app_id, -call.unfinished)
 

@@ -11,10 +11,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from homeport.kernel.errors import NotFoundError
+
 READ_OUT_MAX_S = 2.0
 """How long a failure waits for a reader to take what was yielded before it."""
 CHANNEL_BYTES_MAX = 256 * 1024 * 1024
-"""Unread bytes in one channel before its writer has to wait."""
+"""Bytes in one channel before its writer has to wait for the reader."""
+TAIL_BYTES = 16 * 1024 * 1024
+"""So much of what was read is kept for a reader whose connection broke."""
+_CHUNK_COST = 256
+"""Bytes that a chunk counts beyond its data."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,20 +32,66 @@ class Chunk:
     data: bytes
     blob_id: str = ""
 
+    @property
+    def size(self) -> int:
+        return len(self.data) + _CHUNK_COST
+
 
 @dataclass(slots=True)
 class _Channel:
     chunks: dict[int, Chunk] = field(default_factory=dict[int, Chunk])
-    size: int = 0
+    first: int = 1
+    """The lowest index that is kept."""
     last: int = 0
     """The highest index there is."""
     read_to: int = 0
-    dropped: bool = False
+    """The highest index that was given to a reader."""
+    size: int = 0
+    read_size: int = 0
+    """The part of ``size`` that was read."""
+    is_finished: bool = False
+    """The caller has the result: what was read is hardly needed again."""
+    is_dropped: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_full(self) -> bool:
+        return self.size > CHANNEL_BYTES_MAX
 
     def wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def add(self, chunk: Chunk) -> None:
+        """Keep a chunk; a repeated index replaces what was there (an attempt that runs again)."""
+        if chunk.index < self.first:
+            return
+        old = self.chunks.get(chunk.index)
+        growth = chunk.size - (old.size if old else 0)
+        self.chunks[chunk.index] = chunk
+        self.last = max(self.last, chunk.index)
+        self.size += growth
+        if chunk.index <= self.read_to:
+            self.read_size += growth
+
+    def read(self, chunk: Chunk) -> None:
+        """A reader was given the chunk."""
+        if chunk.index > self.read_to:
+            self.read_to = chunk.index
+            self.read_size += chunk.size
+        was_full = self.is_full
+        if was_full or self.is_finished:
+            self.trim()
+        if was_full or self.read_to == self.last:
+            self.wake()
+
+    def trim(self) -> None:
+        """Free what was read, but for the tail."""
+        while self.first <= self.read_to and self.read_size > TAIL_BYTES:
+            freed = self.chunks.pop(self.first).size
+            self.first += 1
+            self.size -= freed
+            self.read_size -= freed
 
 
 class DataStreams:
@@ -52,19 +104,35 @@ class DataStreams:
         return self._channels.setdefault(call_id, _Channel())
 
     async def put(self, call_id: str, chunks: list[Chunk]) -> None:
-        """Add chunks; a repeated index replaces what was there (an attempt that runs again).
-
-        Waits while the channel is full of unread data.
-        """
+        """Add chunks. Waits while the channel is full of unread data."""
         channel = self._channel(call_id)
-        while channel.size > CHANNEL_BYTES_MAX and not channel.dropped:
+        while channel.is_full and not channel.is_dropped:
             await channel.changed.wait()
         for chunk in chunks:
-            old = channel.chunks.get(chunk.index)
-            channel.size += len(chunk.data) - (len(old.data) if old else 0)
-            channel.chunks[chunk.index] = chunk
-            channel.last = max(channel.last, chunk.index)
+            channel.add(chunk)
         channel.wake()
+
+    async def follow(self, call_id: str, last_index: int) -> AsyncIterator[Chunk]:
+        """Chunks after ``last_index`` in order, without gaps, for as long as the reader likes.
+
+        Raises ``NotFoundError`` when the next one is no longer kept.
+        """
+        channel = self._channel(call_id)
+        index = last_index + 1
+        while True:
+            changed = channel.changed
+            chunk = channel.chunks.get(index)
+            if chunk is not None:
+                yield chunk
+                channel.read(chunk)
+                index += 1
+            elif index < channel.first:
+                raise NotFoundError(
+                    f"Value {index} of {call_id} was sent before and is no longer kept; "
+                    f"the next one that is has number {channel.first}"
+                )
+            else:
+                await changed.wait()
 
     async def read_out(self, call_id: str) -> None:
         """Wait for a reader to be given everything there is, at most ``READ_OUT_MAX_S``.
@@ -77,36 +145,19 @@ class DataStreams:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READ_OUT_MAX_S):
-                while channel.read_to < channel.last and not channel.dropped:
+                while channel.read_to < channel.last and not channel.is_dropped:
                     await channel.changed.wait()
 
-    async def follow(self, call_id: str, last_index: int) -> AsyncIterator[Chunk]:
-        """Chunks after ``last_index`` in order, without gaps, for as long as the reader likes."""
-        channel = self._channel(call_id)
-        index = last_index + 1
-        while True:
-            changed = channel.changed
-            chunk = channel.chunks.get(index)
-            if chunk is None:
-                await changed.wait()
-                continue
-            yield chunk
-            self._read(channel, index)
-            index += 1
-
-    def _read(self, channel: _Channel, index: int) -> None:
-        """Free what was read, but for a tail that a reconnecting reader may ask for again."""
-        channel.read_to = max(channel.read_to, index)
-        was_full = channel.size > CHANNEL_BYTES_MAX
-        if was_full:
-            for old in [key for key in channel.chunks if key < channel.read_to - 64]:
-                channel.size -= len(channel.chunks.pop(old).data)
-        if was_full or channel.read_to == channel.last:
-            channel.wake()
+    def finish(self, call_id: str) -> None:
+        """The caller has the result of the call; it may still be reading, or about to begin."""
+        channel = self._channels.get(call_id)
+        if channel is not None:
+            channel.is_finished = True
+            channel.trim()
 
     def drop(self, call_id: str) -> None:
-        """The call is over and read."""
+        """The call is forgotten."""
         channel = self._channels.pop(call_id, None)
         if channel is not None:
-            channel.dropped = True
+            channel.is_dropped = True
             channel.wake()

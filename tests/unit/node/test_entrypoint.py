@@ -31,7 +31,14 @@ from homeport.node.runtime.port import ContainerStartError
 
 from .harness import Node, function, item, start_task, value
 
+pytestmark = pytest.mark.usefixtures("patience")
 Scenario = Callable[[Node], Awaitable[None]]
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits behind a running input stays: here there is no other container for it."""
+    monkeypatch.setattr("homeport.node.work.PATIENCE_S", 600.0)
 
 
 @pytest.fixture
@@ -197,6 +204,20 @@ def test_batch_is_collected_and_answered_together(run) -> None:
         node.server.deliver(task_id, *items)
         outputs = await node.server.done(*(one.input_id for one in items))
         assert [value(one) for one in outputs] == [6, 6, 6, 10]
+
+    run(scenario)
+
+
+def test_input_that_waits_behind_another_comes_back_by_itself(run, monkeypatch) -> None:
+    monkeypatch.setattr("homeport.node.work.PATIENCE_S", 0.1)
+
+    async def scenario(node: Node) -> None:
+        task_id = node.start(start_task(function("sleep")))
+        running, waiting = item(1.0), item(0)
+        node.server.deliver(task_id, running, waiting)
+        returned = await node.server.first(InputsReturned)
+        assert returned.inputs == [(waiting.input_id, 0)]
+        await node.server.done(running.input_id)
 
     run(scenario)
 
