@@ -21,6 +21,7 @@ PROGRAM = "nested"
         ("method_to_method", 21),
         ("method_local", 22),
         ("recursion", 120),
+        ("recursion_warm", [1, 1, 1, 1, 1, 24]),
         ("caught", "nothing under y"),
         ("handle_argument", 16),
         ("map_of_calls", [2 * n + 1 for n in range(6)]),

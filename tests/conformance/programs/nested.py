@@ -130,6 +130,14 @@ def main():
     check("method_to_method", lambda: Helper(factor=5).through_method.remote(4))
     check("method_local", lambda: Helper(factor=5).through_local.remote(4))
     check("recursion", lambda: factorial.remote(5), timeout=90)
+
+    def recursion_in_a_warm_container():
+        # By now inputs of this function are known to be quick: the inner ones must not be left to
+        # the container whose input waits for them.
+        quick = [factorial.remote(1) for _ in range(5)]
+        return [*quick, factorial.remote(4)]
+
+    check("recursion_warm", recursion_in_a_warm_container, timeout=90)
     check("failing", lambda: call_failing.remote("x"))
     check("caught", lambda: catch_failing.remote("y"))
     check("handle_argument", lambda: apply.remote(double, 8))
