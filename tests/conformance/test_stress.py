@@ -78,10 +78,7 @@ def kinds_of(client: Client, kind: str) -> list[str]:
         ("unknown_app", "NotFoundError", "no-such-app"),
         ("unknown_class", "NotFoundError", "no-such-app"),
         ("unknown_secret", "NotFoundError", "no-such-secret"),
-        pytest.param(
-            *("unknown_volume", "NotFoundError", "no-such-vol"),
-            marks=pytest.mark.xfail(reason="volumes are not built yet: UNIMPLEMENTED"),
-        ),
+        ("unknown_volume", "NotFoundError", "no-such-vol"),
         ("unknown_environment", "NotFoundError", "no-such-environment"),
         ("unknown_call", "NotFoundError", "fc-0000"),
         ("malformed_call", "Error", "fc-!"),

@@ -109,7 +109,13 @@ class Preparer:
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
         folder = self._root / start.task_id
-        await asyncio.to_thread(self._make, folder, start.arguments)
+        making = asyncio.ensure_future(asyncio.to_thread(self._make, folder, start.arguments))
+        try:
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait([making])  # the thread goes on: nobody else would delete its folder
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+            raise
         return Prepared(start, runtime, folder, layers, environment(start))
 
     async def keep(self, prepared: Prepared, now: float) -> str:

@@ -79,6 +79,22 @@ def test_folder_has_arguments_and_is_deleted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_a_stop_while_it_is_prepared_leaves_no_folder(tmp_path: Path, turns: int) -> None:
+    async def scenario() -> None:
+        preparing = asyncio.ensure_future(preparer(tmp_path).prepare(start_task(function("f"))))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if preparing.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await preparing
+        else:
+            await preparer(tmp_path).discard(await preparing)
+
+    asyncio.run(scenario())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_blocked_network_is_none(tmp_path: Path) -> None:
     start = start_task(function("f"), block_network=True)
     assert asyncio.run(preparer(tmp_path).prepare(start)).spec(1, 2).network == "none"
