@@ -197,6 +197,7 @@ class Server:
             clock,
             inputs_pending_max=settings.inputs_pending_max,
             result_retention_s=settings.result_retention_s,
+            abandoned_call_s=settings.abandoned_call_s,
         )
         streams = DataStreams()
         self._calls.on_forget(streams.drop)

@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """An ephemeral Dict, Queue or Volume whose client is silent that long is deleted."""
     result_retention_s: float = 7 * 86400.0
     """How long results of ``spawn`` stay readable."""
+    abandoned_call_s: float = 10.0
+    """How long a generator goes on that its caller no longer reads (a lost connection may return)."""
     log_retention_s: float = 7 * 86400.0
     inputs_pending_max: int = 200_000
     """Inputs waiting in one call before back-pressure (clients wait and retry)."""

@@ -82,7 +82,8 @@ def server(
     """The server all tests of a session share. Afterwards nothing of it may be left."""
     home = Path(os.environ.get("HOMEPORT_TEST_HOME") or tmp_path_factory.mktemp("homeport"))
     recorded = home / "recorded-rpcs.json"
-    server = Server(home, {"HOMEPORT_RECORD_RPCS": str(recorded)})
+    environ = {"HOMEPORT_RECORD_RPCS": str(recorded), "HOMEPORT_ABANDONED_CALL_S": "1"}
+    server = Server(home, environ)
     server.start()
     try:
         yield server

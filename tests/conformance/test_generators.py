@@ -24,6 +24,7 @@ BIG = 3 * 1024 * 1024
         ("streamed", True),
         ("abandoned", 3),
         ("after_abandoned", [0, 1]),
+        ("container_is_free_again", [0, 0]),
     ],
 )
 def test_generator(checks: Checks, check: str, expected: object) -> None:

@@ -96,6 +96,8 @@ class Call:
     cleared: bool = False
     """The caller took its results and said so: nothing is kept."""
     finished_at: float = 0.0
+    readers: int = 0
+    """How many read what its generator yields."""
     _waiters: set[asyncio.Future[None]] = field(default_factory=set[asyncio.Future[None]])
 
     @property

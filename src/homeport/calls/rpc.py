@@ -8,10 +8,10 @@ from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
-from homeport.calls.model import Call, CallType, Invocation
+from homeport.calls.model import CallType, Invocation
 from homeport.calls.service import CallService, unknown_call
 from homeport.calls.streams import Chunk, DataStreams
-from homeport.calls.wire import cursor_of, entry_id, input_specs, output_item
+from homeport.calls.wire import cursor_of, data_chunk, entry_id, input_specs, output_item
 from homeport.functions.service import FunctionService
 from homeport.functions.wire import retry_policy_message
 from homeport.kernel import ids
@@ -202,16 +202,9 @@ class CallsRpc:
     ) -> AsyncIterator[api_pb2.DataChunk]:
         if not request.function_call_id:
             raise UnimplementedError("Homeport does not use the input plane")
-        self._calls.get(request.function_call_id)
-        async for chunk in self._streams.follow(request.function_call_id, request.last_index):
-            message = api_pb2.DataChunk(
-                index=chunk.index, data_format=api_pb2.DataFormat.ValueType(chunk.data_format)
-            )
-            if chunk.blob_id:
-                message.data_blob_id = chunk.blob_id
-            else:
-                message.data = chunk.data
-            yield message
+        with self._calls.reader(request.function_call_id):
+            async for chunk in self._streams.follow(request.function_call_id, request.last_index):
+                yield data_chunk(chunk)
 
 
 def _gone(request: api_pb2.FunctionGetOutputsRequest) -> api_pb2.FunctionGetOutputsResponse:

@@ -7,7 +7,8 @@ when their transaction is committed: the commit runs beside the execution, not b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
@@ -67,18 +68,21 @@ class CallService:
         *,
         inputs_pending_max: int,
         result_retention_s: float,
+        abandoned_call_s: float,
     ) -> None:
         self._store = store
         self._executor = executor
         self._clock = clock
         self._inputs_pending_max = inputs_pending_max
         self._result_retention_s = result_retention_s
+        self._abandoned_call_s = abandoned_call_s
         self._calls: dict[str, Call] = {}
         self._inputs: dict[str, Input] = {}
         self._unfinished_of_app: dict[str, int] = {}
         self._cleared: list[str] = []
         self._delete_scheduled = False
         self._housekeeping: asyncio.Task[None] | None = None
+        self._abandoning: set[asyncio.Task[None]] = set()
         self._on_forget: list[Callable[[str], None]] = []
 
     def on_forget(self, listener: Callable[[str], None]) -> None:
@@ -301,6 +305,8 @@ class CallService:
         if call is None or call.cleared:
             return
         call.cleared = True
+        if call.unfinished:  # the caller gave up
+            self._cancel_inputs(list(call.inputs.values()), terminate_containers=False)
         self._cleared.append(call_id)
         loop = asyncio.get_running_loop()
         if not self._delete_scheduled:
@@ -324,6 +330,29 @@ class CallService:
             listener(call_id)
         if call.unfinished:
             self._count(call.app_id, -call.unfinished)
+
+    @contextlib.contextmanager
+    def reader(self, call_id: str) -> Iterator[None]:
+        """Around someone's reading of what a generator yields (RPC ``FunctionCallGetDataOut``).
+
+        A caller in the middle of a generator always reads. Once nobody does, and nobody comes back,
+        the call is cancelled, so that its container is free again; a spawned call goes on.
+        """
+        call = self.get(call_id)
+        call.readers += 1
+        try:
+            yield
+        finally:
+            call.readers -= 1
+            if call.unfinished and call.invocation in (Invocation.SYNC, Invocation.SYNC_LEGACY):
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._abandoned_call_s, self._end_unread, call)
+
+    def _end_unread(self, call: Call) -> None:
+        if call.unfinished and not call.readers and not call.cancelled:
+            ending = asyncio.create_task(self.cancel(call.call_id, terminate_containers=False))
+            self._abandoning.add(ending)
+            ending.add_done_callback(self._abandoning.discard)
 
     async def _expire_results(self) -> None:
         """Forget results that nobody fetched within the retention period."""

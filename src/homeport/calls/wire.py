@@ -8,6 +8,7 @@ from modal_proto import api_pb2
 
 from homeport.calls.model import Output
 from homeport.calls.service import InputSpec
+from homeport.calls.streams import Chunk
 from homeport.kernel.errors import InvalidError
 from homeport.link.messages import Result
 
@@ -53,6 +54,18 @@ def output_item(output: Output) -> api_pb2.FunctionGetOutputsItem:
         input_started_at=output.started_at,
         output_created_at=output.finished_at,
     )
+
+
+def data_chunk(chunk: Chunk) -> api_pb2.DataChunk:
+    """A piece of a generator's data channel as clients read it."""
+    message = api_pb2.DataChunk(
+        index=chunk.index, data_format=api_pb2.DataFormat.ValueType(chunk.data_format)
+    )
+    if chunk.blob_id:
+        message.data_blob_id = chunk.blob_id
+    else:
+        message.data = chunk.data
+    return message
 
 
 def cursor_of(entry_id: str) -> int:

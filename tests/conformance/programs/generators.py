@@ -32,6 +32,15 @@ def slowly():
         yield word
 
 
+@app.function(max_containers=1)
+def endless():
+    number = 0
+    while True:
+        yield number
+        number += 1
+        time.sleep(0.01)
+
+
 @app.function()
 def big():
     for index in range(3):
@@ -92,3 +101,8 @@ def main():
 
     check("abandoned", abandoned)
     check("after_abandoned", lambda: list(count.remote_gen(2)))
+
+    def twice_abandoned():
+        return [next(iter(endless.remote_gen())) for _ in range(2)]
+
+    check("container_is_free_again", twice_abandoned)

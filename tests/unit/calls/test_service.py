@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def run(path: Path, scenario: Scenario, inputs_pending_max: int = 1000) -> None:
             SystemClock(),
             inputs_pending_max=inputs_pending_max,
             result_retention_s=3600,
+            abandoned_call_s=0.05,
         )
         executor.queued.extend(await service.start())
         try:
@@ -222,5 +224,47 @@ def test_a_poll_for_a_huge_range_costs_no_more_than_the_inputs(tmp_path: Path) -
         outputs, unfinished = await service.outputs_between(call.call_id, 0, 2**31 - 1, 1.0)
         assert [output.idx for output in outputs] == [2]
         assert unfinished == 2
+
+    run(tmp_path, scenario)
+
+
+def test_a_map_whose_caller_clears_it_early_is_cancelled(tmp_path: Path) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        call = await open_map(service)
+        items = await service.put_inputs(call.call_id, [spec(0), spec(1)])
+        service.finish([(items[0], result_of(items[0]))])
+        service.clear(call.call_id)
+        assert executor.cancelled == [items[1]]
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("invocation", "comes_back", "ends"),
+    [
+        (Invocation.SYNC, False, True),
+        (Invocation.SYNC, True, False),
+        (Invocation.ASYNC, False, False),
+    ],
+)
+def test_a_generator_that_nobody_reads_any_more_is_cancelled(
+    tmp_path: Path, invocation: Invocation, comes_back: bool, ends: bool
+) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        call = await service.create(
+            function_id="fu-1",
+            app_id="ap-1",
+            type_=CallType.UNARY,
+            invocation=invocation,
+            parent_input_id="",
+            inputs=[spec(0)],
+            key="k",
+        )
+        with service.reader(call.call_id):
+            await asyncio.sleep(0.1)
+            assert executor.cancelled == []
+        with service.reader(call.call_id) if comes_back else contextlib.nullcontext():
+            await asyncio.sleep(0.3)
+            assert bool(executor.cancelled) is ends
 
     run(tmp_path, scenario)
