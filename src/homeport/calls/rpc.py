@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
-from homeport.calls.model import CallType, Invocation
+from homeport.calls.model import Call, CallType, Invocation
 from homeport.calls.service import CallService, unknown_call
 from homeport.calls.streams import Chunk, DataStreams
 from homeport.calls.wire import cursor_of, data_chunk, entry_id, input_specs, output_item
