@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
@@ -332,7 +332,7 @@ class CallService:
             self._count(call.app_id, -call.unfinished)
 
     @contextlib.contextmanager
-    def reader(self, call_id: str) -> Iterator[None]:
+    def reader(self, call_id: str) -> Generator[None]:
         """Around someone's reading of what a generator yields (RPC ``FunctionCallGetDataOut``).
 
         A caller in the middle of a generator always reads. Once nobody does, and nobody comes back,
