@@ -51,6 +51,7 @@ from homeport.images.names import NamedImages
 from homeport.images.rpc import ImagesRpc
 from homeport.images.service import ImageService
 from homeport.images.store import ImageNameStore, ImageStore
+from homeport.images.upkeep import ImageUpkeep
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import HomeportError
 from homeport.kernel.logs import configure_logging
@@ -177,6 +178,7 @@ class Server:
             mount_digest=self._mounts.digest,
             secret_env=self._secrets.env,
             function_builder=build_functions,
+            has_layers=self._nodes.has_layers,
             limits=Limits(pids=settings.pids_max),
             clock=clock,
             log_sink=self._image_log,
@@ -258,6 +260,7 @@ class Server:
                 self._files,
                 self._volumes,
                 pages=Pages(self._apps, self._functions, self._tasks, self._scheduler, self._logs),
+                images=ImageUpkeep(self._images, names, self._nodes, self._images_in_use),
                 verify_node=self._tokens.verify_node,
                 health=self._health,
             ),
@@ -304,6 +307,16 @@ class Server:
             host = "127.0.0.1"
         port = self._listener.port if self._listener is not None else self.settings.port
         return f"http://{host}:{port}"
+
+    def _images_in_use(self) -> set[str]:
+        """The images that functions of live apps start from."""
+        used: set[str] = set()
+        for app in self._apps.all_live():
+            for function_id in app.layout.function_ids.values():
+                record = self._functions.find(function_id)
+                if record is not None and record.spec is not None:
+                    used.add(record.spec.image_id)
+        return used
 
     def _image_log(self, record: ImageRecord, entries: list[LogEntry]) -> None:
         """Build output belongs to the app that asked for the image, under the build's id."""

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from homeport import __version__, settings
-from homeport.cli import client_env, doctor, fsck, instance, official, up
+from homeport.cli import client_env, doctor, fsck, images, instance, official, up
 from homeport.kernel.errors import HomeportError
 from homeport.settings import Settings
 
@@ -25,7 +25,7 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         own = super().get_command(ctx, cmd_name)
-        return own or (_Volume(cmd_name) if cmd_name == "volume" else _Official(cmd_name))
+        return own or _MIXED.get(cmd_name, _Official)(cmd_name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -47,6 +47,15 @@ class _Official(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         official.hand_over(_load(ctx, None), self.name or "", ctx.args)
+
+
+class _Image(_Official):
+    """The official ``image`` commands, and ours about this machine's images."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.args[:1] and ctx.args[0] in images.COMMANDS:
+            images.images.main(ctx.args, "homeport image", obj=_load(ctx, None), parent=ctx)
+        super().invoke(ctx)
 
 
 class _Volume(_Official):
@@ -74,6 +83,9 @@ _home_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of all state. [default: $HOMEPORT_HOME or ~/.homeport]",
 )
+
+
+_MIXED: dict[str, type[_Official]] = {"image": _Image, "volume": _Volume}
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,10 +10,12 @@ from aiohttp import web
 from homeport.blobs.service import BlobService
 from homeport.gateway.blobs import BlobRoutes
 from homeport.gateway.errors import errors_to_answers
+from homeport.gateway.images import ImageRoutes
 from homeport.gateway.node_files import NodeRoutes
 from homeport.gateway.nodes_only import NodesOnly
 from homeport.gateway.pages import AppPages, PageRoutes
 from homeport.gateway.volumes import VolumeRoutes
+from homeport.images.upkeep import ImageUpkeep
 from homeport.mounts.service import MountService
 from homeport.storage.blobs import FileStore
 from homeport.volumes.service import VolumeService
@@ -32,6 +34,7 @@ def create_http_app(
     *,
     verify_node: Callable[[str], bool],
     pages: AppPages,
+    images: ImageUpkeep | None = None,
     health: Callable[[], Mapping[str, Any]] = dict,
 ) -> web.Application:
     """Blobs, blocks of volumes, files for nodes, the pages of apps and ``/healthz``.
@@ -52,6 +55,8 @@ def create_http_app(
     nodes = NodesOnly(verify_node)
     NodeRoutes(mounts, files, nodes).add_to(app.router)
     VolumeRoutes(volumes, files, nodes).add_to(app.router)
+    if images is not None:
+        ImageRoutes(images, nodes).add_to(app.router)
     PageRoutes(pages).add_to(app.router)
 
     async def healthz(_request: web.Request) -> web.Response:

@@ -99,6 +99,13 @@ class NamedImages:
         found = await self.find(tag, environment=environment)
         await self._store.delete(found.environment_id, found.name)
 
+    async def by_image(self) -> dict[str, list[str]]:
+        """The names of each image that has any, of all environments."""
+        found: dict[str, list[str]] = {}
+        for named in await self._store.current():
+            found.setdefault(named.image_id, []).append(named.name)
+        return found
+
     async def delete_image(self, image_id: str) -> None:
         """Forget an image and the names that mean it. Raises ``NotFoundError``."""
         await self._images.delete(image_id)

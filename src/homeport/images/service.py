@@ -100,6 +100,7 @@ class ImageService:
         mount_digest: Callable[[str], Awaitable[str]],
         secret_env: Callable[[Sequence[str]], Awaitable[dict[str, str]]],
         function_builder: FunctionBuilder | None = None,
+        has_layers: Callable[[Sequence[str]], bool] = lambda keys: True,
         limits: Limits | None = None,
         clock: Clock | None = None,
         log_sink: LogSink | None = None,
@@ -112,6 +113,7 @@ class ImageService:
         self._secret_env = secret_env
         self._function_builder = function_builder
         self._limits = limits or Limits()
+        self._has_layers = has_layers
         self._clock = clock or SystemClock()
         self._log_sink = log_sink
         self._node_wait_s = node_wait_s
@@ -143,6 +145,35 @@ class ImageService:
             raise InvalidError(f"Image {image_id!r} has not been built{why}; build it first")
         return record
 
+    async def ready(self, image_id: str) -> ImageRecord:
+        """As ``get``; layers that nodes deleted to make room are built again first."""
+        record = self.get(image_id)
+        if self._has_layers(record.layers):
+            return record
+        for step in self.chain(image_id):
+            if not self._has_layers(step.layers):
+                await self._rebuild(step)
+        return self.get(image_id)
+
+    async def _rebuild(self, record: ImageRecord) -> None:
+        live = self._live.get(record.image_id)
+        if live is None:
+            log.info("an image is built again: its layers were deleted", image=record.image_id)
+            again = msgspec.structs.replace(
+                record,
+                build_id=ids.new("bd"),
+                status=ImageStatus.BUILDING,
+                started_at=self._clock.now(),
+            )
+            live = await self._resume(again)
+        while live.outcome is None:
+            await live.changed(NODE_WAIT_S)
+        if live.outcome.status is not ImageStatus.SUCCEEDED:
+            raise InvalidError(
+                f"Image {record.image_id!r} was not on the node any more and could not be built "
+                f"again: {live.outcome.error}"
+            )
+
     def find(self, image_id: str) -> ImageRecord | None:
         """An image in whatever state; ``None`` if unknown."""
         return self._records.get(image_id)
@@ -168,6 +199,21 @@ class ImageService:
         del self._records[image_id]
         await self._store.delete(image_id)
 
+    def all(self) -> list[ImageRecord]:
+        """Every image."""
+        return list(self._records.values())
+
+    async def take(self, record: ImageRecord) -> None:
+        """Take over an image that was built elsewhere; one that is built here stays."""
+        known = self._records.get(record.image_id)
+        if record.image_id in self._live or (known is not None and self._is_whole(known)):
+            return
+        self._records[record.image_id] = record
+        await self._store.save(record)
+
+    def _is_whole(self, record: ImageRecord) -> bool:
+        return record.status is ImageStatus.SUCCEEDED and self._has_layers(record.layers)
+
     # ── building ────────────────────────────────────────────────────────────────────────────
 
     async def get_or_create(self, request: ImageRequest) -> ImageRecord:
@@ -184,7 +230,8 @@ class ImageService:
         if live is not None and record is not None:
             return record
         again = request.force_build and self._forces(request.app_id, image_id)
-        if record is not None and record.status is ImageStatus.SUCCEEDED and not again:
+        is_built = record is not None and record.status is ImageStatus.SUCCEEDED
+        if record is not None and is_built and not again and self._has_layers(record.layers):
             return record
         no_cache = request.ignore_cache or request.force_build
         return await self._begin(image_id, recipe, request, env, no_cache)

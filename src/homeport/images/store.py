@@ -201,6 +201,13 @@ class ImageNameStore:
             lambda c: [(NamedImage(*row[:-1]), float(row[-1])) for row in c.execute(query)]
         )
 
+    async def current(self) -> list[NamedImage]:
+        """What each name of each environment means."""
+        columns = image_names.c
+        newest = sa.select(sa.func.max(columns.id)).group_by(columns.environment_id, columns.name)
+        query = sa.select(image_names).where(columns.id.in_(newest)).order_by(columns.name)
+        return await self._database.read(lambda c: [NamedImage(*row) for row in c.execute(query)])
+
     async def delete(self, environment_id: str, name: str) -> None:
         await self._delete(
             image_names.c.environment_id == environment_id, image_names.c.name == name

@@ -172,6 +172,14 @@ class Hello(Message):
     runtimes: list[str]
     gpu_type: str
     running: list[RunningTask]
+    layers: list[str] = []
+    """The image layers it has."""
+
+
+class LayersDropped(Message):
+    """The node deleted these image layers: to make room, or because it was told to."""
+
+    keys: list[str]
 
 
 class TaskReady(Message):
@@ -444,6 +452,16 @@ class BuildImage(Message):
     registry_env: dict[str, str] = {}
 
 
+class DropLayers(Message):
+    """Delete these image layers, but those in use; with ``others`` every layer but these.
+
+    Answered by ``LayersDropped``.
+    """
+
+    keys: list[str]
+    others: bool = False
+
+
 class CancelBuild(Message):
     """Stop a build; it reports ``BuildFinished`` with an error."""
 
@@ -464,6 +482,7 @@ NodeMessage = (
     | RpcCancel
     | BuildLog
     | BuildFinished
+    | LayersDropped
     | Ping
 )
 ServerMessage = (
@@ -477,4 +496,5 @@ ServerMessage = (
     | RpcReply
     | BuildImage
     | CancelBuild
+    | DropLayers
 )

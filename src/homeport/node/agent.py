@@ -22,7 +22,7 @@ from homeport.kernel.errors import ConflictError, InvalidError
 from homeport.kernel.resources import Resources
 from homeport.link.connect import connect_link
 from homeport.link.framing import FrameProtocol
-from homeport.link.messages import ServerMessage
+from homeport.link.messages import LayersDropped, ServerMessage
 from homeport.node.blob_relay import BlobRelay
 from homeport.node.builder.builder import ImageBuilder
 from homeport.node.builds import NodeBuilds
@@ -32,6 +32,7 @@ from homeport.node.layers import LayerStore
 from homeport.node.link import NodeLink, Wire
 from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer
+from homeport.node.room import LayerRoom, default_bound
 from homeport.node.runtime.bubblewrap import create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.supervisor import Supervisor
@@ -104,6 +105,12 @@ class Agent:
         await relay.start()
         stack.push_async_callback(relay.close)
         layers = LayerStore(root / "layers")
+        room = LayerRoom(
+            layers,
+            self._config.layers_bytes_max or default_bound(root),
+            lambda keys: link.send(LayersDropped(keys)),
+        )
+        stack.push_async_callback(room.stop)
         source = FileSource(
             session, lambda: self._http_url(link), lambda: link.blob_root, self._config.token
         )
@@ -132,6 +139,7 @@ class Agent:
             relay=relay,
             builds=NodeBuilds(builder, link),
             clock=SystemClock(),
+            room=room,
         )
         linked = asyncio.create_task(link.run(supervisor))
         try:

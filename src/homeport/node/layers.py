@@ -8,12 +8,14 @@ says where it came from and exists only once the tree is complete.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -57,6 +59,9 @@ class LayerStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._pins: Counter[str] = Counter()
+        self.on_growth: Callable[[], None] = lambda: None
+        """Called when layers came: where the store is bounded, it is time to look."""
         self._work = self.root / f".work.{os.getpid()}"
         self._work.mkdir(parents=True, exist_ok=True)
         for left in self.root.glob(".work.*"):
@@ -81,6 +86,56 @@ class LayerStore:
     def keys(self) -> list[str]:
         """Every layer there is."""
         return sorted(file.stem for file in self.root.glob("*.json") if self.has(file.stem))
+
+    # ── what is in use, and what may go ─────────────────────────────────────────────────────
+
+    def pin(self, keys: Iterable[str]) -> None:
+        """Say that these layers are in use until ``unpin``; they also count as used now."""
+        for key in keys:
+            self._pins[key] += 1
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._record(key))
+
+    def unpin(self, keys: Iterable[str]) -> None:
+        """Take one ``pin`` back."""
+        self._pins.subtract(keys)
+        self._pins = +self._pins
+        self.on_growth()
+
+    def size_bytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(size for _, _, size in self._by_age())
+
+    def surplus(self, bytes_max: int) -> list[str]:
+        """The layers that have to go for the rest to fit: least recently used, none in use."""
+        layers = self._by_age()
+        over = sum(size for _, _, size in layers) - bytes_max
+        chosen: list[str] = []
+        for _, key, size in layers:
+            if over <= 0:
+                break
+            if not self._pins[key]:
+                chosen.append(key)
+                over -= size
+        return chosen
+
+    async def drop(self, keys: Iterable[str]) -> list[str]:
+        """Delete those of these layers that are there and not in use; returns them."""
+        chosen = [key for key in keys if not self._pins[key] and self._record(key).exists()]
+        for key in chosen:  # at once, so that nobody begins to use what goes
+            self._record(key).unlink(missing_ok=True)
+        for key in chosen:
+            await self.forget(key)
+        return chosen
+
+    def _by_age(self) -> list[tuple[float, str, int]]:
+        """(last use, key, bytes) of every layer, the oldest first."""
+        found: list[tuple[float, str, int]] = []
+        for record in self.root.glob("*.json"):
+            metadata = self.metadata(record.stem)
+            if metadata is not None:
+                found.append((record.stat().st_mtime, record.stem, metadata.size_bytes))
+        return sorted(found)
 
     def new_work(self) -> Path:
         """A fresh private directory on the store's file system, for an overlay's upper and work."""

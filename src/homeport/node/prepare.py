@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,10 @@ class Layers(Protocol):
     def path(self, key: str) -> Path: ...
 
     def has(self, key: str) -> bool: ...
+
+    def pin(self, keys: Iterable[str]) -> None: ...
+
+    def unpin(self, keys: Iterable[str]) -> None: ...
 
     async def commit(self, upper: Path, key: str, metadata: LayerMetadata) -> Path: ...
 
@@ -102,7 +106,15 @@ class Preparer:
         self._bytecode = bytecode
 
     async def prepare(self, start: StartTask) -> Prepared:
-        """Raises a ``HomeportError`` that says what is missing."""
+        """Raises a ``HomeportError`` that says what is missing. Ends with ``discard``."""
+        self._layers.pin(start.layers)
+        try:
+            return await self._prepare(start)
+        except BaseException:
+            self._layers.unpin(start.layers)
+            raise
+
+    async def _prepare(self, start: StartTask) -> Prepared:
         if start.volumes:
             raise UnimplementedError("Volumes in containers are not built yet.")
         runtime = self._runtime(start.runtime)
@@ -135,6 +147,7 @@ class Preparer:
     async def discard(self, prepared: Prepared) -> None:
         """Delete the task's folder; the runtime removed its own part of it."""
         await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
+        self._layers.unpin(prepared.start.layers)
 
     def _runtime(self, name: str) -> Runtime:
         name = name or self._default_runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -17,6 +18,7 @@ from homeport.link.messages import (
     CancelBuild,
     CancelInputs,
     DeliverInputs,
+    DropLayers,
     Hello,
     InputsReturned,
     RecallInputs,
@@ -47,6 +49,14 @@ class Builds(Protocol):
     async def stop(self) -> None: ...
 
 
+class Room(Protocol):
+    """The image layers of this node, as ``LayerRoom`` keeps them."""
+
+    def keys(self) -> list[str]: ...
+
+    async def drop(self, keys: Sequence[str], *, others: bool = False) -> None: ...
+
+
 class Supervisor:
     """The node's tasks; the ``LinkHandler`` of its link."""
 
@@ -62,6 +72,7 @@ class Supervisor:
         relay: Relay | None,
         builds: Builds | None,
         clock: Clock,
+        room: Room | None = None,
     ) -> None:
         self._node_id = node_id
         self._capacity = capacity
@@ -72,6 +83,8 @@ class Supervisor:
         self._relay = relay
         self._builds = builds
         self._clock = clock
+        self._room = room
+        self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Task] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._said: dict[str, set[Key]] = {}
@@ -104,6 +117,7 @@ class Supervisor:
             runtimes=self._runtimes,
             gpu_type=self._gpu_type,
             running=running,
+            layers=self._room.keys() if self._room is not None else [],
         )
 
     def welcomed(self, welcome: Welcome) -> None:
@@ -148,6 +162,8 @@ class Supervisor:
                 self._build(message)
             case CancelBuild():
                 self._cancel_build(message)
+            case DropLayers():
+                self._drop_layers(message)
             case _:
                 log.error("a message with no handler", message=type(message).__name__)
 
@@ -196,6 +212,12 @@ class Supervisor:
     def _cancel_build(self, message: CancelBuild) -> None:
         if self._builds is not None:
             self._builds.cancel(message.build_id)
+
+    def _drop_layers(self, message: DropLayers) -> None:
+        if self._room is not None:
+            drop = asyncio.create_task(self._room.drop(message.keys, others=message.others))
+            self._drops.add(drop)
+            drop.add_done_callback(self._drops.discard)
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────
 

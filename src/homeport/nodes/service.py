@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,7 +21,9 @@ from homeport.link.messages import (
     BuildImage,
     BuildLog,
     CancelBuild,
+    DropLayers,
     Hello,
+    LayersDropped,
     LogEntry,
     Logs,
     Message,
@@ -29,6 +31,7 @@ from homeport.link.messages import (
     Ping,
     RpcCancel,
     RpcRequest,
+    TaskExited,
     Welcome,
 )
 
@@ -96,6 +99,8 @@ class Session:
         self.gpu_type = ""
         self.runtimes: list[str] = []
         self.last_heard = 0.0
+        self.layers: set[str] = set()
+        """The image layers it has, as far as it said."""
         self._service = service
         self._rpcs: dict[int, asyncio.Task[None]] = {}
         self._acks: deque[tuple[int, Durable]] = deque()
@@ -216,6 +221,7 @@ class NodeService:
         session.capacity = hello.capacity
         session.gpu_type = hello.gpu_type
         session.runtimes = hello.runtimes
+        session.layers = set(hello.layers)
         if old is not None:
             old.protocol.close("the node connected again")
         self._sessions[hello.node_id] = session
@@ -269,7 +275,13 @@ class NodeService:
             if build is not None:
                 build.on_log(message.entries)
             return []
+        if isinstance(message, LayersDropped):
+            session.layers.difference_update(message.keys)
+            return []
+        if isinstance(message, TaskExited) and message.layer:
+            session.layers.add(message.layer)
         if isinstance(message, BuildFinished):
+            session.layers.update(message.layers)
             build = self._builds.pop(message.build_id, None)
             if build is not None and not build.finished.done():
                 build.finished.set_result(message)
@@ -300,6 +312,24 @@ class NodeService:
     def nodes(self) -> dict[str, Session]:
         """The connected nodes."""
         return self._sessions
+
+    # ── image layers ────────────────────────────────────────────────────────────────────────
+
+    def has_layers(self, keys: Sequence[str]) -> bool:
+        """Whether a connected node has all these layers; also if none is connected to ask."""
+        sessions = self._sessions.values()
+        return not sessions or any(session.layers.issuperset(keys) for session in sessions)
+
+    def found_layers(self, node_id: str, keys: Sequence[str]) -> None:
+        """Layers came to a node other than by a build."""
+        session = self._sessions.get(node_id)
+        if session is not None:
+            session.layers.update(keys)
+
+    def drop_layers(self, keys: Sequence[str], *, others: bool = False) -> None:
+        """Have every node delete these layers (or all others) that nothing uses."""
+        for node_id in list(self._sessions):
+            self.send(node_id, DropLayers(list(keys), others))
 
     # ── builds ──────────────────────────────────────────────────────────────────────────────
 

@@ -35,7 +35,7 @@ class Image(Protocol):
 
 
 class Images(Protocol):
-    def get(self, image_id: str) -> Image: ...
+    async def ready(self, image_id: str) -> Image: ...
 
 
 class Mounts(Protocol):
@@ -74,7 +74,7 @@ class Launcher:
     ) -> StartTask:
         """Everything of one container. Raises ``HomeportError`` with the reason it cannot start."""
         spec = record.require_spec()
-        image = self._images.get(spec.image_id)
+        image = await self._images.ready(spec.image_id)
         python = _minor(image.python_version)
         if not python:
             raise InvalidError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from modal_proto import api_pb2
 
@@ -26,8 +27,10 @@ from homeport.images.model import (
 from homeport.images.names import NamedImages
 from homeport.images.service import BuildEvent, ImageService
 from homeport.images.store import ImageNameStore, ImageStore
+from homeport.images.upkeep import ImageBundle, ImageUpkeep
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import (
+    ConflictError,
     InvalidError,
     NotFoundError,
     UnavailableError,
@@ -101,6 +104,7 @@ class Studio:
         self.database = Database.sqlite(path / "homeport.db")
         self.builder = FakeBuilder()
         self.functions = FakeFunctionBuilder()
+        self.lost: set[str] = set()
         self.secrets: dict[str, dict[str, str]] = {}
         self.mounts: dict[str, str] = {}
         self.service = self._new()
@@ -112,6 +116,7 @@ class Studio:
             mount_digest=self._digest,
             secret_env=self._env,
             function_builder=self.functions,
+            has_layers=lambda keys: not self.lost.intersection(keys),
             node_wait_s=self.node_wait_s,
             patience_s=self.patience_s,
         )
@@ -605,5 +610,96 @@ def test_a_name_means_what_was_published_last(tmp_path: Path) -> None:
             await names.find("no blanks:x", environment="")
         with pytest.raises(NotFoundError):
             await names.publish("im-none", "model", **published, revision_id="ir-4")
+
+    run(tmp_path, check)
+
+
+# ── upkeep ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_layers_that_were_deleted_are_built_again_before_use(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        base = await studio.built()
+        child = await studio.built("FROM base", bases=[("base", base.image_id)])
+        assert await studio.service.ready(child.image_id) == child
+        studio.lost.update([*base.layers, *child.layers])
+        image = await studio.service.ready(child.image_id)
+        built = [message.dockerfile.split()[1] for message in studio.builder.messages]
+        assert built == ["python:3.11-slim", "base", "python:3.11-slim", "base"]
+        assert image.layers == ["layer-4"]
+        studio.lost.update(image.layers)
+        assert (await studio.built("FROM base", bases=[("base", base.image_id)])).layers != []
+        assert len(studio.builder.messages) == 5
+        studio.builder.error = "no mirror"
+        studio.lost.update(f"layer-{number}" for number in range(9))
+        with pytest.raises(InvalidError, match="could not be built again: no mirror"):
+            await studio.service.ready(child.image_id)
+
+    run(tmp_path, check)
+
+
+class FakeLayers:
+    """What nodes were told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[list[str], bool]] = []
+        self.found: list[tuple[str, list[str]]] = []
+
+    def drop_layers(self, keys: Sequence[str], *, others: bool = False) -> None:
+        self.told.append((list(keys), others))
+
+    def found_layers(self, node_id: str, keys: Sequence[str]) -> None:
+        self.found.append((node_id, list(keys)))
+
+
+def test_what_is_removed_and_what_stays(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        environments = EnvironmentService(studio.database, SystemClock())
+        await environments.start()
+        store = ImageNameStore(studio.database)
+        names = NamedImages(store, studio.service, environments, SystemClock())
+        base = await studio.built()
+        used = await studio.built("FROM base", bases=[("base", base.image_id)])
+        named, idle = await studio.built("FROM x"), await studio.built("FROM y")
+        publication: dict[str, str] = {"environment": "", "published_by": ""}
+        await names.publish(named.image_id, "kept:v1", **publication, revision_id="ir-1")
+        layers = FakeLayers()
+        upkeep = ImageUpkeep(studio.service, names, layers, lambda: {used.image_id})
+        listed = {image.image_id: image for image in await upkeep.list()}
+        assert listed[named.image_id].names == ["kept:v1"]
+        assert [image_id for image_id, image in listed.items() if image.in_use] == [used.image_id]
+        assert await upkeep.prune(dry_run=True) == [idle.image_id]
+        assert layers.told == []
+        assert await upkeep.prune(dry_run=False) == [idle.image_id]
+        assert layers.told == [(sorted([*base.layers, *used.layers, *named.layers]), True)]
+        with pytest.raises(ConflictError, match="used by an app"):
+            await upkeep.remove([used.image_id], force=False)
+        await upkeep.remove([named.image_id], force=False)
+        assert layers.told[-1] == (named.layers, False)
+        with pytest.raises(NotFoundError):
+            await names.find("kept:v1", environment="")
+
+    run(tmp_path, check)
+
+
+def test_an_image_is_known_elsewhere_without_a_build(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        environments = EnvironmentService(studio.database, SystemClock())
+        await environments.start()
+        store = ImageNameStore(studio.database)
+        names = NamedImages(store, studio.service, environments, SystemClock())
+        layers = FakeLayers()
+        upkeep = ImageUpkeep(studio.service, names, layers, set)
+        base = await studio.built()
+        image = await studio.built("FROM base", bases=[("base", base.image_id)])
+        bundle = await upkeep.bundle(image.image_id)
+        assert [record.image_id for record in bundle.records] == [base.image_id, image.image_id]
+        data = msgspec.msgpack.encode(bundle)
+        await upkeep.remove([base.image_id, image.image_id], force=True)
+        built = len(studio.builder.messages)
+        await upkeep.take(msgspec.msgpack.decode(data, type=ImageBundle), "no-1")
+        assert await studio.built("FROM base", bases=[("base", base.image_id)]) == image
+        assert len(studio.builder.messages) == built
+        assert layers.found[-1] == ("no-1", image.layers)
 
     run(tmp_path, check)

@@ -149,6 +149,12 @@ class NoLayers:
     def has(self, key: str) -> bool:
         return True
 
+    def pin(self, keys: object) -> None:
+        return
+
+    def unpin(self, keys: object) -> None:
+        return
+
 
 class NoMounts:
     async def layer(self, digest: str) -> Path:

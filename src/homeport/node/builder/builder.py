@@ -112,10 +112,13 @@ class ImageBuilder:
 
     async def _build(self, message: BuildImage, emit: Emit) -> BuildOutcome:
         file = parse_file(message.dockerfile)
-        run = _Run(file, message, await self._maker(message, emit), self._bases, self._tools)
-        built = await run.result()
-        path = built.config.env.get("PATH", DEFAULT_PATH)
-        probe = await probe_image(self._tools, built.layers, path, message.limits)
+        maker = await self._maker(message, emit)
+        try:
+            built = await _Run(file, message, maker, self._bases, self._tools).result()
+            path = built.config.env.get("PATH", DEFAULT_PATH)
+            probe = await probe_image(self._tools, built.layers, path, message.limits)
+        finally:
+            maker.release()
         return BuildOutcome(built.layers, built.config, probe.python_version, probe.libc_version)
 
     async def _maker(self, message: BuildImage, emit: Emit) -> LayerMaker:
@@ -223,6 +226,7 @@ class _Run:
         """An image that is not a stage: one the client built earlier, or a registry's."""
         if name in self._message.bases:
             layers, config = self._message.bases[name]
+            self._maker.hold(layers)
             missing = [key for key in layers if not self._tools.layers.has(key)]
             if missing:
                 raise BuildError(
@@ -233,6 +237,7 @@ class _Run:
         if name not in self._external:
             access = Access(self._message.registry_kind, self._message.registry_env)
             base = await self._bases.get(name, self._maker.emit, access)
+            self._maker.hold(base.layers)
             self._external[name] = Built(list(base.layers), base.config)
         return self._external[name]
 

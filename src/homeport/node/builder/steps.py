@@ -92,6 +92,8 @@ class LayerMaker:
     limits: Limits
     emit: Emit
     salt: str = ""
+    held: list[str] = field(default_factory=list[str])
+    """Layers that must not go while the build goes on."""
     _views: dict[tuple[str, ...], MergedView] = field(
         default_factory=dict[tuple[str, ...], MergedView]
     )
@@ -153,7 +155,18 @@ class LayerMaker:
             return ""
         return str(int(self.tools.clock.now() // _PACKAGE_LISTS_AGE_S))
 
+    def hold(self, keys: Sequence[str]) -> None:
+        """Keep these layers in the store until ``release``."""
+        self.tools.layers.pin(keys)
+        self.held.extend(keys)
+
+    def release(self) -> None:
+        """The build has ended."""
+        self.tools.layers.unpin(self.held)
+        self.held.clear()
+
     async def _ensure(self, key: str, work: Callable[[Emit], Awaitable[None]]) -> str:
+        self.hold([key])
         if self.tools.layers.has(key):
             self.emit([entry("   cached\n")])
             return key
