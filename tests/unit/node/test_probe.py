@@ -51,3 +51,14 @@ def test_a_runtime_that_is_not_there_fails_with_its_sentence(tmp_path: Path) -> 
     assert check.state == "failed"
     assert "there is no runtime 'lxc'" in check.found
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_chosen_runtime_that_is_not_installed_fails_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = asyncio.run(probe.container(tmp_path / "home", "crun"))
+    assert check.state == "failed"
+    assert "apt-get install crun" in check.found
+    assert "default_runtime" in check.fix
