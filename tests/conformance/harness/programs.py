@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .bare import BareServer
 from .clients import Client
 from .server import Server
 
@@ -143,7 +144,7 @@ class Started:
 class Runner:
     """Runs clients in a folder of their own, with nothing of the user's configuration."""
 
-    def __init__(self, server: Server, folder: Path) -> None:
+    def __init__(self, server: Server | BareServer, folder: Path) -> None:
         self.server = server
         self.folder = folder
         self._results: dict[tuple[str, str], Checks] = {}

@@ -1,0 +1,132 @@
+"""Proxies between client and server: one loses answers, one bears with a server that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any, Self
+
+from grpclib.client import Channel
+from grpclib.const import Cardinality
+from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from homeport.transport.dispatch import UNAVAILABLE, IncomingCall, StatusError
+from homeport.transport.grpc_server import GrpcServer
+
+SERVICE = "/modal.client.ModalClient/"
+STREAMS = ("DictContents", "VolumeListFiles", "VolumeListFiles2")
+
+
+class _RawCodec(CodecBase):
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return message
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        return data
+
+
+class Proxy:
+    """Forwards each RPC to ``port`` of this machine as it is, on a connection of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        server = GrpcServer(self)
+        listener = await self._loop.create_server(server.protocol_factory, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        self._ready.set()
+        await self._stopping.wait()
+        listener.close()
+        await server.stop(0)
+
+    # ── homeport.transport.dispatch.Dispatcher ──────────────────────────────────────────────
+
+    def is_stream(self, path: str) -> bool | None:
+        return path.removeprefix(SERVICE) in STREAMS
+
+    async def unary(self, call: IncomingCall, body: bytes) -> bytes:
+        (answer,) = [message async for message in self.stream(call, body)]
+        return answer
+
+    async def stream(self, call: IncomingCall, body: bytes) -> AsyncIterator[bytes]:
+        channel = Channel("127.0.0.1", self._port, codec=_RawCodec())
+        cardinality = (
+            Cardinality.UNARY_STREAM if self.is_stream(call.path) else Cardinality.UNARY_UNARY
+        )
+        metadata = [(name, value) for name, value in call.metadata.items() if name.startswith("x-")]
+        try:
+            async with channel.request(
+                call.path, cardinality, bytes, bytes, metadata=metadata
+            ) as stream:
+                await stream.send_message(body, end=True)
+                async for message in stream:
+                    yield message
+        except GRPCError as error:
+            raise StatusError(error.status.value, error.message or "failed") from None
+        except (OSError, StreamTerminatedError) as error:
+            raise StatusError(UNAVAILABLE, str(error)) from None
+        finally:
+            channel.close()
+
+
+class LossyProxy(Proxy):
+    """Loses the answer to the first try of each method in ``lose``: the work is done.
+
+    ``meanwhile`` runs between the server's answer and the client's bad news. ``lost`` says what
+    was.
+    """
+
+    def __init__(self, port: int, lose: Collection[str], meanwhile: Callable[[], None]) -> None:
+        super().__init__(port)
+        self._lose = {SERVICE + name for name in lose}
+        self._meanwhile = meanwhile
+        self.lost: list[str] = []
+
+    async def unary(self, call: IncomingCall, body: bytes) -> bytes:
+        answer = await super().unary(call, body)
+        if call.path in self._lose and call.metadata.get("x-retry-attempt", "0") == "0":
+            self.lost.append(call.path.removeprefix(SERVICE))
+            await asyncio.to_thread(self._meanwhile)
+            raise StatusError(UNAVAILABLE, "the answer was lost")
+        return answer
+
+
+class PatientProxy(Proxy):
+    """Repeats a unary call, idempotency key and all, until the server answers it.
+
+    As a client does that does not give up within a second; ``repeated`` counts.
+    """
+
+    repeated = 0
+
+    async def unary(self, call: IncomingCall, body: bytes) -> bytes:
+        while True:
+            try:
+                return await super().unary(call, body)
+            except StatusError as error:
+                if error.status != UNAVAILABLE:
+                    raise
+            self.repeated += 1
+            await asyncio.sleep(0.05)

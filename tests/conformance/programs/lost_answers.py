@@ -1,0 +1,78 @@
+"""Each changing call is carried out, its answer is lost, and the client repeats it."""
+
+import io
+import sys
+
+import modal
+
+RELEASE = tuple(int(part) for part in modal.__version__.split(".")[:3])
+
+
+def main(suffix):
+    from reporting import Report
+
+    check = Report().check
+    store = modal.Dict.from_name(f"lost-{suffix}", create_if_missing=True)
+    line = modal.Queue.from_name(f"lost-{suffix}", create_if_missing=True)
+
+    def pop():
+        store.put("k", 1)
+        return [store.pop("k"), "k" in store]
+
+    check("dict_pop", pop)
+    check(
+        "dict_put_if_missing",
+        lambda: [store.put("once", 1, skip_if_exists=True), store["once"], store.len()],
+    )
+
+    def update():
+        store.update({"a": 1, "b": 2})
+        return sorted(store.items())
+
+    check("dict_update", update)
+
+    def put():
+        line.put_many([1, 2, 3])
+        return line.len()
+
+    check("queue_put", put)
+    check("queue_get", lambda: [line.get(), line.get_many(1), line.get(), line.len()])
+    check("queue_get_waiting", lambda: waiting(line))
+    check("environment_create", lambda: modal.environments.create_environment(f"lost-{suffix}"))
+    check("secret_create", lambda: create_secret(f"lost-{suffix}"))
+    if RELEASE >= (1, 1, 2):
+        check("dict_create", lambda: modal.Dict.objects.create(f"lost-{suffix}-new"))
+        check("queue_create", lambda: modal.Queue.objects.create(f"lost-{suffix}-new"))
+        check("dict_delete", lambda: modal.Dict.objects.delete(f"lost-{suffix}-new"))
+        check("queue_delete", lambda: modal.Queue.objects.delete(f"lost-{suffix}-new"))
+    volume = modal.Volume.from_name(f"lost-{suffix}", create_if_missing=True, version=2)
+
+    def upload():
+        with volume.batch_upload() as batch:
+            batch.put_file(io.BytesIO(b"content"), "/file.txt")
+        return b"".join(volume.read_file("file.txt")).decode()
+
+    check("volume_put", upload)
+    check("volume_remove", lambda: [volume.remove_file("file.txt"), volume.listdir("/")])
+
+
+def waiting(line):
+    """A get that waits when the item comes."""
+    import threading
+
+    timer = threading.Timer(1.0, lambda: line.put("late"))
+    timer.start()
+    found = line.get(timeout=30)
+    timer.join()
+    return [found, line.len()]
+
+
+def create_secret(name):
+    if RELEASE >= (1, 1, 2):
+        modal.Secret.objects.create(name, {"A": "1"})
+    else:
+        modal.Secret.create_deployed(name, {"A": "1"})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
