@@ -20,7 +20,9 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
 	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
-	tests/conformance/test_recovery.py tests/conformance/test_volumes.py
+	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
+	tests/conformance/test_dicts.py tests/conformance/test_queues.py \
+	tests/conformance/test_lost_answers.py tests/chaos
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests
