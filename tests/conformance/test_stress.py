@@ -99,6 +99,10 @@ def test_mistake(runner: Runner, client: Client, check: str, kind: str, mention:
     assert len(error["message"]) > 10
 
 
+def test_without_a_mistake_it_runs(runner: Runner, client: Client) -> None:
+    assert runner.checks(client, "mistakes", script=True).value("no_mistake") == "ran"
+
+
 def test_more_than_a_node_has_is_a_warning(runner: Runner, client: Client) -> None:
     checks = runner.checks(client, "mistakes", script=True)
     assert checks.value("more_than_a_node") == "ran"

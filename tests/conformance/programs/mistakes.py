@@ -23,6 +23,7 @@ def main():
 
     check = Report().check
     debian = modal.Image.debian_slim(python_version="3.11")
+    check("no_mistake", run, timeout=600)  # has the default image built
     check("unknown_app", lambda: modal.Function.from_name("no-such-app", "f").remote())
     check("unknown_class", lambda: modal.Cls.from_name("no-such-app", "C")().f.remote())
     check("unknown_secret", lambda: run(secrets=[modal.Secret.from_name("no-such-secret")]))
