@@ -22,7 +22,8 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
 	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
 	tests/conformance/test_dicts.py tests/conformance/test_queues.py \
-	tests/conformance/test_lost_answers.py tests/chaos
+	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
+	tests/conformance/test_queue_crowd.py tests/chaos
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests
@@ -49,6 +50,7 @@ conformance: setup  ## official clients, every supported version, against a real
 bench: setup  ## measure, with ratios to peers in the same run
 	$(BIN)/uv sync --quiet --frozen --group bench
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/storage_ops.py
 
 leaks:  ## what earlier runs left on this machine (must be nothing)
 	@scripts/setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ START_S = 120.0
 class BareServer:
     """``python -m homeport.main serve`` on a free port, that it keeps; its state is in ``home``."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, environ: dict[str, str] | None = None) -> None:
         self.home = home
+        self._environ = environ or {}
         self.log = home / "server.log"
         self.reached_by = ""
         """The URL that clients are given, if it is not the server's own."""
@@ -31,7 +33,11 @@ class BareServer:
         options = ["--home", str(self.home), "--port", str(self._port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environ},
             )
         deadline = time.monotonic() + START_S
         while not record.exists():
@@ -51,6 +57,11 @@ class BareServer:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             assert self._process.wait(60) == 0, self.log.read_text()[-4000:]
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def url(self) -> str:
