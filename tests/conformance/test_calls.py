@@ -115,7 +115,7 @@ def test_cancel_of_a_queued_call(checks: Checks) -> None:
     assert (found["first"], found["third"]) == (5, 0.5)
 
 
-@pytest.mark.parametrize("size", ["small", "async_limit", "inline_limit", "5mb"])
+@pytest.mark.parametrize("size", ["small", "async_limit", "inline_limit", "5mb", "50mb"])
 def test_argument_size(checks: Checks, size: str) -> None:
     assert checks.value(f"argument_{size}") is True
 

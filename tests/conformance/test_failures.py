@@ -87,6 +87,10 @@ def test_timeout(checks: Checks, check: str) -> None:
     assert "2" in error["message"]
 
 
+def test_startup_timeout(checks: Checks) -> None:
+    assert "startup timeout of 3 s" in checks.error("startup_timeout")["message"]
+
+
 def test_timeout_in_a_map(checks: Checks) -> None:
     first, second, third = checks.value("timeout_map")
     assert (first, third) == ("in time", "in time")

@@ -27,6 +27,9 @@ MEBI = 1024 * 1024
         ("aio", SQUARES[:30]),
         ("starmap_aio", [2, 4]),
         ("early_break", 16),
+        ("aio_failures", [1, 2, 4]),
+        ("starmap_kwargs", [30, 70]),
+        ("method", [0, 3, 6, 9]),
         ("after_break", [0, 1, 4]),
         ("ten_thousand", sum(x * x for x in range(10_000))),
         ("blob_inputs", [3 * MEBI, 3 * MEBI + 1, 3 * MEBI + 2]),
@@ -52,6 +55,14 @@ def test_return_exceptions(checks: Checks) -> None:
     three = ["ValueError", "3 is a multiple of three"]
     six = ["ValueError", "6 is a multiple of three"]
     assert checks.value("return_exceptions") == [1, 2, three, 4, 5, six]
+
+
+def test_first_output_is_there_before_a_slow_one(checks: Checks) -> None:
+    assert checks.value("first_of_unordered") != 0
+
+
+def test_map_of_a_generator(checks: Checks) -> None:
+    assert checks.error("of_a_generator")["type"] == "InvalidError"
 
 
 def test_failing_input_iterator(checks: Checks) -> None:

@@ -23,6 +23,9 @@ PROGRAM = "nested"
         ("recursion", 120),
         ("recursion_warm", [1, 1, 1, 1, 1, 24]),
         ("caught", "nothing under y"),
+        ("own_type", "top"),
+        ("gather", [2, 4]),
+        ("cancelled_caller", 0),
         ("handle_argument", 16),
         ("map_of_calls", [2 * n + 1 for n in range(6)]),
         ("blob", 5 * 1024 * 1024),
@@ -37,6 +40,10 @@ def test_exception_passes_through_two_containers(checks: Checks) -> None:
     error = checks.error("failing")
     assert (error["type"], error["message"]) == ("LookupError", "nothing under x")
     assert "in fail" in error["traceback"]
+
+
+def test_cancel_inside(checks: Checks) -> None:
+    assert checks.value("cancel") in ("RemoteError", "InputCancellation")
 
 
 def test_unknown_app_inside(checks: Checks) -> None:

@@ -221,6 +221,7 @@ def payloads(check):
     for label, size in (("small", 1000), ("async_limit", 9000), ("inline_limit", 2 * MEBI)):
         check(f"argument_{label}", lambda size=size: digest_of(size))
     check("argument_5mb", lambda: digest_of(5 * MEBI))
+    check("argument_50mb", lambda: digest_of(50 * MEBI), timeout=120)
     check("spawn_9kb", lambda: digest.spawn(bytes(9000)).get(timeout=40)[0])
     check("spawn_result_9kb", lambda: len(nap.spawn(0, bytes(9000)).get(timeout=40)))
     check("spawn_5mb", lambda: digest.spawn(bytes(5 * MEBI)).get(timeout=40)[0])

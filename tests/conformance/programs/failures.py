@@ -9,6 +9,7 @@ import types
 import modal
 
 app = modal.App("conformance-failures")
+VERSION = tuple(int(part) for part in modal.__version__.split(".")[:2])
 
 
 class OutOfPaperError(Exception):
@@ -140,6 +141,18 @@ class NoModel:
         return "unreachable"
 
 
+# Before 1.1.4 the timeout of inputs was that of the start, too.
+@app.cls(**{"startup_timeout" if VERSION >= (1, 2) else "timeout": 3})
+class SlowStart:
+    @modal.enter()
+    def load(self):
+        time.sleep(120)
+
+    @modal.method()
+    def use(self):
+        return "unreachable"
+
+
 @app.local_entrypoint()
 def main():
     from reporting import Report
@@ -202,4 +215,5 @@ def timed_map():
 def starts(check):
     check("process_dies", lambda: die.remote(3), timeout=120)
     check("after_death", lambda: die.remote(0))
+    check("startup_timeout", lambda: SlowStart().use.remote(), timeout=120)
     check("enter_raises", lambda: NoModel().use.remote(), timeout=120)

@@ -43,6 +43,20 @@ def size(blob):
     return len(blob)
 
 
+@app.function()
+def letters(n):
+    yield from "abcdef"[:n]
+
+
+@app.cls()
+class Scale:
+    factor: int = modal.parameter()
+
+    @modal.method()
+    def times(self, x):
+        return self.factor * x
+
+
 SEEN = []
 
 
@@ -73,16 +87,26 @@ def ordinary(check):
     check("two_iterators", lambda: list(add.map(range(5), range(10, 15))))
     check("kwargs", lambda: list(add.map(range(3), range(3), kwargs={"scale": 10})))
     check("starmap", lambda: list(add.starmap([(1, 2), (3, 4)])))
+    check("starmap_kwargs", lambda: list(add.starmap([(1, 2), (3, 4)], kwargs={"scale": 10})))
+    check("method", lambda: list(Scale(factor=3).times.map(range(4))))
     check("for_each", lambda: square.for_each(range(10)))
     check("empty", lambda: list(square.map([])))
     check("one", lambda: list(square.map([5])))
     check("generator_input", lambda: list(square.map(x for x in range(7))))
+    check("first_of_unordered", lambda: next(iter(staggered.map(range(9), order_outputs=False))))
+    check("of_a_generator", lambda: list(letters.map([1, 2])))
     check("spread", lambda: len(set(where.map(range(12)))))
 
     async def aio():
         return [value async for value in square.map.aio(range(30))]
 
     check("aio", aio)
+
+    async def aio_failures():
+        found = picky.map.aio(range(5), order_outputs=False, return_exceptions=True)
+        return sorted([x async for x in found if isinstance(x, int)])
+
+    check("aio_failures", aio_failures)
 
     async def aio_starmap():
         return [value async for value in add.starmap.aio([(1, 1), (2, 2)])]

@@ -1,5 +1,7 @@
 """Calls made from inside containers, and handles that travel as arguments and results."""
 
+import time
+
 import modal
 
 app = modal.App("conformance-nested")
@@ -74,6 +76,56 @@ def spawn_inside(x):
     return [call.object_id, call]
 
 
+class EmptyShelfError(Exception):
+    """A type of the program's own, raised in one container and caught in another."""
+
+    def __init__(self, shelf):
+        super().__init__(shelf)
+        self.shelf = shelf
+
+
+@app.function()
+def take_from(shelf):
+    raise EmptyShelfError(shelf)
+
+
+@app.function()
+def catch_own_type(shelf):
+    try:
+        take_from.remote(shelf)
+    except EmptyShelfError as error:
+        return error.shelf
+
+
+@app.function()
+def gather_inside():
+    return modal.FunctionCall.gather(double.spawn(1), double.spawn(2))
+
+
+@app.function()
+def cancel_inside():
+    call = hold.spawn(120)
+    time.sleep(1)
+    call.cancel()
+    try:
+        call.get(timeout=30)
+    except TimeoutError:
+        return "goes on"
+    except Exception as error:
+        return type(error).__name__
+
+
+@app.function(max_containers=1)
+def hold(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@app.function()
+def wait_for_hold(seconds):
+    return hold.remote(seconds)
+
+
 @app.function()
 def blob_through(size):
     return len(echo.remote(bytes(size)))
@@ -140,6 +192,18 @@ def main():
     check("recursion_warm", recursion_in_a_warm_container, timeout=90)
     check("failing", lambda: call_failing.remote("x"))
     check("caught", lambda: catch_failing.remote("y"))
+    check("own_type", lambda: catch_own_type.remote("top"))
+    check("gather", gather_inside.remote)
+    check("cancel", cancel_inside.remote)
+
+    def cancelled_caller():
+        caller = wait_for_hold.spawn(600)
+        time.sleep(5)
+        caller.cancel()
+        # The one container of ``hold`` is free again.
+        return hold.remote(0)
+
+    check("cancelled_caller", cancelled_caller)
     check("handle_argument", lambda: apply.remote(double, 8))
     check("map_of_calls", lambda: list(call_function.map(range(6))))
     check("blob", lambda: blob_through.remote(5 * 1024 * 1024))
