@@ -208,7 +208,8 @@ def timeouts(check):
 
 
 def timed_map():
-    found = limited.map([0, 60, 0], return_exceptions=True)
+    options = {"wrap_returned_exceptions": False} if VERSION < (1, 5) else {}
+    found = limited.map([0, 60, 0], return_exceptions=True, **options)
     return [x if isinstance(x, str) else f"{type(x).__name__} {x}" for x in found]
 
 
