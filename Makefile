@@ -18,6 +18,7 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 TESTS := tests/unit tests/contract \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
+	tests/conformance/test_entrypoints.py tests/conformance/test_generators.py \
 	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
 	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
