@@ -79,7 +79,7 @@ from homeport.rpc.auth import Authenticator
 from homeport.rpc.registry import Registry
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher
-from homeport.scheduler.loops import Scheduler
+from homeport.scheduler.service import Scheduler
 from homeport.secrets.crypt import SecretBox
 from homeport.secrets.rpc import SecretRpc
 from homeport.secrets.service import SecretService

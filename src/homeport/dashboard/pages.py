@@ -11,7 +11,7 @@ from homeport.functions.service import FunctionService
 from homeport.gateway.pages import AppPage, FunctionLine, LogLine, TaskLine
 from homeport.logs.model import RANGE_S_MAX, Filter, TaskRef
 from homeport.logs.service import LogService
-from homeport.scheduler.loops import Scheduler
+from homeport.scheduler.service import Scheduler
 from homeport.tasks.service import TaskService
 
 _SOURCES = {1: "stdout", 2: "stderr", 3: "system"}

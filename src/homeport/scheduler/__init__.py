@@ -1,1 +1,1 @@
-"""Decides what runs where. The decisions are pure; ``loops.py`` carries them out."""
+"""Decides what runs where. The decisions are pure; the rest carries them out (``service.py``)."""

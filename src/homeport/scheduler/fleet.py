@@ -1,0 +1,207 @@
+"""The containers: where they are placed, started, stopped, and what a failed start means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import structlog
+
+from homeport.functions.model import FunctionSpec
+from homeport.kernel import ids
+from homeport.kernel.clock import Clock
+from homeport.kernel.resources import Resources
+from homeport.link.messages import (
+    STATUS_INIT_FAILURE,
+    Result,
+    StopTask,
+)
+from homeport.logs.service import LogService
+from homeport.nodes.service import NodeService
+from homeport.scheduler.board import Board
+from homeport.scheduler.build_functions import BuildFunctions
+from homeport.scheduler.launcher import Launcher, start_error
+from homeport.scheduler.placement import Defaults, NodeView, place
+from homeport.scheduler.pool import Pool, Task, TaskStatus
+from homeport.scheduler.settler import Settler
+from homeport.settings import Settings
+from homeport.tasks.model import TaskRecord
+from homeport.tasks.service import TaskService
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_S = 8.0
+"""Exit handlers of an interrupted container have that long before it is killed: a client waits 10 s
+for the last lines of its app."""
+START_BACKOFF_S = 1.0
+START_BACKOFF_MAX_S = 60.0
+START_FAILURES_MAX = 3
+"""Failed starts by the platform itself (not by user code) before waiting inputs are failed."""
+
+
+class Fleet:
+    """Starts and stops containers, and knows what they take of each node."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        nodes: NodeService,
+        task_records: TaskService,
+        logs: LogService,
+        launcher: Launcher,
+        build_functions: BuildFunctions,
+        board: Board,
+        settler: Settler,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._nodes = nodes
+        self._task_records = task_records
+        self._logs = logs
+        self._launcher = launcher
+        self._build_functions = build_functions
+        self._board = board
+        self._settler = settler
+        self._defaults = Defaults(
+            settings.default_milli_cpu, settings.default_memory_mb, settings.containers_max
+        )
+        self._reserved: dict[str, Resources] = {}
+        self._placed = Counter[str]()
+        self._launches: set[asyncio.Task[None]] = set()
+
+    def rest(self) -> None:
+        """Launch nothing more; containers are left to their nodes."""
+        for launch in list(self._launches):
+            launch.cancel()
+
+    def node_views(self) -> list[NodeView]:
+        views: list[NodeView] = []
+        for node_id, session in self._nodes.nodes().items():
+            reserved = self._reserved.get(node_id, Resources())
+            views.append(
+                NodeView(
+                    node_id=node_id,
+                    capacity=session.capacity,
+                    free=session.capacity - reserved,
+                    gpu_type=session.gpu_type,
+                    tasks=self._placed[node_id],
+                )
+            )
+        return views
+
+    def start(self, pool: Pool) -> bool:
+        """Start one container; ``False`` when no node has room."""
+        spot = place(pool.spec, self.node_views(), self._defaults)
+        if spot is None:
+            return False
+        node_id, reserved = spot
+        task = self._task(pool, node_id, ids.new(ids.TASK), reserved)
+        task.inputs_left = 1 if pool.spec.single_use else -1
+        self._admit(task)
+        self._task_records.created(
+            TaskRecord(
+                task_id=task.task_id,
+                function_id=pool.record.function_id,
+                app_id=pool.record.app_id,
+                node_id=node_id,
+                enqueued_at=self._clock.now(),
+            )
+        )
+        launch = asyncio.create_task(self._launch(task))
+        self._launches.add(launch)
+        launch.add_done_callback(self._launches.discard)
+        return True
+
+    def adopt(self, pool: Pool, node_id: str, task_id: str, *, ready: bool) -> Task:
+        """Take a container back that a former server process started."""
+        session = self._nodes.nodes()[node_id]
+        whole = NodeView(node_id, session.capacity, session.capacity, session.gpu_type, 0)
+        spot = place(pool.spec, [whole], self._defaults)
+        task = self._task(pool, node_id, task_id, spot[1] if spot else Resources())
+        task.status = TaskStatus.READY if ready else TaskStatus.STARTING
+        task.idle_since = task.progress_at = task.created_at
+        self._admit(task)
+        return task
+
+    def _task(self, pool: Pool, node_id: str, task_id: str, reserved: Resources) -> Task:
+        return Task(
+            task_id=task_id,
+            pool=pool,
+            node_id=node_id,
+            definition=pool.record.definition,
+            reserved=reserved,
+            memory_limit_mb=self._memory_limit_mb(pool.spec, node_id),
+            created_at=self._clock.monotonic(),
+        )
+
+    def _admit(self, task: Task) -> None:
+        task.pool.tasks[task.task_id] = task
+        self._board.tasks[task.task_id] = task
+        reserved = self._reserved.get(task.node_id, Resources())
+        self._reserved[task.node_id] = reserved + task.reserved
+        self._placed[task.node_id] += 1
+
+    def _memory_limit_mb(self, spec: FunctionSpec, node_id: str) -> int:
+        """The hard limit: the function's own, else what it asks for or the default, if larger."""
+        if spec.memory_mb_max:
+            return spec.memory_mb_max
+        capacity = self._nodes.nodes()[node_id].capacity.memory_mb
+        default = self._settings.default_memory_limit_mb or capacity // 2
+        return max(spec.memory_mb, default)
+
+    async def _launch(self, task: Task) -> None:
+        try:
+            message = await self._launcher.prepare(
+                task.pool.record, task.task_id, task.memory_limit_mb, task.reserved.milli_cpu
+            )
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.warning("container could not be prepared", task_id=task.task_id, error=repr(error))
+            self.remove(task)
+            self.start_failed(task.pool, start_error(error), final=True)
+            return
+        if task.task_id not in self._board.tasks:
+            return
+        message.commit_layer = self._build_functions.layer_of(message.function_id)
+        if not self._nodes.send(task.node_id, message):
+            self.remove(task)
+            self.start_failed(task.pool, "the node it was to start on is gone", final=False)
+
+    def stop(self, task: Task, *, graceful: bool) -> None:
+        if task.status is TaskStatus.STOPPING and (graceful or not task.graceful):
+            return
+        task.status = TaskStatus.STOPPING
+        task.graceful = graceful
+        sent = self._nodes.send(task.node_id, StopTask(task.task_id, graceful, STOP_GRACE_S))
+        if not sent and task.node_id not in self._nodes.nodes():
+            log.debug("stop will be settled when the node returns", task_id=task.task_id)
+
+    def remove(self, task: Task) -> None:
+        task.pool.tasks.pop(task.task_id, None)
+        if self._board.tasks.pop(task.task_id, None) is not None:
+            reserved = self._reserved.get(task.node_id, Resources())
+            self._reserved[task.node_id] = reserved - task.reserved
+            self._placed[task.node_id] -= 1
+        self._task_records.finished(task.task_id)
+        task.gone.set()
+        self._board.room_made()
+
+    def start_failed(
+        self, pool: Pool, reason: str, *, final: bool, result: Result | None = None
+    ) -> None:
+        """A container did not come up: back off, and tell waiting callers when it is no use."""
+        pool.start_failures += 1
+        delay = min(START_BACKOFF_S * 2 ** (pool.start_failures - 1), START_BACKOFF_MAX_S)
+        pool.not_before = self._clock.monotonic() + delay
+        self._logs.system(pool.record.app_id, f"Container failed to start: {reason}\n")
+        others = any(task.status is TaskStatus.READY for task in pool.tasks.values())
+        if not others and (final or pool.start_failures >= START_FAILURES_MAX):
+            failure = result or Result(
+                STATUS_INIT_FAILURE,
+                exception=f"Function {pool.spec.display_name!r} could not start: {reason}",
+            )
+            while (item := pool.pop()) is not None:
+                self._settler.finish(item, failure)
+        self._board.step(pool)
