@@ -179,6 +179,7 @@ class Server:
             secret_env=self._secrets.env,
             function_builder=build_functions,
             has_layers=self._nodes.has_layers,
+            build_timeout_s=settings.build_timeout_s,
             limits=Limits(pids=settings.pids_max),
             clock=clock,
             log_sink=self._image_log,

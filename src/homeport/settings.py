@@ -67,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where images come from, by registry, repository or image: ``docker.io`` → ``mirror:5000``,
     ``nvidia/cuda`` → ``oci:/srv/cuda``. As a variable: ``name=source,name=source``. A name that is
     mapped to itself is read from its registry even if it could be made here."""
+    build_timeout_s: float = 7200.0
+    """An image build that takes longer hangs (it waits for a terminal, or for a mirror) and is ended."""
     layers_bytes_max: int = 0
     """Image layers kept on a node; 0 = a third of the disk they are on. The least recently used
     ones that nothing needs go first."""

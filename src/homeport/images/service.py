@@ -100,6 +100,7 @@ class ImageService:
         mount_digest: Callable[[str], Awaitable[str]],
         secret_env: Callable[[Sequence[str]], Awaitable[dict[str, str]]],
         function_builder: FunctionBuilder | None = None,
+        build_timeout_s: float = BUILD_TIMEOUT_S,
         has_layers: Callable[[Sequence[str]], bool] = lambda keys: True,
         limits: Limits | None = None,
         clock: Clock | None = None,
@@ -114,6 +115,7 @@ class ImageService:
         self._function_builder = function_builder
         self._limits = limits or Limits()
         self._has_layers = has_layers
+        self._build_timeout_s = build_timeout_s
         self._clock = clock or SystemClock()
         self._log_sink = log_sink
         self._node_wait_s = node_wait_s
@@ -441,7 +443,7 @@ class ImageService:
             secret_env=env,
             builder_version=recipe.builder_version,
             limits=self._limits,
-            timeout_s=BUILD_TIMEOUT_S,
+            timeout_s=self._build_timeout_s,
             no_cache=no_cache,
             registry_kind=record.inputs.registry_kind,
             registry_env=await self._registry_env(record.inputs.registry_secret_id),

@@ -121,6 +121,7 @@ class Agent:
             mounts,
             root / "builder",
             mirrors=self._config.registry_mirrors,
+            memory_mb=capacity().memory_mb,
         )
         supervisor = Supervisor(
             node_id=node_id,

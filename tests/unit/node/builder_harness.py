@@ -14,6 +14,7 @@ from homeport.kernel.clock import SystemClock
 from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildImage, ImageConfig, LogEntry
 from homeport.node.builder import BuildOutcome, ImageBuilder
+from homeport.node.builder.disk import DiskGuard
 from homeport.node.builder.hostenv import HostBuildEnvironment
 from homeport.node.layers import LayerMetadata, LayerStore
 from homeport.node.runtime.port import Container, ContainerSpec, Exit, Runtime
@@ -134,6 +135,7 @@ class Workshop:
     mounts: Mounts = field(default_factory=Mounts)
     clock: FixedClock = field(default_factory=FixedClock)
     host: HostBuildEnvironment = field(default_factory=HostBuildEnvironment)
+    disk: DiskGuard | None = None
     logs: list[LogEntry] = field(default_factory=list[LogEntry])
 
     def __post_init__(self) -> None:
@@ -147,6 +149,7 @@ class Workshop:
             base_cache=self.home / "bases",
             host=self.host,
             clock=self.clock,
+            disk=self.disk,
         )
 
     async def base(self, **files: str) -> None:

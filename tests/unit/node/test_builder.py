@@ -10,6 +10,7 @@ import pytest
 
 from homeport.link.messages import BuildFile
 from homeport.node.builder import BuildError
+from homeport.node.builder.disk import DiskGuard
 from homeport.node.builder.hostenv import IMAGE_CA_BUNDLE, HostBuildEnvironment
 
 from .builder_harness import BASE, FakeContainer, Workshop, run
@@ -195,6 +196,34 @@ def test_a_build_ends_at_its_time_limit(tmp_path: Path) -> None:
         assert shop.runtime.containers[0].removed
 
     run(tmp_path, check)
+
+
+def test_a_step_that_fills_the_disk_is_ended(tmp_path: Path) -> None:
+    free = [10_000_000_000]
+
+    async def check(shop: Workshop) -> None:
+        async def fill(container: FakeContainer) -> int:
+            container.write("/small")
+            free[0] = 1_000
+            await asyncio.sleep(0.05)  # long enough to be looked at, and not the culprit
+            assert not container.killed
+            with (container.spec.upper / "big").open("wb") as file:
+                file.truncate(100 * 2**20)
+            await asyncio.Event().wait()
+            return 0
+
+        shop.runtime.behave = fill
+        with pytest.raises(
+            BuildError, match="RUN fill failed: it wrote 100 MiB, and the node's disk"
+        ):
+            await shop.build("FROM base\nRUN fill\n")
+        assert shop.runtime.containers[0].removed
+        with pytest.raises(BuildError, match="builds must leave 953 MiB"):
+            await shop.build("FROM base\nRUN more\n")
+        assert len(shop.runtime.containers) == 1
+
+    guard = DiskGuard(lambda: free[0], 1_000_000_000, look_s=0.005)
+    run(tmp_path, check, disk=guard)
 
 
 def test_download_caches_leave_no_trace(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.contract.containers import make_layer
 
+from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildFile
 from homeport.node.builder import BuildError
 from homeport.node.builder.hostenv import read_host
@@ -105,6 +106,23 @@ def test_a_cancelled_build_leaves_no_process(tmp_path: Path) -> None:
         build.cancel()
         with pytest.raises(asyncio.CancelledError):
             await build
+
+    run(tmp_path / "home", check)
+
+
+@needs_busybox
+def test_processes_and_memory_are_bounded(tmp_path: Path) -> None:
+    async def check(shop: Workshop) -> None:
+        with pytest.raises(BuildError, match=r"returned exit code|killed by signal"):
+            await shop.build(
+                "FROM base\nRUN for i in $(seq 200); do sleep 60 & done; wait\n",
+                limits=Limits(pids=32),
+            )
+        with pytest.raises(BuildError, match="ran out of memory"):
+            await shop.build(
+                "FROM base\nRUN x=0123456789abcdef; while true; do x=$x$x; done\n",
+                limits=Limits(memory_mb=64),
+            )
 
     run(tmp_path / "home", check)
 

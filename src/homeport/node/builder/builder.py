@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock, SystemClock
+from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildImage, ImageConfig, LogEntry
 from homeport.node.builder import words
 from homeport.node.builder.bases import Bases, default_cache_directory
 from homeport.node.builder.context import BuildContext
+from homeport.node.builder.disk import DiskGuard, guard_of
 from homeport.node.builder.dockerfile import Dockerfile, Instruction, StagePlan, parse_file
 from homeport.node.builder.errors import BuildError, StepError
 from homeport.node.builder.fetching import Fetcher
@@ -64,7 +67,8 @@ class ImageBuilder:
 
     ``network`` is what RUN steps get (``nat`` or ``host``); ``base_cache`` the directory where
     bootstrapped bases are kept for all installations of this machine's user. ``mirrors`` says
-    where the images of a registry (or one of them) come from instead.
+    where the images of a registry (or one of them) come from instead, ``memory_mb`` what a step may
+    use if the message does not say.
     """
 
     def __init__(
@@ -79,7 +83,10 @@ class ImageBuilder:
         host: HostBuildEnvironment | None = None,
         clock: Clock | None = None,
         mirrors: Mapping[str, str] | None = None,
+        disk: DiskGuard | None = None,
+        memory_mb: int = 0,
     ) -> None:
+        self._memory_mb = memory_mb
         self._mounts = mounts
         self._tools = BuildTools(
             runtime=runtime,
@@ -90,6 +97,7 @@ class ImageBuilder:
             clock=clock or SystemClock(),
             fetcher=Fetcher(work_dir / "cache" / "downloads"),
             caches=CacheDirectories(work_dir / "cache" / "mounts"),
+            disk=disk or guard_of(layers.root),
             network=network,
         )
         registry = Registry(layers, work_dir / "registry", self._tools.clock, mirrors)
@@ -127,10 +135,17 @@ class ImageBuilder:
             tools=self._tools,
             context=BuildContext(root, message.context_mount, message.context_files),
             builder_version=message.builder_version,
-            limits=message.limits,
+            limits=_limited(message.limits, self._memory_mb),
             emit=emit,
             salt=ids.new("bd") if message.no_cache else "",
         )
+
+
+def _limited(limits: Limits, memory_mb: int) -> Limits:
+    """``limits`` with a bound on memory: a step that wants more than the machine has must not
+    take the machine down.
+    """
+    return limits if limits.memory_mb else msgspec.structs.replace(limits, memory_mb=memory_mb)
 
 
 class _Run:

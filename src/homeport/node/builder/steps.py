@@ -18,6 +18,7 @@ from homeport.kernel.clock import Clock
 from homeport.kernel.resources import Limits
 from homeport.node.builder.context import BuildContext, Selection, content_digest
 from homeport.node.builder.copying import CopyPlan, LayerWriter, home_of
+from homeport.node.builder.disk import DiskGuard
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.fetching import Fetcher
 from homeport.node.builder.flights import Emit, Flights
@@ -79,6 +80,7 @@ class BuildTools:
     clock: Clock
     fetcher: Fetcher
     caches: CacheDirectories
+    disk: DiskGuard
     network: str = "nat"
 
 
@@ -233,7 +235,10 @@ class LayerMaker:
 
     async def _run_spec(self, spec: ContainerSpec, emit: Emit) -> None:
         try:
-            finished = await run_in_container(self.tools.runtime, spec, emit, keep_upper=True)
+            finished = await self.tools.disk.run(
+                spec.upper,
+                lambda: run_in_container(self.tools.runtime, spec, emit, keep_upper=True),
+            )
         except (ContainerStartError, RuntimeUnavailableError) as error:
             raise BuildError(f"its container did not start: {error}") from error
         code = finished.exit.returncode
