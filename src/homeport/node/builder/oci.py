@@ -270,6 +270,7 @@ class LayoutWriter:
             "os": "linux",
             "config": _document_of(config),
             "rootfs": {"type": "layers", "diff_ids": self._diff_ids},
+            "history": [{"created_by": "homeport"} for _ in self._diff_ids],
         }
         manifest: Json = {
             "schemaVersion": 2,
