@@ -205,7 +205,13 @@ class Server:
         streams = DataStreams()
         self._calls.on_forget(streams.drop)
         launcher = Launcher(
-            settings, self._apps, self._functions, self._images, self._mounts, self._secrets
+            settings,
+            self._apps,
+            self._functions,
+            self._images,
+            self._mounts,
+            self._secrets,
+            self._volumes,
         )
         names = NamedImages(ImageNameStore(self._database), self._images, self._environments, clock)
         self._environments.on_deleting(self._apps.environment_deleting)

@@ -42,6 +42,18 @@ class Autoscaler(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, **changes)
 
 
+class VolumeMount(msgspec.Struct, frozen=True):
+    """A volume at ``path`` in a function's containers (RPC field ``volume_mounts``).
+
+    Of it only the directory ``sub_path``, if that is given.
+    """
+
+    volume_id: str
+    path: str
+    read_only: bool = False
+    sub_path: str = ""
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One function (or class service function, or bound variant) as the scheduler sees it."""
 
@@ -75,6 +87,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     has_schedule: bool
     base_function_id: str = ""
     serialized_params: bytes = b""
+    volumes: list[VolumeMount] = []
 
     @property
     def slots(self) -> int:

@@ -302,7 +302,6 @@ def _refuse_unbuilt(function: api_pb2.Function) -> None:
         _refuse_web(method.webhook_config, method.function_name)
     wanted = {
         "modal.Server": function.is_server,
-        "Volume mounts": bool(function.volume_mounts),
         "NetworkFileSystem mounts": bool(function.shared_volume_mounts),
         "CloudBucketMount": bool(function.cloud_bucket_mounts or function.s3_mounts),
         "Proxy": bool(function.proxy_id),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import posixpath
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import Any
@@ -18,9 +19,11 @@ from homeport.functions.model import (
     FunctionSpec,
     Layout,
     RetryPolicy,
+    VolumeMount,
 )
 from homeport.kernel.errors import InvalidError
 
+_SYSTEM_PATHS = frozenset({"/", "/__modal", "/dev", "/etc", "/proc", "/root", "/sys", "/tmp"})
 _FUNCTION_FIELDS = {field.name for field in api_pb2.Function.DESCRIPTOR.fields}
 _SHARED_FIELDS = [
     field for field in api_pb2.FunctionData.DESCRIPTOR.fields if field.name in _FUNCTION_FIELDS
@@ -178,7 +181,30 @@ def spec_of(
         has_schedule=has_schedule,
         base_function_id=base_function_id,
         serialized_params=serialized_params,
+        volumes=_volumes(function),
     )
+
+
+def _volumes(function: api_pb2.Function) -> list[VolumeMount]:
+    """Raises ``InvalidError`` for places where no volume can be mounted."""
+    mounts = [
+        VolumeMount(
+            mount.volume_id,
+            posixpath.normpath("/" + mount.mount_path.lstrip("/")),
+            mount.read_only,
+            mount.sub_path.strip("/"),
+        )
+        for mount in function.volume_mounts
+    ]
+    for mount in mounts:
+        others = [other.path for other in mounts if other is not mount]
+        if mount.path in others or any(mount.path.startswith(path + "/") for path in others):
+            raise InvalidError(
+                f"a volume cannot be mounted at {mount.path}, inside or in place of another one"
+            )
+        if mount.path in _SYSTEM_PATHS or mount.path.startswith(("/proc/", "/sys/", "/__modal/")):
+            raise InvalidError(f"a volume cannot be mounted at {mount.path}")
+    return mounts
 
 
 def _retry_policy(function: api_pb2.Function) -> RetryPolicy | None:

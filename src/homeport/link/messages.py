@@ -143,11 +143,15 @@ class ImageConfig(msgspec.Struct, frozen=True, array_like=True):
 
 
 class VolumeRef(msgspec.Struct, frozen=True, array_like=True):
-    """A volume at ``path`` in the container (data plane: not built yet)."""
+    """A volume at ``path`` in the container; of it only the directory ``sub_path``, if given.
+
+    What is in it comes from ``GET /_node/volumes/<id>/changes`` (see ``link/volumes.py``).
+    """
 
     volume_id: str
     path: str
     read_only: bool = False
+    sub_path: str = ""
 
 
 class RunningTask(msgspec.Struct, array_like=True):

@@ -36,6 +36,9 @@ from homeport.node.room import LayerRoom, default_bound
 from homeport.node.runtime.bubblewrap import create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.supervisor import Supervisor
+from homeport.node.volumes.layers import VolumeLayers
+from homeport.node.volumes.mounted import NodeVolumes
+from homeport.node.volumes.source import VolumeSource
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -123,6 +126,8 @@ class Agent:
             mirrors=self._config.registry_mirrors,
             memory_mb=capacity().memory_mb,
         )
+        volumes = VolumeSource(session, lambda: self._http_url(link), self._config.token)
+        volume_layers = VolumeLayers(root / "volumes", volumes, source)
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(),
@@ -136,6 +141,7 @@ class Agent:
                 layers,
                 mounts,
                 BytecodeStore(mounts),
+                NodeVolumes(volume_layers, volumes),
             ),
             relay=relay,
             builds=NodeBuilds(builder, link),

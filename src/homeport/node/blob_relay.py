@@ -1,7 +1,7 @@
 """The way of containers to the server's blobs: an HTTP relay inside each network namespace.
 
 It listens at a loopback address of the container's own namespace, so it works without a network,
-and passes nothing on but ``/blob/<id>`` (signed URLs that the server made).
+and passes nothing on but ``/blob/<id>`` and ``/block/<sha256>`` (signed URLs that the server made).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHUNK_BYTES: Final = 256 * 1024
 CONNECTIONS_MAX: Final = 256
 """Requests passed on at once, for all containers together; more wait."""
 CLOSE_S: Final = 1.0
-_ALLOWED: Final = re.compile(r"^/blob/[0-9A-Za-z_-]+(\?[^#\s]*)?$")
+_ALLOWED: Final = re.compile(r"^/(blob|block)/[0-9A-Za-z_-]+(\?[^#\s]*)?$")
 _HOP_BY_HOP: Final = frozenset(
     {
         "connection",

@@ -12,11 +12,14 @@ import structlog
 from google.protobuf.message import DecodeError
 from modal_proto import api_pb2
 
+from homeport.kernel.errors import Code, HomeportError
 from homeport.link.messages import OutputItem, Result
 from homeport.node import wire
 from homeport.node.work import Grant
 from homeport.transport.dispatch import (
+    FAILED_PRECONDITION,
     INVALID_ARGUMENT,
+    NOT_FOUND,
     PERMISSION_DENIED,
     UNAVAILABLE,
     UNIMPLEMENTED,
@@ -36,6 +39,13 @@ DATA_PATHS = frozenset({"FunctionCallPutDataOut", "FunctionCallGetDataIn"})
 """What generators and web functions need to run; part of the work loop, bound to own inputs."""
 BLOB_PATHS = frozenset({"BlobCreate", "BlobGet"})
 """How large arguments and results travel; blob ids cannot be guessed."""
+
+
+_STATUS = {
+    Code.INVALID: INVALID_ARGUMENT,
+    Code.NOT_FOUND: NOT_FOUND,
+    Code.CONFLICT: FAILED_PRECONDITION,
+}
 
 
 class ContainerPort(Protocol):
@@ -70,6 +80,18 @@ class ContainerPort(Protocol):
     def stop_fetching(self) -> None: ...
 
     def server_ready(self) -> None: ...
+
+    def has_volume(self, volume_id: str) -> bool:
+        """Whether that volume is mounted in this container."""
+        ...
+
+    async def commit_volume(self, volume_id: str) -> None:
+        """Raises ``HomeportError``."""
+        ...
+
+    async def reload_volume(self, volume_id: str) -> None:
+        """Raises ``HomeportError``."""
+        ...
 
     def owns_call(self, call_id: str) -> bool:
         """Whether an input of that call runs in this container."""
@@ -117,6 +139,8 @@ class ContainerDispatcher:
             "FunctionPutOutputs": self._put_outputs,
             "FunctionGetDynamicConcurrency": self._dynamic_concurrency,
             "TaskResult": self._task_result,
+            "VolumeCommit": self._volume_commit,
+            "VolumeReload": self._volume_reload,
         }
         self._local = {wire.PREFIX + name: method for name, method in local.items()}
 
@@ -206,6 +230,21 @@ class ContainerDispatcher:
             UNIMPLEMENTED, "Homeport does not take memory snapshots of containers (yet)."
         )
 
+    async def _volume_commit(self, call: IncomingCall, body: bytes) -> bytes:
+        request = api_pb2.VolumeCommitRequest.FromString(body)
+        if not self._container.has_volume(request.volume_id):
+            return await self._forward(call, body)
+        await _answered(self._container.commit_volume(request.volume_id))
+        # the container sees its own changes anyway; a reload could fail over open files
+        return api_pb2.VolumeCommitResponse(skip_reload=True).SerializeToString()
+
+    async def _volume_reload(self, call: IncomingCall, body: bytes) -> bytes:
+        request = api_pb2.VolumeReloadRequest.FromString(body)
+        if not self._container.has_volume(request.volume_id):
+            return await self._forward(call, body)
+        await _answered(self._container.reload_volume(request.volume_id))
+        return EMPTY
+
     # ── answered by the server ────────────────────────────────────────────────────────────────
 
     async def _forward(self, call: IncomingCall, body: bytes) -> bytes:
@@ -238,6 +277,14 @@ class ContainerDispatcher:
         except DecodeError:
             return False
         return self._container.owns_call(call_id)
+
+
+async def _answered(work: Awaitable[None]) -> None:
+    """``work``, with its errors as the server would say them."""
+    try:
+        await work
+    except HomeportError as error:
+        raise StatusError(_STATUS.get(error.code, UNAVAILABLE), error.message) from None
 
 
 def _metadata(call: IncomingCall) -> list[tuple[str, str]]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from homeport.kernel.errors import NotFoundError, UnavailableError, UnimplementedError
+from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.link.messages import MountRef, StartTask
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 from homeport.node.snapshot import clean
+from homeport.node.volumes.mounted import PLACE, ContainerVolumes, NodeVolumes
 
 CONTROL_DIR = "/__modal/run"
 """Where a container finds its socket and its arguments (beside ``/__modal/deps`` of the mounts)."""
@@ -62,6 +64,7 @@ class Prepared:
     folder: Path
     layers: tuple[Path, ...]
     env: dict[str, str]
+    volumes: ContainerVolumes
 
     @property
     def socket_path(self) -> Path:
@@ -79,7 +82,8 @@ class Prepared:
             workdir=start.workdir or "/root",
             hostname="homeport",
             limits=start.limits,
-            binds=(Bind(self.folder / "run", CONTROL_DIR),),
+            binds=(Bind(self.folder / "run", CONTROL_DIR), *self.volumes.binds()),
+            overlays=self.volumes.overlays(),
             network="none" if start.block_network else "nat",
             stdout_fd=stdout_fd,
             stderr_fd=stderr_fd,
@@ -97,6 +101,7 @@ class Preparer:
         layers: Layers,
         mounts: Mounts,
         bytecode: Bytecode | None = None,
+        volumes: NodeVolumes | None = None,
     ) -> None:
         self._root = root.absolute()
         self._runtimes = runtimes
@@ -104,6 +109,7 @@ class Preparer:
         self._layers = layers
         self._mounts = mounts
         self._bytecode = bytecode
+        self._volumes = volumes
 
     async def prepare(self, start: StartTask) -> Prepared:
         """Raises a ``HomeportError`` that says what is missing. Ends with ``discard``."""
@@ -115,8 +121,6 @@ class Preparer:
             raise
 
     async def _prepare(self, start: StartTask) -> Prepared:
-        if start.volumes:
-            raise UnimplementedError("Volumes in containers are not built yet.")
         runtime = self._runtime(start.runtime)
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
@@ -124,11 +128,19 @@ class Preparer:
         making = asyncio.ensure_future(asyncio.to_thread(self._make, folder, start.arguments))
         try:
             await asyncio.shield(making)
-        except asyncio.CancelledError:
+            volumes = await self._prepare_volumes(start, folder / "volumes")
+        except BaseException:
             await asyncio.wait([making])  # the thread goes on: nobody else would delete its folder
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
-        return Prepared(start, runtime, folder, layers, environment(start))
+        return Prepared(start, runtime, folder, layers, environment(start), volumes)
+
+    async def _prepare_volumes(self, start: StartTask, folder: Path) -> ContainerVolumes:
+        if not start.volumes:
+            return ContainerVolumes([])
+        if self._volumes is None:
+            raise UnavailableError("this node cannot mount volumes")
+        return await self._volumes.prepare(start.volumes, folder)
 
     async def keep(self, prepared: Prepared, now: float) -> str:
         """Make what the ended container wrote the layer it was to leave; its key.
@@ -138,6 +150,8 @@ class Preparer:
         start = prepared.start
         image = prepared.layers[: len(start.layers)]
         upper = prepared.folder / "upper"
+        for ref in start.volumes:
+            await asyncio.to_thread(_remove_link, upper, ref.path)
         await asyncio.to_thread(clean, upper, image, prepared.layers[len(start.layers) :])
         parent = start.layers[-1] if start.layers else ""
         metadata = LayerMetadata(parent=parent, instruction="run_function", created_at=now)
@@ -146,6 +160,7 @@ class Preparer:
 
     async def discard(self, prepared: Prepared) -> None:
         """Delete the task's folder; the runtime removed its own part of it."""
+        await prepared.volumes.close()
         await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
         self._layers.unpin(prepared.start.layers)
 
@@ -186,6 +201,13 @@ class Preparer:
         run = folder / "run"
         run.mkdir(parents=True)
         (run / ARGUMENTS_NAME).write_bytes(arguments)
+
+
+def _remove_link(upper: Path, path: str) -> None:
+    """A volume's link belongs to the container, not to the layer that it leaves."""
+    link = upper / path.lstrip("/")
+    if link.is_symlink() and os.readlink(link).startswith(PLACE + "/"):
+        link.unlink()
 
 
 def environment(start: StartTask) -> dict[str, str]:

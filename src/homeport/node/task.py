@@ -41,6 +41,7 @@ from homeport.node.runtime.port import (
     RuntimeUnavailableError,
 )
 from homeport.node.sockets import serve_unix
+from homeport.node.volumes.mounted import ContainerVolumes
 from homeport.node.work import Effects, Grant, Key, WorkLoop, WorkRules
 from homeport.transport.dispatch import RESOURCE_EXHAUSTED, UNAVAILABLE, StatusError
 from homeport.transport.grpc_server import GrpcServer
@@ -105,6 +106,7 @@ class Task:
         self._attribution = ("", "")
         self._server = GrpcServer(ContainerDispatcher(self, link))
         self._container: Container | None = None
+        self._volumes = ContainerVolumes([])
         self._preparing: asyncio.Task[Prepared] | None = None
         self._kill_reason = ""
         self._inputs_wake = asyncio.Event()
@@ -201,6 +203,7 @@ class Task:
             container = await self._launch(prepared)
             try:
                 ended = await self._watch(container)
+                await prepared.volumes.finish()
                 self._report_exit(ended, await self._kept(prepared, container, ended))
             finally:
                 await container.remove()
@@ -221,6 +224,8 @@ class Task:
             os.close(stdout_write)
             os.close(stderr_write)
         self._container = container
+        self._volumes = prepared.volumes
+        self._volumes.started(container)
         self._work.launched()
         self._arm()
         if self._kill_reason:
@@ -428,6 +433,17 @@ class Task:
     def server_ready(self) -> None:
         """``ContainerServerLifecycleReady``."""
         self._report_ready()
+
+    def has_volume(self, volume_id: str) -> bool:
+        return self._volumes.has(volume_id)
+
+    async def commit_volume(self, volume_id: str) -> None:
+        """``VolumeCommit`` for a mounted volume."""
+        await self._volumes.commit(volume_id)
+
+    async def reload_volume(self, volume_id: str) -> None:
+        """``VolumeReload`` for a mounted volume."""
+        await self._volumes.reload(volume_id)
 
     def owns_call(self, call_id: str) -> bool:
         return any(attempt.item.call_id == call_id for attempt in self._work.started())

@@ -10,7 +10,7 @@ from homeport.functions.service import FunctionService
 from homeport.functions.wire import container_arguments, layout_message
 from homeport.kernel.errors import HomeportError, InvalidError
 from homeport.kernel.resources import Limits
-from homeport.link.messages import ImageConfig, MountRef, StartTask
+from homeport.link.messages import ImageConfig, MountRef, StartTask, VolumeRef
 from homeport.settings import Settings
 
 BUILDERS_WITH_CLIENT_IN_IMAGE = frozenset({"2023.12", "2024.04", "2024.10"})
@@ -50,6 +50,10 @@ class Secrets(Protocol):
     async def env(self, secret_ids: list[str]) -> dict[str, str]: ...
 
 
+class Volumes(Protocol):
+    async def make_directory(self, volume_id: str, path: str) -> None: ...
+
+
 class Launcher:
     """Builds ``StartTask`` messages."""
 
@@ -61,6 +65,7 @@ class Launcher:
         images: Images,
         mounts: Mounts,
         secrets: Secrets,
+        volumes: Volumes,
     ) -> None:
         self._settings = settings
         self._apps = apps
@@ -68,6 +73,7 @@ class Launcher:
         self._images = images
         self._mounts = mounts
         self._secrets = secrets
+        self._volumes = volumes
 
     async def prepare(
         self, record: FunctionRecord, task_id: str, memory_limit_mb: int, milli_cpu: int
@@ -115,6 +121,7 @@ class Launcher:
             is_server=spec.is_server,
             block_network=spec.block_network,
             untrusted=spec.untrusted,
+            volumes=await self._volume_refs(spec, image.config.workdir),
         )
 
     async def _mount_refs(
@@ -129,6 +136,20 @@ class Launcher:
             digest = await self._mounts.digest(mount_id)
             refs.append(MountRef(digest, compile=digest == client))
         return refs
+
+    async def _volume_refs(self, spec: FunctionSpec, workdir: str) -> list[VolumeRef]:
+        for mount in spec.volumes:
+            if workdir == mount.path or workdir.startswith(mount.path + "/"):
+                raise InvalidError(
+                    f"The image of function {spec.display_name!r} has the working directory "
+                    f"{workdir}, where a volume is to be mounted: change one of the two."
+                )
+            if mount.sub_path:
+                await self._volumes.make_directory(mount.volume_id, mount.sub_path)
+        return [
+            VolumeRef(mount.volume_id, mount.path, mount.read_only, mount.sub_path)
+            for mount in spec.volumes
+        ]
 
     async def _environment(
         self, spec: FunctionSpec, config: ImageConfig, environment: str

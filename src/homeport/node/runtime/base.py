@@ -53,7 +53,12 @@ class StagedRuntime:
         self._init_fd = write_init()
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
         self._shared = Shared(
-            self._run_dir, self._token, self._init_fd, self._make_cgroup, network.resolver
+            self._run_dir,
+            self._token,
+            self._init_fd,
+            self._make_cgroup,
+            network.resolver,
+            self._stage.mount_inside,
         )
 
     @property
@@ -117,7 +122,7 @@ class StagedRuntime:
             cgroup=launch.cgroup,
             lease=lease,
             network=self._network,
-            run_blocking=self._stage.run,
+            stage=self._stage,
             clean=self.clean,
             on_removed=self._forget,
         )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,13 +15,12 @@ import structlog
 from homeport.node.cgroups import Cgroup, CgroupError
 from homeport.node.network import Lease, NetworkProvider
 from homeport.node.runtime.handshake import Started
-from homeport.node.runtime.port import ContainerSpec, Exit
+from homeport.node.runtime.port import ContainerSpec, Exit, Overlay
 from homeport.node.runtime.records import ContainerDirectory, remove_tree
+from homeport.node.runtime.stage import Stage
 
 _log = structlog.get_logger(__name__)
 _STATUS_BYTES: Final = 4
-
-RunBlocking = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 class RunningContainer:
@@ -38,7 +37,7 @@ class RunningContainer:
         cgroup: Cgroup | None,
         lease: Lease,
         network: NetworkProvider,
-        run_blocking: RunBlocking,
+        stage: Stage,
         clean: Callable[[str], None],
         on_removed: Callable[[str], None],
     ) -> None:
@@ -49,7 +48,7 @@ class RunningContainer:
         self._cgroup = cgroup
         self._lease = lease
         self._network = network
-        self._run_blocking = run_blocking
+        self._stage = stage
         self._clean = clean
         self._on_removed = on_removed
         self._address = lease.address
@@ -88,6 +87,12 @@ class RunningContainer:
         """Its control group, for metrics."""
         return self._cgroup
 
+    async def mount(self, overlay: Overlay) -> None:
+        await self._stage.run(lambda: self._stage.mount_inside(self.pid, overlay))
+
+    async def unmount(self, target: str) -> bool:
+        return await self._stage.run(lambda: self._stage.unmount_inside(self.pid, target))
+
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)
 
@@ -125,7 +130,7 @@ class RunningContainer:
                 remove_tree(self._spec.upper)
             self._directory.remove()
 
-        await self._run_blocking(clean)
+        await self._stage.run(clean)
         await self._network.release(self._lease)
         self._on_removed(self.id)
 

@@ -19,7 +19,12 @@ from homeport.node.network import Lease
 from homeport.node.resolver import Resolver
 from homeport.node.runtime.arguments import hostname
 from homeport.node.runtime.handshake import CommandError, Started, control_pair, converse
-from homeport.node.runtime.port import DEFAULT_PATH, ContainerSpec, ContainerStartError
+from homeport.node.runtime.port import (
+    DEFAULT_PATH,
+    ContainerSpec,
+    ContainerStartError,
+    Overlay,
+)
 from homeport.node.runtime.records import ContainerDirectory, Record, outer_name, remove_tree
 from homeport.node.runtime.rootfs import mount_points, write_generated
 from homeport.node.runtime.users import User
@@ -66,6 +71,7 @@ class Shared:
     init_fd: int
     make_cgroup: Callable[[ContainerSpec], Cgroup | None]
     resolver: Callable[[], Resolver]
+    mount_inside: Callable[[int, Overlay], None]
 
 
 class Tool(Protocol):
@@ -208,6 +214,8 @@ class Launch:
     def _attach(self, pid: int) -> None:
         if self.cgroup is not None:
             self.cgroup.attach(pid)
+        for overlay in self.spec.overlays:
+            self.shared.mount_inside(pid, overlay)
 
     def _undo(self) -> None:
         if self.cgroup is not None:

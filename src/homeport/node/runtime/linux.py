@@ -6,6 +6,7 @@ All raise ``OSError`` with the call's name. Namespace calls act on the calling *
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from typing import Any, Final
@@ -27,7 +28,9 @@ MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
 _AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
 _FSOPEN_CLOEXEC: Final = 1
+_OPEN_TREE_CLONE: Final = 1
 _FSMOUNT_CLOEXEC: Final = 1
 _FSCONFIG_SET_FLAG: Final = 0
 _FSCONFIG_SET_STRING: Final = 1
@@ -37,6 +40,7 @@ _MOUNT_ATTR_NOSUID: Final = 2
 _MOUNT_ATTR_NODEV: Final = 4
 
 # The same numbers on every architecture (they came after the tables were unified).
+_SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
@@ -91,6 +95,35 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def unmount(target: str) -> None:
     """Detach what is mounted at ``target`` now; it ends with its last user."""
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), "umount", target)
+
+
+def unmount_unused(target: str) -> bool:
+    """Unmount what is mounted at ``target``; False if anything uses it (open files, directories)."""
+    if _libc.umount2(os.fsencode(target), ctypes.c_int(0)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EBUSY:
+        return False
+    raise OSError(number, f"umount: {os.strerror(number)}", target)
+
+
+def clone_mount(directory: int) -> int:
+    """The open ``directory`` with what is below it once more, mounted nowhere; a descriptor."""
+    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC
+    return _syscall("open_tree", _SYS_OPEN_TREE, directory, b"", flags)
+
+
+def place_mount(mount: int, target: str) -> None:
+    """Mount what ``clone_mount`` gave at ``target`` in the calling thread's mount namespace."""
+    _syscall(
+        "move_mount",
+        _SYS_MOVE_MOUNT,
+        mount,
+        b"",
+        _AT_FDCWD,
+        os.fsencode(target),
+        _MOVE_MOUNT_F_EMPTY_PATH,
+    )
 
 
 class NewMount:

@@ -35,6 +35,24 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True)
+class Overlay:
+    """Directories of data at ``target`` in a container, as one tree; more can come while it runs.
+
+    ``lowers`` (lowest first) are read-only and shared; ``upper`` takes this container's writes
+    (``None``: the tree is read-only), ``work`` belongs to it and is made anew. Only ``subdirectory``
+    of the tree is mounted, if it is given. ``target`` must be the target of a ``Bind``, which shows
+    while nothing is mounted there; ``link`` becomes a symbolic link to it.
+    """
+
+    target: str
+    link: str
+    lowers: tuple[Path, ...]
+    upper: Path | None
+    work: Path
+    subdirectory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """One container to start.
 
@@ -60,6 +78,7 @@ class ContainerSpec:
     stderr_fd: int = -1
     """Open descriptors the container's output goes to (the caller's pipes); -1 = /dev/null."""
     tmpfs: tuple[str, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +112,14 @@ class Container(Protocol):
     @property
     def netns(self) -> str:
         """Path under which its network namespace can be joined (``/proc/PID/ns/net`` or a bind)."""
+        ...
+
+    async def mount(self, overlay: Overlay) -> None:
+        """Mount ``overlay`` in the running container. Raises ``ContainerStartError``."""
+        ...
+
+    async def unmount(self, target: str) -> bool:
+        """Unmount an overlay; False if a process of the container uses it (open files, cwd)."""
         ...
 
     async def wait(self) -> Exit:

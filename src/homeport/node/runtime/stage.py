@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from homeport.node.runtime import linux
-from homeport.node.runtime.overlay import mount_overlay
-from homeport.node.runtime.port import ContainerStartError
+from homeport.node.runtime.inside import link_to, mount_at
+from homeport.node.runtime.overlay import mount_data, mount_overlay
+from homeport.node.runtime.port import ContainerStartError, Overlay, RuntimeUnavailableError
 
 _THREADS: Final = 4
 _T = TypeVar("_T")
@@ -52,7 +53,7 @@ class Stage:
             number = self._next
             self._next += 1
         place = self._directory / str(number)
-        for name in ("root", "sys", "links"):
+        for name in ("root", "sys", "data", "links"):
             (place / name).mkdir(parents=True, exist_ok=True)
         self._local.place = place
         if self._private:
@@ -113,3 +114,71 @@ class Stage:
                 linux.setns(own, linux.CLONE_NEWNS)
         finally:
             os.close(own)
+
+    def mount_inside(self, pid: int, overlay: Overlay) -> None:
+        """Mount ``overlay`` where process ``pid`` of a container sees it.
+
+        Raises ``ContainerStartError``, or ``RuntimeUnavailableError`` without the right to mount.
+        """
+        tree = self._overlay(overlay)
+        try:
+            with self._inside(pid):
+                mount_at(tree, overlay.target)
+                if overlay.link:
+                    link_to(overlay.target, overlay.link)
+        except OSError as error:
+            raise ContainerStartError(f"the volume at {overlay.link}: {error}") from error
+        finally:
+            os.close(tree)
+
+    def unmount_inside(self, pid: int, target: str) -> bool:
+        """Unmount what that process sees at ``target``; False if it is in use."""
+        with self._inside(pid):
+            return linux.unmount_unused(target)
+
+    def _overlay(self, overlay: Overlay) -> int:
+        """A descriptor of the overlay, mounted nowhere."""
+        if not self._private:
+            raise RuntimeUnavailableError("volumes in containers need root on this machine")
+        target = self.place / "data"
+        lowers = [*reversed(overlay.lowers)]
+        mount_data(target, lowers, overlay.upper, overlay.work, self.place / "links")
+        try:
+            return _cloned(target, overlay.subdirectory)
+        finally:
+            linux.unmount(str(target))
+
+    @contextlib.contextmanager
+    def _inside(self, pid: int) -> Generator[None]:
+        """The thread in the mount namespace of a container, with that container's root."""
+        own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                linux.setns(theirs, linux.CLONE_NEWNS)
+            finally:
+                os.close(theirs)
+            try:
+                yield
+            finally:
+                linux.setns(own, linux.CLONE_NEWNS)
+        finally:
+            os.close(own)
+
+
+def _cloned(root: Path, subdirectory: str) -> int:
+    """A directory of the tree mounted at ``root``, mounted nowhere; links do not lead out of it."""
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_PATH | os.O_DIRECTORY
+        directory = linux.open_in_root(top, subdirectory or ".", flags)
+    except OSError as error:
+        raise ContainerStartError(
+            f"the directory {subdirectory!r} of a volume: {error.strerror}"
+        ) from None
+    finally:
+        os.close(top)
+    try:
+        return linux.clone_mount(directory)
+    finally:
+        os.close(directory)
