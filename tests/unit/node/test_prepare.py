@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from homeport.kernel.errors import NotFoundError, UnavailableError, UnimplementedError
+from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.kernel.resources import Limits
 from homeport.link.messages import (
     BuildFinished,
@@ -130,7 +130,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="no runtime 'runsc'"):
         asyncio.run(preparer(tmp_path).prepare(start_task(function("f"), runtime="runsc")))
     volumes = [VolumeRef("vo-1", "/data")]
-    with pytest.raises(UnimplementedError, match="Volumes"):
+    with pytest.raises(UnavailableError, match="cannot mount volumes"):
         asyncio.run(preparer(tmp_path).prepare(start_task(function("f"), volumes=volumes)))
 
 
