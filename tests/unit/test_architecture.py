@@ -12,12 +12,17 @@ EDGES = {"rpc.py", "wire.py"}
 """Protobuf types stop at these modules of a feature."""
 SPEAKS_PROTOBUF = {"rpc", "transport", "node", "main.py"}
 """Parts that speak the client's protocol themselves."""
-NODE_MAY_IMPORT = {"kernel", "link", "transport", "node", "settings"}
+NODE_MAY_IMPORT = {"kernel", "link", "transport", "node", "pythons", "settings"}
 CLI_MAY_IMPORT = (
     "homeport.cli",
     "homeport.kernel",
     "homeport.settings",
     "homeport.workspace.credentials",
+    # `homeport image export` and `import` work on the layers of this machine.
+    "homeport.images.upkeep",
+    "homeport.node.builder.errors",
+    "homeport.node.builder.oci",
+    "homeport.node.layers",
 )
 
 
