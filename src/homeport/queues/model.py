@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -58,7 +58,7 @@ class Batch:
     """Items to be deleted some time after they were taken."""
 
     taken_at: float
-    seqs: list[int]
+    runs: list[Run]
     size: int
 
 
@@ -149,6 +149,25 @@ class Partition:
                 f"the queue is full: this partition has {self.size} of {PARTITION_BYTES_MAX} "
                 f"bytes, and {size} more do not fit"
             )
+
+
+Run = tuple[int, int]
+"""First and last of consecutive numbers: what was put together is mostly taken together."""
+
+
+def runs_of(seqs: Iterable[int]) -> list[Run]:
+    """The numbers, which ascend, as runs."""
+    runs: list[Run] = []
+    first = last = -1
+    for seq in seqs:
+        if seq != last + 1 or first < 0:
+            if first >= 0:
+                runs.append((first, last))
+            first = seq
+        last = seq
+    if first >= 0:
+        runs.append((first, last))
+    return runs
 
 
 def check_key(key: bytes) -> None:

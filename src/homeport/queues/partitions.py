@@ -104,16 +104,18 @@ class Partitions:
     def append(self, partition: Partition, values: Sequence[bytes], ttl_s: float) -> list[Item]:
         """New items at the end of the partition, which lives ``ttl_s`` more seconds."""
         partition.expires_at = self._clock.now() + ttl_s
-        new = [self._new_item(value) for value in values]
+        # Consecutive numbers: what was put together is then taken by one range.
+        first = max(self._last_seq + 1, int(self._clock.now() * 1e6))
+        self._last_seq = first + len(values) - 1
+        new = [self._new_item(seq, value) for seq, value in enumerate(values, first)]
         for item in new:
             self._enter(partition, item)
         self._watch(partition)
         return new
 
-    def _new_item(self, value: bytes) -> Item:
-        self._last_seq = max(self._last_seq + 1, int(self._clock.now() * 1e6))
+    def _new_item(self, seq: int, value: bytes) -> Item:
         fits = self._value_bytes + len(value) <= self._value_bytes_max
-        return Item(self._last_seq, len(value), value if fits else None)
+        return Item(seq, len(value), value if fits else None)
 
     def _enter(self, partition: Partition, item: Item) -> None:
         partition.items.append(item)

@@ -24,10 +24,12 @@ from homeport.queues.model import (
     Getter,
     Item,
     Partition,
+    Run,
     Taken,
     check_key,
     check_put,
     parse_entry_id,
+    runs_of,
 )
 from homeport.queues.partitions import VALUE_BYTES_MAX, Partitions
 from homeport.queues.store import QueueStore, StoredItem
@@ -37,7 +39,8 @@ from homeport.storage.operations import OperationLog
 log = structlog.get_logger(__name__)
 
 _WAIT_MAX_S: Final = 86400.0
-_seqs: Final = msgspec.msgpack.Decoder(list[int])
+_runs_encoder: Final = msgspec.msgpack.Encoder()
+_runs_decoder: Final = msgspec.msgpack.Decoder(list[Run])
 
 
 class QueueSize(NamedTuple):
@@ -81,7 +84,8 @@ class QueueService:
         for queue_id, rows in by_queue.items():
             self._partitions.fill(queue_id, rows)
             if taken := [row for row in rows if row.taken]:
-                self._taken.add([row.seq for row in taken], sum(row.size for row in taken))
+                runs = runs_of(row.seq for row in taken)
+                self._taken.add(runs, sum(row.size for row in taken))
 
     async def stop(self) -> None:
         """Expire, delete and reload no more."""
@@ -174,9 +178,8 @@ class QueueService:
         return [] if taken is None else await self._delivered(taken)
 
     async def _taken_earlier(self, answer: bytes) -> list[bytes]:
-        seqs = _seqs.decode(answer)
-        values = await self._store.values(seqs)
-        return [values[seq] for seq in seqs if seq in values]
+        values = await self._store.values(_runs_decoder.decode(answer))
+        return [values[seq] for seq in sorted(values)]
 
     async def _wait(
         self, partition: Partition, count: int, timeout_s: float, operation: str
@@ -208,14 +211,14 @@ class QueueService:
 
     def _take(self, partition: Partition, count: int, operation: str) -> Taken:
         items = self._partitions.take(partition, count)
-        seqs = [item.seq for item in items]
-        record = self._operations.record(operation, msgspec.msgpack.encode(seqs))
-        commit = self._store.take(items, record)
+        runs = runs_of(item.seq for item in items)
+        record = self._operations.record(operation, _runs_encoder.encode(runs))
+        commit = self._store.take(runs, record)
         commit.add_done_callback(
             lambda done: self._reload(partition.queue_id) if _has_failed(done) else None
         )
         partition.taking += 1
-        batch = self._taken.add(seqs, sum(item.size for item in items))
+        batch = self._taken.add(runs, sum(item.size for item in items))
         return Taken(partition, items, record, commit, batch)
 
     async def _delivered(self, taken: Taken) -> list[bytes]:
@@ -236,9 +239,10 @@ class QueueService:
         partition = taken.partition
         kept = [item for item in taken.items if item.seq > partition.cleared_seq]
         if kept:
-            seqs = {item.seq for item in kept}
-            taken.batch.seqs = [seq for seq in taken.batch.seqs if seq not in seqs]
-            self._store.give_back(kept, self._operations.undo(taken.record))
+            gone = runs_of(item.seq for item in taken.items if item.seq <= partition.cleared_seq)
+            taken.batch.runs = gone
+            runs = runs_of(item.seq for item in kept)
+            self._store.give_back(runs, self._operations.undo(taken.record))
             if partition.queue_id in self._reloads or any(item.is_lost for item in kept):
                 self._reload(partition.queue_id)
             else:
@@ -254,10 +258,16 @@ class QueueService:
         """The values of committed items."""
         if any(item.is_lost for item in items):
             raise UnavailableError("the items could not be written; try again")
-        missing = [item.seq for item in items if item.value is None]
+        return [value for _, value in await self._with_values(items)]
+
+    async def _with_values(self, items: Sequence[Item]) -> list[tuple[Item, bytes]]:
+        """Items with their values, but for those whose value is not there any more."""
+        missing = runs_of(item.seq for item in items if item.value is None)
         stored = await self._store.values(missing) if missing else {}
-        found = [stored.get(item.seq) if item.value is None else item.value for item in items]
-        return [value for value in found if value is not None]
+        found = [
+            (item, item.value if item.value is not None else stored.get(item.seq)) for item in items
+        ]
+        return [(item, value) for item, value in found if value is not None]
 
     # ── scan ────────────────────────────────────────────────────────────────────────────────
 
@@ -288,12 +298,7 @@ class QueueService:
 
     async def _scanned(self, items: Sequence[Item]) -> list[tuple[str, bytes]]:
         kept = [item for item in items if not item.is_lost]
-        missing = [item.seq for item in kept if item.value is None]
-        stored = await self._store.values(missing) if missing else {}
-        found = [
-            (item, stored.get(item.seq) if item.value is None else item.value) for item in kept
-        ]
-        return [(str(item.seq), value) for item, value in found if value is not None]
+        return [(str(item.seq), value) for item, value in await self._with_values(kept)]
 
     async def _watch(self, queue_id: str, key: bytes, deadline: float) -> None:
         """Until the next put, or ``deadline``."""
@@ -335,20 +340,20 @@ class QueueService:
         else:
             found = self._partitions.find(queue_id, key)
             partitions = [] if found is None else [found]
-        seqs: list[int] = []
+        runs: list[Run] = []
         for partition in partitions:
-            seqs.extend(item.seq for item in self._partitions.drain(partition))
+            runs.extend(runs_of(item.seq for item in self._partitions.drain(partition)))
             self._partitions.close_if_idle(partition)
-        if seqs:
+        if runs:
             try:
-                await asyncio.shield(self._store.delete(seqs))
+                await asyncio.shield(self._store.delete(runs))
             except Exception:
                 self._reload(queue_id)
                 raise
 
     def _expired(self, partition: Partition, items: list[Item]) -> None:
         log.info("a partition has expired", queue_id=partition.queue_id, items=len(items))
-        commit = self._store.delete([item.seq for item in items])
+        commit = self._store.delete(runs_of(item.seq for item in items))
         commit.add_done_callback(
             lambda done: self._reload(partition.queue_id) if _has_failed(done) else None
         )

@@ -9,13 +9,11 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from homeport.queues.model import Item, Partition
+from homeport.queues.model import Item, Partition, Run
 from homeport.storage.database import Database, Row, Step, metadata
 
-_READ_MAX: Final = 500
-"""Values in one query (SQLite bounds the number of parameters)."""
 _DELETE_MAX: Final = 2_000
-"""Rows deleted in one step, lest others wait for it."""
+"""Items in one run, and runs in one step, of a deletion, lest others wait for it."""
 
 items = sa.Table(
     "queue_items",
@@ -33,11 +31,12 @@ items = sa.Table(
 """``expires_at`` is that of the partition as of this item's put: the last item's counts. Taken
 items stay for a while, for the client that did not see the answer."""
 
-_of_seq = items.c.seq == sa.bindparam("of_seq")
+_of_run = items.c.seq.between(sa.bindparam("first"), sa.bindparam("last"))
 _INSERT: Final = sa.insert(items)
-_TAKE: Final = sa.update(items).where(_of_seq).values(taken=1)
-_GIVE_BACK: Final = sa.update(items).where(_of_seq).values(taken=0)
-_DELETE: Final = sa.delete(items).where(_of_seq)
+_TAKE: Final = sa.update(items).where(_of_run).values(taken=1)
+_GIVE_BACK: Final = sa.update(items).where(_of_run).values(taken=0)
+_DELETE: Final = sa.delete(items).where(_of_run)
+_VALUES: Final = sa.select(items.c.seq, items.c.value).where(_of_run)
 _ERASE: Final = sa.delete(items).where(items.c.queue_id == sa.bindparam("of_queue"))
 
 
@@ -83,15 +82,14 @@ class QueueStore:
 
         return await self._database.write(read)
 
-    async def values(self, seqs: Sequence[int]) -> dict[int, bytes]:
+    async def values(self, runs: Sequence[Run]) -> dict[int, bytes]:
         """Committed values, those of taken items too."""
-        query = sa.select(items.c.seq, items.c.value)
 
         def read(connection: Connection) -> dict[int, bytes]:
             found: dict[int, bytes] = {}
-            for begin in range(0, len(seqs), _READ_MAX):
-                some = query.where(items.c.seq.in_(seqs[begin : begin + _READ_MAX]))
-                found.update((seq, value) for seq, value in connection.execute(some))
+            for first, last in runs:
+                rows = connection.execute(_VALUES, {"first": first, "last": last})
+                found.update((seq, value) for seq, value in rows)
             return found
 
         return await self._database.read(read)
@@ -113,20 +111,25 @@ class QueueStore:
         ]
         return self._database.append_all([(_INSERT, rows), record])
 
-    def take(self, taken: Sequence[Item], record: Step) -> asyncio.Future[None]:
-        return self._database.append_all([(_TAKE, _rows(taken)), record])
+    def take(self, runs: Sequence[Run], record: Step) -> asyncio.Future[None]:
+        return self._database.append_all([(_TAKE, _rows(runs)), record])
 
-    def give_back(self, taken: Sequence[Item], undo: Step) -> asyncio.Future[None]:
-        return self._database.append_all([(_GIVE_BACK, _rows(taken)), undo])
+    def give_back(self, runs: Sequence[Run], undo: Step) -> asyncio.Future[None]:
+        return self._database.append_all([(_GIVE_BACK, _rows(runs)), undo])
 
-    def delete(self, seqs: Sequence[int]) -> asyncio.Future[list[None]]:
+    def delete(self, runs: Sequence[Run]) -> asyncio.Future[list[None]]:
         """Delete items for good."""
+        short = [
+            (begin, min(begin + _DELETE_MAX - 1, last))
+            for first, last in runs
+            for begin in range(first, last + 1, _DELETE_MAX)
+        ]
         commits = [
-            self._database.append(_DELETE, [{"of_seq": seq} for seq in seqs[n : n + _DELETE_MAX]])
-            for n in range(0, len(seqs), _DELETE_MAX)
+            self._database.append(_DELETE, _rows(short[n : n + _DELETE_MAX]))
+            for n in range(0, len(short), _DELETE_MAX)
         ]
         return asyncio.gather(*commits)
 
 
-def _rows(some: Sequence[Item]) -> list[Row]:
-    return [{"of_seq": item.seq} for item in some]
+def _rows(runs: Sequence[Run]) -> list[Row]:
+    return [{"first": first, "last": last} for first, last in runs]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from homeport.queues.model import Batch
+from homeport.queues.model import Batch, Run
 from homeport.storage.operations import RETENTION_S
 
 BYTES_MAX: Final = 256 * 1024 * 1024
@@ -19,17 +19,17 @@ _TOGETHER_S: Final = 5.0
 
 
 class TakenItems:
-    """What to delete when. ``delete`` is given the items' numbers."""
+    """What to delete when. ``delete`` is given the items' numbers in runs."""
 
-    def __init__(self, delete: Callable[[Sequence[int]], object]) -> None:
+    def __init__(self, delete: Callable[[Sequence[Run]], object]) -> None:
         self._delete = delete
         self._batches: deque[Batch] = deque()
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, seqs: list[int], size: int) -> Batch:
-        """These have just been taken; take numbers out of the batch's if they were not after all."""
-        batch = Batch(asyncio.get_running_loop().time(), seqs, size)
+    def add(self, runs: list[Run], size: int) -> Batch:
+        """These have just been taken; change the batch's runs if some were not after all."""
+        batch = Batch(asyncio.get_running_loop().time(), runs, size)
         self._batches.append(batch)
         self._bytes += size
         if self._timer is None:
@@ -50,11 +50,11 @@ class TakenItems:
 
     def _purge(self) -> None:
         now = asyncio.get_running_loop().time()
-        gone: list[int] = []
+        gone: list[Run] = []
         while self._batches and now - self._batches[0].taken_at >= self._keep_s():
             batch = self._batches.popleft()
             self._bytes -= batch.size
-            gone.extend(batch.seqs)
+            gone.extend(batch.runs)
         if gone:
             self._delete(gone)
         self._timer = None

@@ -7,6 +7,7 @@ SQLAlchemy's execution each time would cost several times the work in the databa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -27,13 +28,24 @@ class _Prepared:
     def __init__(self, compiled: SQLCompiler, dialect: Dialect) -> None:
         self.sql = str(compiled)
         self._fields: list[_Field] = []
+        self._pick: Callable[[Row], tuple[Any, ...]] | None = None
         for name in compiled.positiontup or ():
             bind = compiled.binds[name]
-            process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            # The driver takes bytes as they are; SQLAlchemy would wrap each in a memoryview.
+            is_binary = isinstance(bind.type, sa.LargeBinary)
+            kind = bind.type.dialect_impl(dialect)
+            process = None if is_binary else kind.bind_processor(dialect)
             default = _NOTHING if bind.required else bind.effective_value
             self._fields.append((name, default, process))
+        if len(self._fields) > 1 and all(
+            default is _NOTHING and process is None for _, default, process in self._fields
+        ):
+            self._pick = itemgetter(*(name for name, _, _ in self._fields))
 
     def parameters(self, row: Row) -> tuple[Any, ...]:
+        """``row`` as the driver wants it. Raises ``KeyError`` for what it lacks."""
+        if self._pick is not None:
+            return self._pick(row)
         found: list[Any] = []
         for name, default, process in self._fields:
             value = row.get(name, default)

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.feature_home import Home, open_home
 
 from homeport.kernel.errors import ExhaustedError, InvalidError, NotFoundError
@@ -27,6 +30,7 @@ from homeport.queues.model import (
     QUEUE,
     check_put,
     parse_entry_id,
+    runs_of,
 )
 from homeport.queues.service import QueueService
 from homeport.queues.store import QueueStore
@@ -483,20 +487,27 @@ def test_taken_items_are_deleted_after_a_while(monkeypatch: pytest.MonkeyPatch) 
     async def main() -> None:
         monkeypatch.setattr("homeport.queues.taken.RETENTION_S", 0.2)
         monkeypatch.setattr("homeport.queues.taken._TOGETHER_S", 0.1)
-        gone: list[int] = []
+        gone: list[tuple[int, int]] = []
         done = asyncio.Event()
 
-        def delete(seqs: object) -> None:
-            gone.extend(seqs)  # type: ignore[arg-type]
+        def delete(runs: Sequence[tuple[int, int]]) -> None:
+            gone.extend(runs)
             done.set()
 
         taken = TakenItems(delete)
-        taken.add([1, 2], 10)
-        back = taken.add([3, 4], 10)
-        back.seqs = [4]
+        taken.add([(1, 2)], 10)
+        back = taken.add([(3, 9)], 10)
+        back.runs = [(4, 4)]
         async with asyncio.timeout(20):
             await done.wait()
-        assert gone == [1, 2, 4]
+        assert gone == [(1, 2), (4, 4)]
         taken.stop()
 
     asyncio.run(main())
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_runs(seqs: set[int]) -> None:
+    runs = runs_of(sorted(seqs))
+    assert [n for first, last in runs for n in range(first, last + 1)] == sorted(seqs)
+    assert all(last + 1 < first for (_, last), (first, _) in pairwise(runs))
