@@ -24,7 +24,8 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
 	tests/conformance/test_volumes_mounted.py \
 	tests/conformance/test_dicts.py tests/conformance/test_queues.py \
-	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
+	tests/conformance/test_images.py \
+	tests/conformance/test_images_recovery.py tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
 	tests/conformance/test_queue_crowd.py tests/chaos
 
 test:  ## the tests that every change must pass
@@ -52,6 +53,7 @@ conformance: setup  ## official clients, every supported version, against a real
 bench: setup  ## measure, with ratios to peers in the same run
 	$(BIN)/uv sync --quiet --frozen --group bench
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/storage_ops.py
 
 leaks:  ## what earlier runs left on this machine (must be nothing)

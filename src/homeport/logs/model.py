@@ -55,6 +55,8 @@ class Filter(msgspec.Struct, frozen=True):
     input_id: str = ""
     fd: int = 0
     search: str = ""
+    without_builds: bool = False
+    """Leave out what builds of images printed."""
 
     def matches(self, entry: Entry) -> bool:
         return (
@@ -63,6 +65,7 @@ class Filter(msgspec.Struct, frozen=True):
             and (not self.input_id or entry.input_id == self.input_id)
             and (not self.fd or entry.fd == self.fd)
             and self._matches_function(entry)
+            and not (self.without_builds and entry.image_id)
             and (not self.search or self.search in entry.data)
         )
 

@@ -9,6 +9,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Final
 
+import msgspec
 import structlog
 
 from homeport.kernel.clock import Clock, SystemClock
@@ -259,7 +260,7 @@ class LogService:
         _check_range(since_ns, until_ns)
         await self._flushed(app_id)
         count = min(limit or FETCH_ENTRIES_MAX, FETCH_ENTRIES_MAX)
-        return await self._store.newest(app_id, filter, since_ns, until_ns, count)
+        return await self._store.newest(app_id, _of_app(filter), since_ns, until_ns, count)
 
     async def count(
         self, app_id: str, filter: Filter, *, since_ns: int, until_ns: int, bucket_s: int
@@ -271,7 +272,7 @@ class LogService:
         if bucket_s < 1 or last - first > BUCKETS_MAX:
             raise InvalidError(f"a count has up to {BUCKETS_MAX} buckets of a second or more")
         await self._flushed(app_id)
-        rows = await self._store.count(app_id, filter, since_ns, until_ns, bucket_ns)
+        rows = await self._store.count(app_id, _of_app(filter), since_ns, until_ns, bucket_ns)
         counts = {(bucket, fd): number for bucket, fd, number in rows}
         return [
             Bucket(
@@ -376,6 +377,14 @@ class _Follower:
                 or (isinstance(event, TaskState) and event.task_id == filter.task_id)
             )
         ]
+
+
+def _of_app(filter: Filter) -> Filter:
+    """Image builds are in an app's history by their own id only (``modal image logs``).
+
+    A stream has them too: clients tell them by ``image_id`` and choose.
+    """
+    return filter if filter.task_id else msgspec.structs.replace(filter, without_builds=True)
 
 
 def _check_range(since_ns: int, until_ns: int) -> None:

@@ -187,6 +187,8 @@ def _conditions(filter: Filter) -> list[sa.ColumnElement[bool]]:
                 _COLUMNS.root_function_id == filter.function_id,
             )
         )
+    if filter.without_builds:
+        conditions.append(_COLUMNS.image_id == "")
     if filter.search:
         # LIKE ignores case in SQLite, and the name of a search function differs by database.
         without = sa.func.replace(_COLUMNS.data, filter.search, "")

@@ -421,3 +421,24 @@ def test_many_idle_apps_do_not_stay_in_memory(tmp_path: Path) -> None:
         assert await follow(home, subjects, app_id="ap-0").rest() == (["0\n"], True)
 
     run(tmp_path, scenario)
+
+
+def test_builds_of_images_are_in_history_by_their_own_id_only(tmp_path: Path) -> None:
+    async def scenario(home: Home) -> None:
+        home.logs.append(APP, "bd-1", "", lines(["built"]), image_id="im-1")
+        home.logs.append(APP, "ta-1", "fu-1", lines(["ran"]))
+        rpc = LogRpc(home.logs, Subjects())
+
+        async def fetched(**fields: str) -> list[str]:
+            request = api_pb2.AppFetchLogsRequest(
+                app_id=APP, since=Timestamp(seconds=0), until=Timestamp(seconds=5), **fields
+            )
+            answer = await rpc.AppFetchLogs(request, home.context())
+            return [item.data for batch in answer.batches for item in batch.items]
+
+        assert await fetched() == ["ran"]
+        assert await fetched(task_id="bd-1") == ["built"]
+        follower = Follower(home, api_pb2.AppGetLogsRequest(app_id=APP, timeout=5))
+        assert await follower.lines(2) == ["built", "ran"]
+
+    run(tmp_path, scenario)
