@@ -99,6 +99,7 @@ from homeport.volumes.model import VOLUME
 from homeport.volumes.rpc import VolumeRpc
 from homeport.volumes.service import VolumeService
 from homeport.volumes.store import VolumeStore
+from homeport.volumes.wire import handle as volume_handle
 from homeport.workspace import credentials as credentials_file
 from homeport.workspace.rpc import WorkspaceRpc
 from homeport.workspace.service import WorkspaceService
@@ -212,6 +213,7 @@ class Server:
             self._mounts,
             self._secrets,
             self._volumes,
+            lambda object_id: volume_handle(volume_objects.find(object_id)),
         )
         names = NamedImages(ImageNameStore(self._database), self._images, self._environments, clock)
         self._environments.on_deleting(self._apps.environment_deleting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -386,15 +386,22 @@ def container_arguments(
     task_id: str,
     layout: api_pb2.AppLayout,
     environment: str,
+    volume_handle: Callable[[str], bytes] = lambda _: b"",
 ) -> bytes:
-    """The serialized ``ContainerArguments`` of a task of ``record``."""
+    """The serialized ``ContainerArguments`` of a task of ``record``.
+
+    ``volume_handle`` gives the serialized ``VolumeMetadata`` of a volume, empty for any other id:
+    a container does not ask for the volumes that its function knows, and needs their version.
+    """
     spec = record.require_spec()
     definition = api_pb2.Function.FromString(record.definition)
     definition.is_checkpointing_function = False  # memory snapshots are not taken
     known = {item.object_id for item in layout.objects}
     for dependency in definition.object_dependencies:
         if dependency.object_id not in known:
-            layout.objects.add(object_id=dependency.object_id)
+            item = layout.objects.add(object_id=dependency.object_id)
+            if handle := volume_handle(dependency.object_id):
+                item.volume_metadata.ParseFromString(handle)
             known.add(dependency.object_id)
     return api_pb2.ContainerArguments(
         task_id=task_id,

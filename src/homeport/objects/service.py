@@ -105,6 +105,10 @@ class Objects:
             )
         return found
 
+    def find(self, object_id: str) -> StoredObject | None:
+        """Like ``get``, but ``None`` for an id that is not known."""
+        return self._by_id.get(object_id)
+
     def named(self, environment: Environment, name: str) -> StoredObject:
         """Raises ``NotFoundError``."""
         found = self._by_name.get((environment.environment_id, name))

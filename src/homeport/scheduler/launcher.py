@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from homeport.apps.service import AppService
@@ -66,6 +67,7 @@ class Launcher:
         mounts: Mounts,
         secrets: Secrets,
         volumes: Volumes,
+        volume_handle: Callable[[str], bytes],
     ) -> None:
         self._settings = settings
         self._apps = apps
@@ -74,6 +76,7 @@ class Launcher:
         self._mounts = mounts
         self._secrets = secrets
         self._volumes = volumes
+        self._volume_handle = volume_handle
 
     async def prepare(
         self, record: FunctionRecord, task_id: str, memory_limit_mb: int, milli_cpu: int
@@ -101,7 +104,11 @@ class Launcher:
             env=await self._environment(spec, image.config, app.environment),
             workdir=image.config.workdir or "/root",
             arguments=container_arguments(
-                record, task_id=task_id, layout=layout, environment=app.environment
+                record,
+                task_id=task_id,
+                layout=layout,
+                environment=app.environment,
+                volume_handle=self._volume_handle,
             ),
             python=python,
             limits=Limits(

@@ -33,6 +33,11 @@ def metadata(item: StoredObject) -> api_pb2.VolumeMetadata:
     )
 
 
+def handle(item: StoredObject | None) -> bytes:
+    """The serialized metadata of a volume; empty for none."""
+    return b"" if item is None else metadata(item).SerializeToString()
+
+
 def list_item(item: StoredObject) -> api_pb2.VolumeListItem:
     """With the top-level fields that clients before 1.1.2 read."""
     return api_pb2.VolumeListItem(

@@ -244,6 +244,13 @@ def count_many():
 
 @app.function(volumes={PATH: volume})
 def places():
+    import io
+
+    with volume.batch_upload(force=True) as batch:  # needs to know the volume's version
+        batch.put_file(io.BytesIO(b"by handle"), "/by-handle")
+    volume.reload()
+    assert read("by-handle") == "by handle"
+    volume.remove_file("/by-handle")
     return [os.path.realpath(PATH), volume.object_id]
 
 
