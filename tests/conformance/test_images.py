@@ -47,7 +47,7 @@ def test_dockerfile_with_stages(checks: Checks) -> None:
     found: dict[str, Any]
     found, flavour = checks.value("dockerfile")
     assert found == {
-        "listing": ["./archive.tar.gz", "./listing", "./sub/one.txt", "./sub/two.md"],
+        "listing": ["./archive.tar.gz", "./sub/one.txt", "./sub/two.md"],
         "inline": f"flavour {flavour}",
         "owner": "nobody",
         "mode": "0o640",
