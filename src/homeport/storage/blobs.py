@@ -23,6 +23,8 @@ T = TypeVar("T")
 _SHA256: Final = re.compile(r"^[0-9a-f]{64}$")
 _EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
 _COPY_BYTES: Final = 1024 * 1024
+_SMALL_BYTES: Final = 64 * 1024
+"""Contents up to this size are stored many at a time."""
 _THREADS: Final = 4
 """Enough to keep a disk busy; more would only take the event loop's processor."""
 
@@ -46,6 +48,8 @@ class FileStore:
         self.root = root
         self._fsync = fsync
         self._temporary = root / "tmp"
+        self._small: list[tuple[bytes, str | None, asyncio.Future[str]]] = []
+        self._storing: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="files")
 
     def prepare(self) -> None:
@@ -98,7 +102,40 @@ class FileStore:
 
     async def put_bytes(self, data: bytes, *, expect: str | None = None) -> str:
         """Store ``data``; its SHA-256. Raises ``ContentMismatchError`` if not ``expect``."""
-        return await self.run(self._put_bytes, data, expect)
+        if len(data) > _SMALL_BYTES or self._fsync:
+            return await self.run(self._put_bytes, data, expect)
+        stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._small.append((data, expect, stored))
+        if self._storing is None:
+            self._storing = asyncio.create_task(self._store_small())
+        return await stored
+
+    async def _store_small(self) -> None:
+        """What is waiting goes to a thread together: handing over costs more than writing."""
+        while self._small:
+            batch, self._small = self._small, []
+            work = [(data, expect) for data, expect, _ in batch]
+            try:
+                outcomes = await self.run(self._put_each, work)
+            except Exception as error:  # the threads have ended: the server is stopping
+                outcomes = [error] * len(batch)
+            for (_, _, stored), outcome in zip(batch, outcomes, strict=True):
+                if stored.done():  # its caller is gone
+                    continue
+                if isinstance(outcome, str):
+                    stored.set_result(outcome)
+                else:
+                    stored.set_exception(outcome)
+        self._storing = None
+
+    def _put_each(self, batch: list[tuple[bytes, str | None]]) -> list[str | Exception]:
+        outcomes: list[str | Exception] = []
+        for data, expect in batch:
+            try:
+                outcomes.append(self._put_bytes(data, expect))
+            except Exception as error:  # that caller's own
+                outcomes.append(error)
+        return outcomes
 
     async def put_file(self, source: Path, *, expect: str | None = None) -> str:
         """Store a copy of the file ``source``; its SHA-256."""

@@ -181,3 +181,23 @@ def test_a_key_file_is_private_stable_and_never_replaced(tmp_path: Path) -> None
     path.write_bytes(b"short")
     with pytest.raises(InvalidError, match="damaged"):
         read_or_create(path)
+
+
+def test_small_contents_that_come_together_keep_their_own_outcomes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = FileStore(tmp_path / "blobs")
+        store.prepare()
+        right = hashlib.sha256(b"right").hexdigest()
+        outcomes = await asyncio.gather(
+            *(store.put_bytes(b"%d" % number) for number in range(50)),
+            store.put_bytes(b"right", expect=right),
+            store.put_bytes(b"wrong", expect=right),
+            return_exceptions=True,
+        )
+        expected = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(50)]
+        assert outcomes[:51] == [*expected, right]
+        assert isinstance(outcomes[51], ContentMismatchError)
+        assert await store.read(right) == b"right"
+        store.close()
+
+    asyncio.run(scenario())
