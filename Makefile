@@ -14,19 +14,15 @@ setup:  ## what is missing: .venv from uv.lock, tools for container images
 demo: setup  ## start Homeport, run a real job on it, stop it
 	@scripts/demo
 
-# The suites that are known to pass; the others are being brought up one by one (pytest runs all).
+# What every change must pass; `make conformance` runs all suites with all clients, and tests/chaos
+# kills processes under load.
 TESTS := tests/unit tests/contract \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
 	tests/conformance/test_entrypoints.py tests/conformance/test_generators.py \
-	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
-	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
-	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
-	tests/conformance/test_volumes_mounted.py \
+	tests/conformance/test_failures.py tests/conformance/test_nested.py \
 	tests/conformance/test_dicts.py tests/conformance/test_queues.py \
-	tests/conformance/test_images.py \
-	tests/conformance/test_images_recovery.py tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
-	tests/conformance/test_queue_crowd.py tests/chaos
+	tests/conformance/test_images.py
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests

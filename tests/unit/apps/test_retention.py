@@ -131,6 +131,7 @@ def run(path: Path, scenario: Callable[[Installation], Awaitable[None]]) -> None
             clock,
             inputs_pending_max=100,
             result_retention_s=RETENTION_S,
+            abandoned_call_s=10,
         )
         secrets = SecretService(SecretStore(database), SecretBox(b"s" * 32), clock=clock)
         ended = EndedApps(apps, calls, functions, secrets, retention_s=RETENTION_S, clock=clock)
