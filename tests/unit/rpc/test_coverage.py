@@ -61,10 +61,10 @@ def test_no_handler_class_is_forgotten() -> None:
 def test_the_node_answers_what_it_is_said_to() -> None:
     node = ContainerDispatcher(None, None)  # type: ignore[arg-type]
     answered = {path.rpartition("/")[2] for path in node._local}
-    # Of these a node does its part and has the server do the rest.
-    shared = {name for kind in HANDLER_CLASSES for name in handler_names(kind)} & answered
-    assert shared == {"VolumeCommit", "VolumeReload"}
-    assert answered - shared == NODE_METHODS
+    by_server = {name for kind in HANDLER_CLASSES for name in handler_names(kind)}
+    assert answered >= NODE_METHODS
+    # Of the others a node does its part, and the server answers who is not in a container.
+    assert answered - NODE_METHODS <= by_server
 
 
 def test_every_rpc_has_an_area() -> None:
