@@ -48,12 +48,14 @@ class Reports:
 
     def finished(self, items: Sequence[OutputItem], *, patient: bool = False) -> None:
         """These attempts ended; ``patient``: their reports may wait for further ones."""
+        if not items:
+            return
         for item in items:
             self._started.pop((item.input_id, item.retry_count), None)
         self._outputs.extend(items)
         if not patient or len(self._outputs) >= OUTPUTS_MAX or any(map(_is_large, items)):
             self.flush()
-        elif self._outputs:
+        else:
             self._wait(PATIENT_S)
 
     def flush(self) -> None:

@@ -258,6 +258,7 @@ class Task:
         self._exited = True
         end = self._work.end()
         self._reports.finished(end.outputs)
+        self._reports.flush()
         self._link.send_sure(
             TaskExited(
                 seq=0,
@@ -280,6 +281,7 @@ class Task:
         self._pump.close()
         end = self._work.end()
         self._reports.finished(end.outputs)
+        self._reports.flush()
         log.warning("a container did not start", task_id=self.task_id, reason=reason)
         self._link.send_sure(
             TaskExited(

@@ -156,18 +156,22 @@ class Dispatch:
         if pool.recall is not None:
             pool.recall.cancel()
             pool.recall = None
-        idle = sum(1 for task in pool.tasks.values() if task.is_idle)
-        behind = [task for task in pool.tasks.values() if len(task.held) > pool.spec.slots]
-        if not idle or not behind or pool.waiting:
+        if pool.waiting or not any(task.is_idle for task in pool.tasks.values()):
             return
         now = self._clock.monotonic()
-        for task in behind:
-            if now - task.progress_at >= STUCK_S:
-                keys = [(key, item.attempt) for key, item in task.held.items()]
-                recalled = [key for key in keys if key[0] not in task.running]
-                self._nodes.send(task.node_id, RecallInputs(task.task_id, recalled))
-                task.progress_at = now
-        pool.recall = asyncio.get_running_loop().call_later(STUCK_S, self._spread, pool)
+        stuck_at: list[float] = []
+        for task in pool.tasks.values():
+            if len(task.held) <= pool.spec.slots:
+                continue
+            if now < task.progress_at + STUCK_S:
+                stuck_at.append(task.progress_at + STUCK_S)
+                continue
+            keys = [(key, item.attempt) for key, item in task.held.items()]
+            recalled = [key for key in keys if key[0] not in task.running]
+            self._nodes.send(task.node_id, RecallInputs(task.task_id, recalled))
+        if stuck_at:
+            delay = min(stuck_at) - now
+            pool.recall = asyncio.get_running_loop().call_later(delay, self._spread, pool)
 
     def _give_way(self, idle: Task) -> None:
         """An idle container makes room for functions that found the machine full."""

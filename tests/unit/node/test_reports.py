@@ -46,6 +46,21 @@ def test_patient_outputs_leave_by_themselves() -> None:
     assert _ids(message) == ["in-1", "in-2"]
 
 
+def test_nothing_to_report_hurries_nothing() -> None:
+    sent: list[object] = []
+
+    async def scenario() -> None:
+        reports = Reports("ta-1", sent.append, sent.append)
+        reports.started([("in-2", 0)], 1.0, patient=True)
+        reports.finished([_output(1)], patient=True)
+        reports.finished([])  # what a delivery of inputs comes to
+        assert sent == []
+        reports.flush()
+
+    asyncio.run(scenario())
+    assert [type(message) for message in sent] == [InputsStarted, Outputs]
+
+
 def test_full_messages_and_large_outputs_do_not_wait() -> None:
     first, *_ = asyncio.run(_sent(*range(OUTPUTS_MAX + 1)))
     assert len(_ids(first)) == OUTPUTS_MAX
