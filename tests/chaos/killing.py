@@ -1,0 +1,67 @@
+"""A load on a server that is killed again and again.
+
+``HOMEPORT_CHAOS_KILLS`` says how often (in all), ``HOMEPORT_CHAOS_SEED`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.conformance.harness.bare import BareServer
+from tests.conformance.harness.lossy import PatientProxy
+
+KILLS = int(os.environ.get("HOMEPORT_CHAOS_KILLS", "6"))
+SEED = os.environ.get("HOMEPORT_CHAOS_SEED", "1")
+
+
+def kill_under_load(
+    folder: Path,
+    load_program: Path,
+    *,
+    pauses_s: tuple[float, float],
+    end_s: float,
+    check: Callable[[BareServer], None] = lambda server: None,
+) -> tuple[dict[str, Any], bool]:
+    """What the load saw (its ``seen.json``), and whether a call had to be repeated for it.
+
+    The server is killed after pauses between ``pauses_s``; ``check`` looks at what is left before
+    it starts again, and at the end. The load has ``end_s`` seconds to come to its end.
+    """
+    moments = random.Random(SEED)
+    server = BareServer(folder / "home")
+    server.start()
+    log = (folder / "load.log").open("wb")
+    try:
+        with PatientProxy(int(server.url.rpartition(":")[2])) as proxy:
+            server.reached_by = proxy.url
+            load = subprocess.Popen(
+                [sys.executable, str(load_program), str(folder), SEED],
+                env={**os.environ, **server.environment(), "MODAL_CONFIG_PATH": "/nonexistent"},
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                for _ in range(KILLS):
+                    time.sleep(moments.uniform(*pauses_s))
+                    server.kill()
+                    check(server)
+                    server.start()
+                (folder / "stop").touch()
+                code = load.wait(end_s)
+            finally:
+                load.kill()
+                load.wait()
+            assert code == 0, (folder / "load.log").read_text()[-4000:]
+            repeated = bool(proxy.repeated)
+    finally:
+        server.stop()
+    check(server)
+    return json.loads((folder / "seen.json").read_text()), repeated
