@@ -54,6 +54,7 @@ conformance: setup  ## official clients, every supported version, against a real
 	$(BIN)/python -m homeport.rpc.coverage
 
 bench: setup  ## measure, with ratios to peers in the same run
+	@scripts/setup bench
 	$(BIN)/uv sync --quiet --frozen --group bench
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/images.py

@@ -46,7 +46,8 @@ def python(
     environment = {**os.environ, **(environ or {})}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}")
+        name = Path(str(arguments[0])).name
+        raise RuntimeError(f"{name} ended with {done.returncode} {done.stdout}".strip())
     return done.stdout
 
 
