@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 
 from homeport.storage.blobs import FileStore
 
 log = structlog.get_logger(__name__)
-
-INTERVAL_S: Final = 3600.0
-"""How often: limits are in days, so an hour more does not matter."""
 
 
 class Prunable(Protocol):
@@ -41,7 +38,7 @@ class Housekeeping:
         *,
         prunable: Sequence[Prunable],
         contents: Sequence[Contents],
-        interval_s: float = INTERVAL_S,
+        interval_s: float,
     ) -> None:
         self._files = files
         self._prunable = prunable

@@ -121,8 +121,9 @@ class Server:
         home = settings.home
         self._database = Database.sqlite(settings.database_path, durability=settings.durability)
         self._files = FileStore(settings.blob_root, fsync=settings.durability == "power")
-        self._tokens = Tokens(self._database, clock)
-        self._environments = EnvironmentService(self._database, clock)
+        operations = self._operations = OperationLog(self._database, clock)
+        self._tokens = Tokens(self._database, clock, operations)
+        self._environments = EnvironmentService(self._database, clock, operations)
         self._objects: list[Objects] = []
         self._workspace = WorkspaceService(self._database, name=settings.workspace)
         self._logs = LogService(
@@ -138,9 +139,8 @@ class Server:
             MountStore(self._database), self._files, self._blobs, GlobalMounts(self._files)
         )
         self._secrets = SecretService(
-            SecretStore(self._database), SecretBox(read_or_create(home / "secret.key"))
+            SecretStore(self._database), SecretBox(read_or_create(home / "secret.key")), operations
         )
-        self._operations = OperationLog(self._database, clock)
         self._dicts = DictService(
             DictStore(self._database),
             self._objects_of(DICT, dict_store.erase),
@@ -178,6 +178,7 @@ class Server:
             self._nodes,
             mount_digest=self._mounts.digest,
             secret_env=self._secrets.env,
+            read_blob=self._blobs.read,
             function_builder=build_functions,
             has_layers=self._nodes.has_layers,
             build_timeout_s=settings.build_timeout_s,
@@ -215,7 +216,9 @@ class Server:
             self._volumes,
             lambda object_id: volume_handle(volume_objects.find(object_id)),
         )
-        names = NamedImages(ImageNameStore(self._database), self._images, self._environments, clock)
+        names = NamedImages(
+            ImageNameStore(self._database), self._images, self._environments, clock, operations
+        )
         self._environments.on_deleting(self._apps.environment_deleting)
         self._environments.on_deleting(names.environment_deleting)
         self._environments.on_deleting(self._secrets.delete_of_environment)
@@ -287,6 +290,7 @@ class Server:
                     self._secrets,
                     retention_s=max(settings.result_retention_s, settings.log_retention_s),
                     clock=clock,
+                    needed=self._apps_of_images,
                 ),
             ],
             contents=[
@@ -295,6 +299,7 @@ class Server:
                 self._dicts.file_contents,
                 self._volumes.contents,
             ],
+            interval_s=settings.housekeeping_interval_s,
         )
 
     def _objects_of(self, kind: Kind, erase: Erasing) -> Objects:
@@ -303,6 +308,7 @@ class Server:
             ObjectStore(self._database),
             self._clock,
             erase=erase,
+            operations=self._operations,
             ephemeral_timeout_s=self.settings.ephemeral_timeout_s,
         )
         self._objects.append(objects)
@@ -326,6 +332,17 @@ class Server:
                 if record is not None and record.spec is not None:
                     used.add(record.spec.image_id)
         return used
+
+    async def _apps_of_images(self) -> set[str]:
+        """The apps with functions or secrets that rebuilding an image takes."""
+        function_ids, secret_ids = self._images.needed()
+        needed: set[str] = set()
+        for function_id in function_ids:
+            record = self._functions.find(function_id)
+            if record is not None:
+                needed.add(record.app_id)
+                secret_ids.update(record.spec.secret_ids if record.spec is not None else ())
+        return needed | await self._secrets.apps_of(secret_ids)
 
     def _image_log(self, record: ImageRecord, entries: list[LogEntry]) -> None:
         """Build output belongs to the app that asked for the image, under the build's id."""

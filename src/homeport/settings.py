@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     abandoned_call_s: float = 10.0
     """How long a generator goes on that its caller no longer reads (a lost connection may return)."""
     log_retention_s: float = 7 * 86400.0
+    housekeeping_interval_s: float = 3600.0
+    """How often what is beyond its retention is deleted, and content that nothing refers to."""
     inputs_pending_max: int = 200_000
     """Inputs waiting in one call before back-pressure (clients wait and retry)."""
     queue_items_max: int = 2_000_000

@@ -14,13 +14,20 @@ from tests.conformance.harness.clients import Client
 from tests.conformance.harness.lossy import LossyProxy
 from tests.conformance.harness.programs import Checks, Runner
 
-LOSE = (
+DELETIONS = (
     "DictDelete",
+    "EnvironmentDelete",
+    "EnvironmentUpdate",
+    "QueueDelete",
+    "SecretDelete",
+    "VolumeDelete",
+)
+LOSE = (
+    *DELETIONS,
     "DictGetOrCreate",
     "DictPop",
     "DictUpdate",
     "EnvironmentCreate",
-    "QueueDelete",
     "QueueGet",
     "QueueGetOrCreate",
     "QueuePut",
@@ -32,6 +39,7 @@ LOSE = (
     "VolumeRemoveFile2",
 )
 CRASH = (
+    *DELETIONS,
     "DictPop",
     "DictUpdate",
     "QueueGet",
@@ -77,7 +85,13 @@ def _run(client: Client, folder: Path, *, is_crashing: bool) -> Checks:
 
 
 def test_answers_were_lost(outcome: Checks) -> None:
-    assert {"DictPop", "DictUpdate", "QueueGet", "QueuePut"} <= set(outcome.value("lost"))
+    lost = set(outcome.value("lost"))
+    assert {"DictPop", "DictUpdate", "QueueGet", "QueuePut"} <= lost
+
+
+@pytest.mark.since("1.1.2")
+def test_answers_to_deletions_were_lost(outcome: Checks) -> None:
+    assert {*DELETIONS} <= set(outcome.value("lost"))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +104,8 @@ def test_answers_were_lost(outcome: Checks) -> None:
         ("queue_get", [1, [2], 3, 0]),
         ("queue_get_waiting", ["late", 0]),
         ("environment_create", None),
+        ("environment_rename", None),
+        ("environment_delete", [False, False]),
         ("secret_create", None),
         ("volume_put", "content"),
         ("volume_remove", [None, []]),
@@ -100,6 +116,16 @@ def test_repeated(outcome: Checks, check: str, expected: object) -> None:
 
 
 @pytest.mark.since("1.1.2")
-@pytest.mark.parametrize("check", ["dict_create", "queue_create", "dict_delete", "queue_delete"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        "dict_create",
+        "queue_create",
+        "dict_delete",
+        "queue_delete",
+        "secret_delete",
+        "volume_delete",
+    ],
+)
 def test_repeated_creation_and_deletion(outcome: Checks, check: str) -> None:
     assert outcome.value(check) is None

@@ -31,6 +31,7 @@ from homeport.secrets.service import SecretService
 from homeport.secrets.store import SecretStore
 from homeport.storage.blobs import FileStore
 from homeport.storage.database import Database
+from homeport.storage.operations import OperationLog
 from homeport.volumes.blocks import Blocks
 from homeport.volumes.model import VOLUME
 from homeport.volumes.service import VolumeService
@@ -112,7 +113,9 @@ async def open_home(path: Path) -> AsyncIterator[Home]:
     files = FileStore(path / "blobs")
     files.prepare()
     await database.start()
-    environments = EnvironmentService(database, clock)
+    operations = OperationLog(database, clock)
+    await operations.start()
+    environments = EnvironmentService(database, clock, operations)
     await environments.start()
     blobs = BlobService(BlobStore(database), files, UrlSigner(b"k" * 32), clock=clock)
     await blobs.start()
@@ -120,9 +123,14 @@ async def open_home(path: Path) -> AsyncIterator[Home]:
     mounts = MountService(MountStore(database), files, blobs, global_mounts, clock=clock)
     logs = LogService(LogStore(database), clock=clock)
     await logs.start()
-    secrets = SecretService(SecretStore(database), SecretBox(b"s" * 32), clock=clock)
+    secrets = SecretService(SecretStore(database), SecretBox(b"s" * 32), operations, clock=clock)
     volume_objects = Objects(
-        VOLUME, ObjectStore(database), clock, erase=erase, ephemeral_timeout_s=900.0
+        VOLUME,
+        ObjectStore(database),
+        clock,
+        erase=erase,
+        operations=operations,
+        ephemeral_timeout_s=900.0,
     )
     await volume_objects.start()
     volumes = VolumeService(

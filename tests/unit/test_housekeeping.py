@@ -54,7 +54,7 @@ def test_no_file_goes_when_its_owner_cannot_be_asked(tmp_path: Path) -> None:
         async def failing() -> set[str]:
             raise RuntimeError("the database is busy")
 
-        keeper = Housekeeping(home.files, prunable=[], contents=[failing])
+        keeper = Housekeeping(home.files, prunable=[], contents=[failing], interval_s=60)
         with pytest.raises(RuntimeError):
             await keeper.once()
         assert await home.files.has(unused)

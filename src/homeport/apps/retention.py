@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from homeport.apps.service import AppService
@@ -29,7 +30,7 @@ class EndedApps:
 
     An app goes ``retention_s`` seconds after its end, and not before the results of its calls:
     ``FunctionCall.from_id`` finds those of a detached app that has ended. Apps that were deployed
-    stay: their history can be asked for by name.
+    stay: their history can be asked for by name. So do those that ``needed`` names.
     """
 
     def __init__(
@@ -39,16 +40,18 @@ class EndedApps:
         *contents: Content,
         retention_s: float,
         clock: Clock,
+        needed: Callable[[], Awaitable[set[str]]],
     ) -> None:
         self._apps = apps
         self._results = results
         self._contents = contents
         self._retention_s = retention_s
         self._clock = clock
+        self._needed = needed
 
     async def prune(self) -> int:
         """Delete what is beyond the retention; how many apps."""
-        asked_for = self._results.apps_asked_for()
+        asked_for = self._results.apps_asked_for() | await self._needed()
         ended = self._apps.ended_before(self._clock.now() - self._retention_s)
         count = 0
         for app in ended:

@@ -69,7 +69,7 @@ class DictRpc:
         )
 
     async def DictDelete(self, request: api_pb2.DictDeleteRequest, ctx: Context) -> Empty:
-        await self._objects.delete(request.dict_id)
+        await self._objects.delete(request.dict_id, ctx.operation)
         return Empty()
 
     async def DictClear(self, request: api_pb2.DictClearRequest, ctx: Context) -> Empty:

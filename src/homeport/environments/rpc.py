@@ -74,6 +74,7 @@ class EnvironmentsRpc:
             new_name=request.name.value if request.HasField("name") else None,
             web_suffix=request.web_suffix.value if request.HasField("web_suffix") else None,
             image_builder_version=builder,
+            operation=ctx.operation,
         )
         return _item(environment)
 
@@ -82,7 +83,7 @@ class EnvironmentsRpc:
     ) -> Empty:
         if not request.name:
             raise InvalidError("say which environment to delete")
-        await self._environments.delete(request.name)
+        await self._environments.delete(request.name, ctx.operation)
         return Empty()
 
     async def _create(self, name: str, ctx: Context) -> Environment:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
+from sqlalchemy.engine import Connection
+
 from homeport.environments import store
 from homeport.environments.model import (
     COUNT_MAX,
@@ -25,6 +27,7 @@ from homeport.kernel.errors import (
     UnimplementedError,
 )
 from homeport.storage.database import Database
+from homeport.storage.operations import OperationLog
 
 Deleting = Callable[[Environment], Awaitable[None]]
 Renamed = Callable[[Environment, Environment], Awaitable[None]]
@@ -39,9 +42,10 @@ class EnvironmentService:
     things behind that no name leads to.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, operations: OperationLog) -> None:
         self._database = database
         self._clock = clock
+        self._operations = operations
         self._by_name: dict[str, Environment] = {}
         self._default: Environment | None = None
         self._changing = asyncio.Lock()
@@ -144,12 +148,16 @@ class EnvironmentService:
         new_name: str | None = None,
         web_suffix: str | None = None,
         image_builder_version: str | None = None,
+        operation: str = "",
     ) -> Environment:
         """Change what is given. An empty ``image_builder_version`` means the workspace's.
 
-        Raises ``NotFoundError``, ``InvalidError``, ``AlreadyExistsError``.
+        ``operation`` names the call for its repeats, which no longer find the old name. Raises ``NotFoundError``, ``InvalidError``, ``AlreadyExistsError``.
         """
+        done = await self._operations.was_done(operation)
         async with self._changing:
+            if done and new_name:
+                return self.resolve(new_name)
             old = self.resolve(name)
             new = old
             if new_name is not None and new_name != old.name:
@@ -163,7 +171,13 @@ class EnvironmentService:
                 new = replace(new, web_suffix=web_suffix)
             if image_builder_version is not None:
                 new = replace(new, image_builder_version=image_builder_version)
-            await self._database.write(lambda connection: store.update(connection, new))
+            recorded = self._operations.record(operation)
+
+            def write(connection: Connection) -> None:
+                store.update(connection, new)
+                OperationLog.write(connection, recorded)
+
+            await self._database.write(write)
             del self._by_name[old.name]
             self._by_name[new.name] = new
             if old.is_default:
@@ -186,11 +200,14 @@ class EnvironmentService:
             self._default = self._by_name[chosen.name]
             return self._default
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, operation: str = "") -> None:
         """Delete an environment with all it holds.
 
-        Raises ``NotFoundError``; ``ConflictError`` for the default one.
+        ``operation`` names the call for its repeats. Raises ``NotFoundError``; ``ConflictError``
+        for the default one.
         """
+        if await self._operations.was_done(operation):
+            return
         async with self._changing:
             _require(self._deleting, "delete")
             environment = self.resolve(name)
@@ -201,9 +218,13 @@ class EnvironmentService:
                 )
             for callback in self._deleting:
                 await callback(environment)
-            await self._database.write(
-                lambda connection: store.delete(connection, environment.environment_id)
-            )
+            recorded = self._operations.record(operation)
+
+            def write(connection: Connection) -> None:
+                store.delete(connection, environment.environment_id)
+                OperationLog.write(connection, recorded)
+
+            await self._database.write(write)
             del self._by_name[environment.name]
 
     def _check_suffix_free(self, suffix: str) -> None:

@@ -12,6 +12,7 @@ from homeport.images.service import ImageService
 from homeport.images.store import ImageNameStore
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.storage.operations import OperationLog
 
 PAGE_MAX: Final = 1_000
 _NAME: Final = re.compile(r"^[A-Za-z0-9._-]{1,64}:[A-Za-z0-9._-]{1,64}$")
@@ -26,8 +27,10 @@ class NamedImages:
         images: ImageService,
         environments: EnvironmentService,
         clock: Clock,
+        operations: OperationLog,
     ) -> None:
         self._store = store
+        self._operations = operations
         self._images = images
         self._environments = environments
         self._clock = clock
@@ -94,10 +97,16 @@ class NamedImages:
         rows = await self._store.revisions(place.environment_id, name, position, count)
         return place, name, rows, str(rows[-1].position) if len(rows) == count else ""
 
-    async def delete(self, tag: str, *, environment: str) -> None:
-        """Forget a name and its history; the images stay. Raises ``NotFoundError``."""
+    async def delete(self, tag: str, *, environment: str, operation: str = "") -> None:
+        """Forget a name and its history; the images stay. Raises ``NotFoundError``.
+
+        ``operation`` names the call for its repeats.
+        """
+        if await self._operations.was_done(operation):
+            return
         found = await self.find(tag, environment=environment)
-        await self._store.delete(found.environment_id, found.name)
+        recorded = self._operations.record(operation)
+        await self._store.delete(found.environment_id, found.name, recorded)
 
     async def by_image(self) -> dict[str, list[str]]:
         """The names of each image that has any, of all environments."""
@@ -106,10 +115,16 @@ class NamedImages:
             found.setdefault(named.image_id, []).append(named.name)
         return found
 
-    async def delete_image(self, image_id: str) -> None:
-        """Forget an image and the names that mean it. Raises ``NotFoundError``."""
-        await self._images.delete(image_id)
+    async def delete_image(self, image_id: str, operation: str = "") -> None:
+        """Forget an image and the names that mean it. ``operation`` names the call for its repeats.
+
+        Raises ``NotFoundError``, ``ConflictError`` while it is being built.
+        """
+        if await self._operations.was_done(operation):
+            return
+        self._images.check_deletable(image_id)
         await self._store.delete_image(image_id)
+        await self._images.delete(image_id, self._operations.record(operation))
 
     async def environment_deleting(self, environment: Environment) -> None:
         """Forget the names of an environment that goes."""

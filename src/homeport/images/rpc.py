@@ -113,9 +113,9 @@ class ImagesRpc:
         )
 
     async def ImageNameDelete(self, request: api_pb2.ImageNameDeleteRequest, ctx: Context) -> Empty:
-        await self._names.delete(request.tag, environment=ctx.environment)
+        await self._names.delete(request.tag, environment=ctx.environment, operation=ctx.operation)
         return Empty()
 
     async def ImageDelete(self, request: api_pb2.ImageDeleteRequest, ctx: Context) -> Empty:
-        await self._names.delete_image(request.image_id)
+        await self._names.delete_image(request.image_id, ctx.operation)
         return Empty()

@@ -35,6 +35,7 @@ from homeport.kernel.errors import (
 )
 from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildFile, BuildFinished, BuildImage, ImageConfig, LogEntry
+from homeport.storage.database import Step
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +89,7 @@ class ImageService:
     """Images of the installation.
 
     ``mount_digest`` maps a mount id to its content's digest, ``secret_env`` secret ids to their
-    variables; ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node, and
+    variables, ``read_blob`` a blob id to its bytes; ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node, and
     is cancelled when nobody has followed it for ``patience_s`` (its clients were interrupted).
     """
 
@@ -99,6 +100,7 @@ class ImageService:
         *,
         mount_digest: Callable[[str], Awaitable[str]],
         secret_env: Callable[[Sequence[str]], Awaitable[dict[str, str]]],
+        read_blob: Callable[[str], Awaitable[bytes]],
         function_builder: FunctionBuilder | None = None,
         build_timeout_s: float = BUILD_TIMEOUT_S,
         has_layers: Callable[[Sequence[str]], bool] = lambda keys: True,
@@ -112,6 +114,7 @@ class ImageService:
         self._builder = builder
         self._mount_digest = mount_digest
         self._secret_env = secret_env
+        self._read_blob = read_blob
         self._function_builder = function_builder
         self._limits = limits or Limits()
         self._has_layers = has_layers
@@ -192,14 +195,28 @@ class ImageService:
             record = self.find(bases[0][1]) if bases else None
         return steps[::-1]
 
-    async def delete(self, image_id: str) -> None:
-        """Forget an image. Raises ``NotFoundError``, ``ConflictError`` while it is being built."""
+    def check_deletable(self, image_id: str) -> None:
+        """Raises ``NotFoundError``, ``ConflictError`` while it is being built."""
         if self.find(image_id) is None:
             raise NotFoundError(f"Image {image_id!r} does not exist")
         if image_id in self._live:
             raise ConflictError(f"Image {image_id!r} is being built; delete it afterwards")
+
+    async def delete(self, image_id: str, recorded: Step) -> None:
+        """Forget an image, with the record of the operation. Raises as ``check_deletable``."""
+        self.check_deletable(image_id)
         del self._records[image_id]
-        await self._store.delete(image_id)
+        await self._store.delete(image_id, recorded)
+
+    def needed(self) -> tuple[set[str], set[str]]:
+        """Ids of the functions and the secrets without which usable images cannot be rebuilt."""
+        functions: set[str] = set()
+        secrets: set[str] = set()
+        for record in self._records.values():
+            if record.is_usable:
+                functions.add(record.inputs.function_id)
+                secrets.update(record.secret_ids, [record.inputs.registry_secret_id])
+        return functions - {""}, secrets - {""}
 
     def all(self) -> list[ImageRecord]:
         """Every image."""
@@ -234,7 +251,7 @@ class ImageService:
         again = request.force_build and self._forces(request.app_id, image_id)
         is_built = record is not None and record.status is ImageStatus.SUCCEEDED
         if record is not None and is_built and not again and self._has_layers(record.layers):
-            return record
+            return await self._refresh(record, request)
         no_cache = request.ignore_cache or request.force_build
         return await self._begin(image_id, recipe, request, env, no_cache)
 
@@ -294,9 +311,32 @@ class ImageService:
             secret_digest=contents_digest(env),
             builder_version=request.builder_version,
             registry_secret_digest=contents_digest(registry),
-            function=request.function,
+            function=await self._function(request.function),
         )
         return recipe, env
+
+    async def _function(self, step: FunctionStep | None) -> FunctionStep | None:
+        """The step with its arguments at hand: a blob's id is new each time and the blob expires.
+
+        Arguments too large to keep stay a blob; such a step is never found built.
+        """
+        if step is None or not step.args_blob_id:
+            return step
+        args = await self._read_blob(step.args_blob_id)
+        if len(args) > CONTEXT_FILES_BYTES_MAX:
+            return step
+        return msgspec.structs.replace(step, args=args, args_blob_id="")
+
+    async def _refresh(self, record: ImageRecord, request: ImageRequest) -> ImageRecord:
+        """Have a later rebuild use what this request refers to: it belongs to a newer app."""
+        if (record.secret_ids, record.inputs) == (request.secret_ids, request.inputs):
+            return record
+        fresh = msgspec.structs.replace(
+            record, secret_ids=request.secret_ids, inputs=request.inputs
+        )
+        self._records[record.image_id] = fresh
+        await self._store.save(fresh)
+        return fresh
 
     async def _registry_env(self, secret_id: str) -> dict[str, str]:
         return await self._secret_env([secret_id]) if secret_id else {}

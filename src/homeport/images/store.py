@@ -11,7 +11,8 @@ from sqlalchemy.engine import Connection
 
 from homeport.images.model import BuildInputs, ImageRecord, ImageStatus, NamedImage, Recipe
 from homeport.link.messages import ImageConfig, LogEntry
-from homeport.storage.database import Database, metadata
+from homeport.storage.database import Database, Step, metadata
+from homeport.storage.operations import OperationLog
 
 images = sa.Table(
     "images",
@@ -92,14 +93,15 @@ class ImageStore:
         data = await self._database.read(lambda c: c.execute(query).scalar())
         return msgspec.msgpack.decode(data, type=list[LogEntry]) if data else []
 
-    async def delete(self, image_id: str) -> None:
-        """Forget an image and its log."""
+    async def delete(self, image_id: str, recorded: Step) -> None:
+        """Forget an image and its log; ``recorded`` is the record of the operation."""
 
         def write(connection: Connection) -> None:
             connection.execute(sa.delete(images).where(images.c.id == image_id))
             connection.execute(
                 sa.delete(image_build_logs).where(image_build_logs.c.image_id == image_id)
             )
+            OperationLog.write(connection, recorded)
 
         await self._database.write(write)
 
@@ -208,9 +210,12 @@ class ImageNameStore:
         query = sa.select(image_names).where(columns.id.in_(newest)).order_by(columns.name)
         return await self._database.read(lambda c: [NamedImage(*row) for row in c.execute(query)])
 
-    async def delete(self, environment_id: str, name: str) -> None:
+    async def delete(self, environment_id: str, name: str, recorded: Step) -> None:
+        """Forget a name; ``recorded`` is the record of the operation."""
         await self._delete(
-            image_names.c.environment_id == environment_id, image_names.c.name == name
+            image_names.c.environment_id == environment_id,
+            image_names.c.name == name,
+            recorded=recorded,
         )
 
     async def delete_image(self, image_id: str) -> None:
@@ -219,6 +224,14 @@ class ImageNameStore:
     async def delete_environment(self, environment_id: str) -> None:
         await self._delete(image_names.c.environment_id == environment_id)
 
-    async def _delete(self, *conditions: sa.ColumnElement[bool]) -> None:
+    async def _delete(
+        self, *conditions: sa.ColumnElement[bool], recorded: Step | None = None
+    ) -> None:
         statement = sa.delete(image_names).where(*conditions)
-        await self._database.write(lambda c: c.execute(statement) and None)
+
+        def write(connection: Connection) -> None:
+            connection.execute(statement)
+            if recorded is not None:
+                OperationLog.write(connection, recorded)
+
+        await self._database.write(write)

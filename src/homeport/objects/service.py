@@ -25,6 +25,7 @@ from homeport.objects.model import (
     check_name,
 )
 from homeport.objects.store import ObjectStore, names
+from homeport.storage.operations import OperationLog
 
 log = structlog.get_logger(__name__)
 
@@ -59,9 +60,11 @@ class Objects:
         clock: Clock,
         *,
         erase: Erasing,
+        operations: OperationLog,
         ephemeral_timeout_s: float,
     ) -> None:
         self.kind = kind
+        self._operations = operations
         self._store = store
         self._clock = clock
         self._erase = erase
@@ -207,9 +210,13 @@ class Objects:
             old = self.get(object_id)
             return await self._replace(old, msgspec.structs.replace(old, details=details))
 
-    async def delete(self, object_id: str) -> None:
-        """Delete it with what it holds. Raises ``NotFoundError``."""
-        await self._delete([self.get(object_id)])
+    async def delete(self, object_id: str, operation: str = "") -> None:
+        """Delete it with what it holds. Raises ``NotFoundError``.
+
+        ``operation`` names the call for its repeats (``Context.operation``).
+        """
+        if not await self._operations.was_done(operation):
+            await self._delete([self.get(object_id)], operation)
 
     async def delete_of_environment(self, environment: Environment) -> None:
         """Delete all objects of an environment that is being deleted."""
@@ -266,12 +273,13 @@ class Objects:
         self._add(new)
         return new
 
-    async def _delete(self, items: Sequence[StoredObject]) -> None:
+    async def _delete(self, items: Sequence[StoredObject], operation: str = "") -> None:
         # Out of sight first: what is asked for from here on comes after the deletion.
         for item in items:
             self._remove(item)
         try:
-            await self._store.delete([item.id for item in items], self._erase)
+            recorded = self._operations.record(operation)
+            await self._store.delete([item.id for item in items], self._erase, recorded)
         except Exception:
             for item in items:
                 self._add(item)

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from homeport.objects.model import StoredObject
-from homeport.storage.database import Database, metadata
+from homeport.storage.database import Database, Step, metadata
+from homeport.storage.operations import OperationLog
 
 objects = sa.Table(
     "objects",
@@ -67,11 +68,17 @@ class ObjectStore:
         await self._database.write(lambda connection: connection.execute(change))
 
     async def delete(
-        self, ids: Sequence[str], also: Callable[[Connection, Sequence[str]], None]
+        self,
+        ids: Sequence[str],
+        also: Callable[[Connection, Sequence[str]], None],
+        recorded: Step,
     ) -> None:
+        """Delete them; ``recorded`` is the record of the operation."""
+
         def write(connection: Connection) -> None:
             rows = [{"gone": id} for id in ids]
             connection.execute(sa.delete(objects).where(objects.c.id == sa.bindparam("gone")), rows)
             also(connection, ids)
+            OperationLog.write(connection, recorded)
 
         await self._database.write(write)

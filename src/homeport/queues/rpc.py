@@ -69,7 +69,7 @@ class QueueRpc:
         )
 
     async def QueueDelete(self, request: api_pb2.QueueDeleteRequest, ctx: Context) -> Empty:
-        await self._objects.delete(request.queue_id)
+        await self._objects.delete(request.queue_id, ctx.operation)
         return Empty()
 
     async def QueuePut(self, request: api_pb2.QueuePutRequest, ctx: Context) -> Empty:

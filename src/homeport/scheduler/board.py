@@ -7,15 +7,17 @@ from collections.abc import Callable
 from homeport.apps.service import AppService
 from homeport.functions.model import FunctionRecord
 from homeport.kernel.clock import Clock
+from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.pool import Pool, Task
 
 
 class Board:
     """Every pool by function, every container by task; and how to have a look at them taken."""
 
-    def __init__(self, clock: Clock, apps: AppService) -> None:
+    def __init__(self, clock: Clock, apps: AppService, build_functions: BuildFunctions) -> None:
         self._clock = clock
         self._apps = apps
+        self._build_functions = build_functions
         self.pools: dict[str, Pool] = {}
         self.tasks: dict[str, Task] = {}
         self.step: Callable[[Pool], None]
@@ -31,7 +33,12 @@ class Board:
             self.pools[record.function_id] = pool
         return pool
 
-    def app_lives(self, app_id: str) -> bool:
-        """Whether the app may run anything."""
-        app = self._apps.find(app_id)
-        return app is not None and app.is_live
+    def may_run(self, record: FunctionRecord) -> bool:
+        """Whether the function may run: its app lives, or an image is built by it.
+
+        The latter may be long after its app: nodes delete layers, which are then built again.
+        """
+        app = self._apps.find(record.app_id)
+        if app is None:
+            return False
+        return app.is_live or bool(self._build_functions.layer_of(record.function_id))

@@ -93,7 +93,7 @@ class Dispatch:
             pool.scaling.cancel()
             pool.scaling = None
         now = self._clock.monotonic()
-        decision = plan(_view(pool, now, self._board.app_lives(pool.record.app_id)))
+        decision = plan(_view(pool, now, self._board.may_run(pool.record)))
         for task_id in decision.stop:
             self._fleet.stop(pool.tasks[task_id], graceful=True)
         if decision.start and now < pool.not_before:

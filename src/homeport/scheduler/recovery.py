@@ -120,7 +120,7 @@ class Recovery:
         function = self._functions.find(record.function_id) if record else None
         if record is None or function is None or function.spec is None:
             return None
-        if not self._board.app_lives(function.app_id):
+        if not self._board.may_run(function):
             return None
         return self._fleet.adopt(self._board.pool(function), node_id, task_id, ready=ready)
 

@@ -90,7 +90,7 @@ class Scheduler:
         )
         self._calls = calls
         self._apps = apps
-        self._board = board = Board(clock, apps)
+        self._board = board = Board(clock, apps, self._build_functions)
         self._settler = settler = Settler(clock, functions, calls, board)
         self._fleet = fleet = Fleet(
             self._settings,

@@ -38,7 +38,7 @@ class Settler:
                 self.finish(item, Result(STATUS_FAILURE, exception="The function is gone"))
                 continue
             pool = self._board.pool(record)
-            if not self._board.app_lives(record.app_id):
+            if not self._board.may_run(record):
                 self._calls.finish([(item, terminated(item, self._clock.now(), "App stopped"))])
                 continue
             if not pool.waiting:
@@ -80,7 +80,7 @@ class Settler:
             return
         item.attempt += 1
         record = self._functions.find(item.call.function_id)
-        if record is None or not self._board.app_lives(record.app_id):
+        if record is None or not self._board.may_run(record):
             self._calls.finish([(item, terminated(item, self._clock.now(), "App stopped"))])
             return
         pool = self._board.pool(record)

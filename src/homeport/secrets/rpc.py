@@ -100,7 +100,7 @@ class SecretRpc:
         return Empty()
 
     async def SecretDelete(self, request: api_pb2.SecretDeleteRequest, ctx: Context) -> Empty:
-        await self._service.delete(request.secret_id)
+        await self._service.delete(request.secret_id, ctx.operation)
         return Empty()
 
 

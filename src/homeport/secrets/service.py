@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -20,18 +20,28 @@ from homeport.secrets.model import (
     check_values,
 )
 from homeport.secrets.store import SecretStore, SecretTable
+from homeport.storage.operations import OperationLog
 
 IfExists = Literal["keep", "fail", "overwrite"]
 _CLOCK_SLACK_S: Final = 60.0
 """A client whose clock is behind the server's still sees the newest secrets."""
 _TICK_S: Final = 1e-6
+_QUERY_IDS_MAX: Final = 500
 
 
 class SecretService:
     """Secrets of the installation; values leave it only through ``env``."""
 
-    def __init__(self, store: SecretStore, box: SecretBox, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        store: SecretStore,
+        box: SecretBox,
+        operations: OperationLog,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
         self._store = store
+        self._operations = operations
         self._box = box
         self._clock = clock or SystemClock()
 
@@ -79,6 +89,14 @@ class SecretService:
             env.update(self._box.open(secret_id, sealed[secret_id]))
         self._store.used(secret_ids, self._clock.now())
         return env
+
+    async def apps_of(self, secret_ids: Collection[str]) -> set[str]:
+        """Ids of the apps that these secrets belong to; those with a name belong to none."""
+        found: set[str] = set()
+        ids_ = list(secret_ids)
+        for start in range(0, len(ids_), _QUERY_IDS_MAX):
+            found |= await self._store.app_ids(ids_[start : start + _QUERY_IDS_MAX])
+        return found - {""}
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────
 
@@ -155,9 +173,11 @@ class SecretService:
 
         await self._store.change(change)
 
-    async def delete(self, secret_id: str) -> None:
-        """Raises ``NotFoundError``."""
-        if not await self._store.delete("id", secret_id):
+    async def delete(self, secret_id: str, operation: str = "") -> None:
+        """Raises ``NotFoundError``. ``operation`` names the call for its repeats."""
+        if await self._operations.was_done(operation):
+            return
+        if not await self._store.delete("id", secret_id, self._operations.record(operation)):
             raise NotFoundError(f"Secret {secret_id!r} not found")
 
     async def delete_of_app(self, app_id: str) -> None:

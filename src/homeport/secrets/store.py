@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from homeport.secrets.model import Secret
-from homeport.storage.database import Database, metadata
+from homeport.storage.database import Database, Step, metadata
+from homeport.storage.operations import OperationLog
 
 secrets = sa.Table(
     "secrets",
@@ -126,14 +127,28 @@ class SecretStore:
         )
         return await self._database.read(lambda c: c.execute(query).first()) is not None
 
+    async def app_ids(self, secret_ids: Sequence[str]) -> set[str]:
+        query = sa.select(secrets.c.app_id).where(secrets.c.id.in_(secret_ids))
+        return await self._database.read(lambda c: {str(row[0]) for row in c.execute(query)})
+
     def used(self, secret_ids: Sequence[str], now: float) -> None:
         """Note the time of use, with the next commit."""
         self._database.append(_USED, [{"used": id, "now": now} for id in secret_ids])
 
-    async def delete(self, condition: str, value: str) -> int:
-        """Delete by ``id``, ``app_id`` or ``environment_id``; how many."""
+    async def delete(self, condition: str, value: str, recorded: Step | None = None) -> int:
+        """Delete by ``id``, ``app_id`` or ``environment_id``; how many.
+
+        ``recorded`` is the record of the operation.
+        """
         change = sa.delete(secrets).where(secrets.c[condition] == value)
-        return await self._database.write(lambda c: c.execute(change).rowcount)
+
+        def write(connection: Connection) -> int:
+            count = connection.execute(change).rowcount
+            if recorded is not None and count:
+                OperationLog.write(connection, recorded)
+            return count
+
+        return await self._database.write(write)
 
 
 def _secret(row: sa.Row[Any]) -> Secret:

@@ -73,6 +73,20 @@ class OperationLog:
         return (_INSERT, [{"id": self._last_id, "name": name, "answer": answer}])
 
     @staticmethod
+    def write(connection: sa.Connection, recorded: Step) -> None:
+        """Carry out a ``record`` in the transaction of the change itself."""
+        statement, rows = recorded
+        if rows:
+            connection.execute(statement, rows)
+
+    async def was_done(self, name: str) -> bool:
+        """Whether an earlier run of the server carried the call out.
+
+        For deletions: what is deleted cannot say that it was this very call that did it.
+        """
+        return await self.recall(name) is not None
+
+    @staticmethod
     def undo(recorded: Step) -> Step:
         """The step that takes a ``record`` back."""
         rows: list[Row] = [{"forgotten": row["id"]} for row in recorded[1]]

@@ -75,7 +75,7 @@ class VolumeRpc:
         return Empty()
 
     async def VolumeDelete(self, request: api_pb2.VolumeDeleteRequest, ctx: Context) -> Empty:
-        await self._objects.delete(request.volume_id)
+        await self._objects.delete(request.volume_id, ctx.operation)
         return Empty()
 
     # ── uploads ─────────────────────────────────────────────────────────────────────────────

@@ -129,7 +129,7 @@ class WorkspaceRpc:
 
     async def TokenDelete(self, request: api_pb2.TokenDeleteRequest, ctx: Context) -> Empty:
         ctx.require_client()
-        await self._tokens.delete(request.token_id)
+        await self._tokens.delete(request.token_id, ctx.operation)
         return Empty()
 
     async def TokenDisable(self, request: api_pb2.TokenDisableRequest, ctx: Context) -> Empty:

@@ -16,11 +16,13 @@ from typing import Final, Literal
 
 import msgspec
 import structlog
+from sqlalchemy.engine import Connection
 
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, NotFoundError
 from homeport.storage.database import Database
+from homeport.storage.operations import OperationLog
 from homeport.workspace import credentials as credentials_file
 from homeport.workspace import store
 from homeport.workspace.credentials import Credentials
@@ -37,9 +39,10 @@ _USE_NOTED_S: Final = 300.0
 class Tokens:
     """The installation's tokens. ``start`` before use."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, operations: OperationLog) -> None:
         self._database = database
         self._clock = clock
+        self._operations = operations
         self._tokens: dict[str, Token] = {}
 
     async def start(self) -> None:
@@ -99,10 +102,21 @@ class Tokens:
         secret = _new_secret()
         return await self._insert("client", name, _new_id("client"), secret), secret
 
-    async def delete(self, token_id: str) -> None:
-        """Forget a token. Raises ``NotFoundError``; ``ConflictError`` for the last usable one."""
+    async def delete(self, token_id: str, operation: str = "") -> None:
+        """Forget a token. Raises ``NotFoundError``; ``ConflictError`` for the last usable one.
+
+        ``operation`` names the call for its repeats.
+        """
+        if await self._operations.was_done(operation):
+            return
         self._keep_one(self.get(token_id))
-        await self._database.write(lambda connection: store.delete_token(connection, token_id))
+        recorded = self._operations.record(operation)
+
+        def write(connection: Connection) -> None:
+            store.delete_token(connection, token_id)
+            OperationLog.write(connection, recorded)
+
+        await self._database.write(write)
         self._tokens.pop(token_id, None)
 
     async def disable(self, token_ids: Iterable[str]) -> None:

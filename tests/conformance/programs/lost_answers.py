@@ -39,12 +39,17 @@ def main(suffix):
     check("queue_get", lambda: [line.get(), line.get_many(1), line.get(), line.len()])
     check("queue_get_waiting", lambda: waiting(line))
     check("environment_create", lambda: modal.environments.create_environment(f"lost-{suffix}"))
+    check("environment_rename", lambda: rename(f"lost-{suffix}"))
+    check("environment_delete", lambda: delete_environment(f"lost-{suffix}"))
     check("secret_create", lambda: create_secret(f"lost-{suffix}"))
     if RELEASE >= (1, 1, 2):
         check("dict_create", lambda: modal.Dict.objects.create(f"lost-{suffix}-new"))
         check("queue_create", lambda: modal.Queue.objects.create(f"lost-{suffix}-new"))
         check("dict_delete", lambda: modal.Dict.objects.delete(f"lost-{suffix}-new"))
         check("queue_delete", lambda: modal.Queue.objects.delete(f"lost-{suffix}-new"))
+        check("secret_delete", lambda: modal.Secret.objects.delete(f"lost-{suffix}"))
+        modal.Volume.objects.create(f"lost-{suffix}-new")
+        check("volume_delete", lambda: modal.Volume.objects.delete(f"lost-{suffix}-new"))
     volume = modal.Volume.from_name(f"lost-{suffix}", create_if_missing=True, version=2)
 
     def upload():
@@ -54,6 +59,16 @@ def main(suffix):
 
     check("volume_put", upload)
     check("volume_remove", lambda: [volume.remove_file("file.txt"), volume.listdir("/")])
+
+
+def rename(name):
+    modal.environments.update_environment(name, new_name=f"{name}-renamed")
+
+
+def delete_environment(name):
+    modal.environments.delete_environment(f"{name}-renamed")
+    left = [item.name for item in modal.environments.list_environments()]
+    return [name in left, f"{name}-renamed" in left]
 
 
 def waiting(line):

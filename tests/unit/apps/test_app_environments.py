@@ -11,6 +11,7 @@ from homeport.apps.store import AppStore
 from homeport.environments.service import EnvironmentService
 from homeport.kernel.clock import SystemClock
 from homeport.storage.database import Database, metadata
+from homeport.storage.operations import OperationLog
 
 
 class Runtime:
@@ -40,7 +41,9 @@ def test_apps_follow_a_rename_and_end_with_their_environment(tmp_path: Path) -> 
         await database.start()
         await database.write(metadata.create_all)
         runtime = Runtime()
-        environments = EnvironmentService(database, SystemClock())
+        environments = EnvironmentService(
+            database, SystemClock(), OperationLog(database, SystemClock())
+        )
         await environments.start()
         apps = AppService(
             AppStore(database), runtime, Logs(), SystemClock(), heartbeat_timeout_s=60.0

@@ -29,6 +29,7 @@ from homeport.secrets.crypt import SecretBox
 from homeport.secrets.service import SecretService
 from homeport.secrets.store import SecretStore
 from homeport.storage.database import Database
+from homeport.storage.operations import OperationLog
 
 DAY_S = 86400.0
 RETENTION_S = 7 * DAY_S
@@ -68,6 +69,7 @@ class Installation:
     calls: CallService
     secrets: SecretService
     ended: EndedApps
+    needed: set[str]
 
     async def app(self, state: AppState = AppState.EPHEMERAL) -> App:
         """An app with a function, a class, a secret and a call with a result."""
@@ -121,7 +123,7 @@ def run(path: Path, scenario: Callable[[Installation], Awaitable[None]]) -> None
         clock, idle = SettableClock(), Idle()
         database = Database.sqlite(path / "homeport.db")
         await database.start()
-        environments = EnvironmentService(database, clock)
+        environments = EnvironmentService(database, clock, OperationLog(database, clock))
         await environments.start()
         apps = AppService(AppStore(database), idle, idle, clock, heartbeat_timeout_s=120.0)
         functions = FunctionService(FunctionStore(database))
@@ -133,14 +135,31 @@ def run(path: Path, scenario: Callable[[Installation], Awaitable[None]]) -> None
             result_retention_s=RETENTION_S,
             abandoned_call_s=10,
         )
-        secrets = SecretService(SecretStore(database), SecretBox(b"s" * 32), clock=clock)
-        ended = EndedApps(apps, calls, functions, secrets, retention_s=RETENTION_S, clock=clock)
+        secrets = SecretService(
+            SecretStore(database), SecretBox(b"s" * 32), OperationLog(database, clock), clock=clock
+        )
+        needed: set[str] = set()
+
+        async def needed_apps() -> set[str]:
+            return needed
+
+        ended = EndedApps(
+            apps,
+            calls,
+            functions,
+            secrets,
+            retention_s=RETENTION_S,
+            clock=clock,
+            needed=needed_apps,
+        )
         await apps.start()
         await calls.start()
         environment = environments.default
         try:
             await scenario(
-                Installation(clock, database, environment, apps, functions, calls, secrets, ended)
+                Installation(
+                    clock, database, environment, apps, functions, calls, secrets, ended, needed
+                )
             )
         finally:
             await calls.stop()
@@ -194,6 +213,24 @@ def test_unfinished_work_keeps_its_app(tmp_path: Path) -> None:
         await here.apps.stop_app(app.app_id, "done")
         here.clock.offset = 10 * RETENTION_S
         assert await here.ended.prune() == 0
+
+    run(tmp_path, scenario)
+
+
+def test_what_something_else_needs_keeps_its_app(tmp_path: Path) -> None:
+    async def scenario(here: Installation) -> None:
+        app = await here.app()
+        await here.apps.stop_app(app.app_id, "done")
+        here.clock.offset = 10 * RETENTION_S
+        here.needed.add(app.app_id)
+        assert await here.ended.prune() == 0
+        secret = await here.secrets.create_anonymous(
+            here.environment, {"A": "1"}, app_id=app.app_id
+        )
+        named = await here.secrets.create(here.environment, "named", {}, if_exists="fail")
+        assert await here.secrets.apps_of([secret.id, named.id, "st-gone"]) == {app.app_id}
+        here.needed.clear()
+        assert await here.ended.prune() == 1
 
     run(tmp_path, scenario)
 

@@ -48,16 +48,17 @@ class Here:
 
 
 async def opened(home: Home, *, cache_bytes: int = GIB, dict_bytes_max: int = GIB) -> Here:
+    operations = OperationLog(home.database, home.clock)
+    await operations.start()
     objects = Objects(
         DICT,
         ObjectStore(home.database),
         home.clock,
         erase=dict_store.erase,
+        operations=operations,
         ephemeral_timeout_s=900,
     )
     await objects.start()
-    operations = OperationLog(home.database, home.clock)
-    await operations.start()
     dicts = DictService(
         DictStore(home.database),
         objects,

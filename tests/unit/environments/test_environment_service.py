@@ -20,6 +20,7 @@ from homeport.kernel.errors import (
     UnimplementedError,
 )
 from homeport.storage.database import Database, metadata
+from homeport.storage.operations import OperationLog
 
 
 @asynccontextmanager
@@ -27,7 +28,7 @@ async def opened(home: Path) -> AsyncIterator[EnvironmentService]:
     database = Database.sqlite(home / "homeport.db")
     await database.start()
     await database.write(metadata.create_all)
-    service = EnvironmentService(database, SystemClock())
+    service = EnvironmentService(database, SystemClock(), OperationLog(database, SystemClock()))
     await service.start()
     try:
         yield service

@@ -38,6 +38,7 @@ from homeport.kernel.errors import (
 )
 from homeport.link.messages import BuildFinished, BuildImage, ImageConfig, LogEntry
 from homeport.storage.database import Database
+from homeport.storage.operations import OperationLog
 
 
 @dataclass
@@ -102,11 +103,13 @@ class Studio:
 
     def __init__(self, path: Path) -> None:
         self.database = Database.sqlite(path / "homeport.db")
+        self.operations = OperationLog(self.database, SystemClock())
         self.builder = FakeBuilder()
         self.functions = FakeFunctionBuilder()
         self.lost: set[str] = set()
         self.secrets: dict[str, dict[str, str]] = {}
         self.mounts: dict[str, str] = {}
+        self.blobs: dict[str, bytes] = {}
         self.service = self._new()
 
     def _new(self) -> ImageService:
@@ -115,11 +118,15 @@ class Studio:
             self.builder,
             mount_digest=self._digest,
             secret_env=self._env,
+            read_blob=self._blob,
             function_builder=self.functions,
             has_layers=lambda keys: not self.lost.intersection(keys),
             node_wait_s=self.node_wait_s,
             patience_s=self.patience_s,
         )
+
+    async def _blob(self, blob_id: str) -> bytes:
+        return self.blobs[blob_id]
 
     async def restart(self) -> None:
         """As after a crash: what was in memory is gone."""
@@ -557,6 +564,50 @@ def test_a_function_adds_a_layer_to_its_base(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
+def test_what_a_rebuild_takes_is_of_the_latest_request(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        base = await studio.built()
+        studio.secrets = {"st-1": {"A": "1"}, "st-2": {"A": "1"}, "st-3": {"A": "2"}}
+        ask: dict[str, Any] = {
+            "dockerfile": [],
+            "bases": [("base", base.image_id)],
+            "function": FunctionStep("def f(): ...", b"globals"),
+        }
+        image = await studio.built(**ask, inputs=BuildInputs("fu-1"), secret_ids=["st-1"])
+        assert studio.service.needed() == ({"fu-1"}, {"st-1"})
+        again = await studio.built(**ask, inputs=BuildInputs("fu-2"), secret_ids=["st-2"])
+        assert (again.image_id, again.build_id) == (image.image_id, image.build_id)
+        assert studio.service.needed() == ({"fu-2"}, {"st-2"})
+        await studio.restart()
+        assert studio.service.needed() == ({"fu-2"}, {"st-2"})
+        studio.functions.error = "it is broken by now"
+        failed = await studio.built(**ask, inputs=BuildInputs("fu-3"), secret_ids=["st-3"])
+        assert failed.status is ImageStatus.FAILED
+        assert studio.service.needed() == ({"fu-2"}, {"st-2"})
+
+    run(tmp_path, check)
+
+
+def test_large_arguments_of_a_function_are_kept_by_their_content(tmp_path: Path) -> None:
+    async def check(studio: Studio) -> None:
+        base = await studio.built()
+        studio.blobs = {"bl-1": b"large", "bl-2": b"large", "bl-3": b"other"}
+        built = [
+            await studio.built(
+                dockerfile=[],
+                bases=[("base", base.image_id)],
+                function=FunctionStep("def f(): ...", b"", args_blob_id=blob, data_format=1),
+                inputs=BuildInputs("fu-1"),
+            )
+            for blob in studio.blobs
+        ]
+        assert built[0].image_id == built[1].image_id != built[2].image_id
+        assert [step.args for _, step, _ in studio.functions.asked] == [b"large", b"other"]
+        assert not any(step.args_blob_id for _, step, _ in studio.functions.asked)
+
+    run(tmp_path, check)
+
+
 def test_a_function_that_fails_fails_the_build(tmp_path: Path) -> None:
     async def check(studio: Studio) -> None:
         base = await studio.built()
@@ -580,10 +631,14 @@ def test_a_function_that_fails_fails_the_build(tmp_path: Path) -> None:
 
 def test_a_name_means_what_was_published_last(tmp_path: Path) -> None:
     async def check(studio: Studio) -> None:
-        environments = EnvironmentService(studio.database, SystemClock())
+        environments = EnvironmentService(studio.database, SystemClock(), studio.operations)
         await environments.start()
         names = NamedImages(
-            ImageNameStore(studio.database), studio.service, environments, SystemClock()
+            ImageNameStore(studio.database),
+            studio.service,
+            environments,
+            SystemClock(),
+            studio.operations,
         )
         one, two = await studio.built(), await studio.built("FROM python:3.12-slim")
         published: dict[str, str] = {"environment": "", "published_by": "me"}
@@ -654,10 +709,10 @@ class FakeLayers:
 
 def test_what_is_removed_and_what_stays(tmp_path: Path) -> None:
     async def check(studio: Studio) -> None:
-        environments = EnvironmentService(studio.database, SystemClock())
+        environments = EnvironmentService(studio.database, SystemClock(), studio.operations)
         await environments.start()
         store = ImageNameStore(studio.database)
-        names = NamedImages(store, studio.service, environments, SystemClock())
+        names = NamedImages(store, studio.service, environments, SystemClock(), studio.operations)
         base = await studio.built()
         used = await studio.built("FROM base", bases=[("base", base.image_id)])
         named, idle = await studio.built("FROM x"), await studio.built("FROM y")
@@ -684,10 +739,10 @@ def test_what_is_removed_and_what_stays(tmp_path: Path) -> None:
 
 def test_an_image_is_known_elsewhere_without_a_build(tmp_path: Path) -> None:
     async def check(studio: Studio) -> None:
-        environments = EnvironmentService(studio.database, SystemClock())
+        environments = EnvironmentService(studio.database, SystemClock(), studio.operations)
         await environments.start()
         store = ImageNameStore(studio.database)
-        names = NamedImages(store, studio.service, environments, SystemClock())
+        names = NamedImages(store, studio.service, environments, SystemClock(), studio.operations)
         layers = FakeLayers()
         upkeep = ImageUpkeep(studio.service, names, layers, set)
         base = await studio.built()

@@ -16,6 +16,7 @@ from homeport.kernel.errors import AlreadyExistsError, InvalidError, NotFoundErr
 from homeport.objects.model import Creation, Kind, StoredObject
 from homeport.objects.service import Objects
 from homeport.objects.store import ObjectStore
+from homeport.storage.operations import OperationLog
 
 BOX = Kind("box", ids.DICT, "Box")
 
@@ -41,6 +42,7 @@ async def opened(
         ObjectStore(home.database),
         home.clock,
         erase=erase or Erased(),
+        operations=OperationLog(home.database, home.clock),
         ephemeral_timeout_s=timeout_s,
     )
     await objects.start()

@@ -70,16 +70,17 @@ class Here:
 
 
 async def opened(home: Home, *, value_bytes_max: int = MIB, items_max: int = 100_000) -> Here:
+    operations = OperationLog(home.database, home.clock)
+    await operations.start()
     objects = Objects(
         QUEUE,
         ObjectStore(home.database),
         home.clock,
         erase=queue_store.erase,
+        operations=operations,
         ephemeral_timeout_s=900,
     )
     await objects.start()
-    operations = OperationLog(home.database, home.clock)
-    await operations.start()
     queues = QueueService(
         QueueStore(home.database),
         objects,

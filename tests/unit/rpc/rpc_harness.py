@@ -18,6 +18,7 @@ from homeport.kernel.signing import Signer
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.registry import Registry
 from homeport.storage.database import Database, metadata
+from homeport.storage.operations import OperationLog
 from homeport.transport.dispatch import IncomingCall
 from homeport.transport.grpc_server import GrpcServer
 from homeport.workspace.credentials import Credentials
@@ -116,9 +117,9 @@ async def edge(home: Path, *, handlers: Sequence[object] = ()) -> AsyncIterator[
     """An edge with environments, workspace and ``handlers``, on a free port."""
     clock = SystemClock()
     async with database(home) as opened:
-        tokens = Tokens(opened, clock)
+        tokens = Tokens(opened, clock, OperationLog(opened, clock))
         await tokens.start()
-        environments = EnvironmentService(opened, clock)
+        environments = EnvironmentService(opened, clock, OperationLog(opened, clock))
         await environments.start()
         environments.on_deleting(_follow)
         environments.on_renamed(_follow)

@@ -11,15 +11,22 @@ import sqlalchemy as sa
 from tests.unit.rpc.rpc_harness import FakeClock, database
 
 from homeport.kernel.errors import ConflictError, InvalidError, NotFoundError
+from homeport.storage.database import Database
+from homeport.storage.operations import OperationLog
 from homeport.workspace import credentials, store
 from homeport.workspace.credentials import Credentials
 from homeport.workspace.tokens import Tokens
 
 
+def tokens_of(opened: Database, clock: FakeClock | None = None) -> Tokens:
+    clock = clock or FakeClock()
+    return Tokens(opened, clock, OperationLog(opened, clock))
+
+
 def test_the_first_start_makes_a_token_and_later_starts_keep_it(tmp_path: Path) -> None:
     async def start() -> Credentials:
         async with database(tmp_path) as opened:
-            tokens = Tokens(opened, FakeClock())
+            tokens = tokens_of(opened)
             await tokens.start()
             found = await tokens.ensure_first_token(tmp_path)
             assert tokens.verify(found.token_id, found.token_secret)
@@ -34,7 +41,7 @@ def test_the_first_start_makes_a_token_and_later_starts_keep_it(tmp_path: Path) 
 def test_the_database_has_no_secret(tmp_path: Path) -> None:
     async def run() -> None:
         async with database(tmp_path) as opened:
-            tokens = Tokens(opened, FakeClock())
+            tokens = tokens_of(opened)
             found = await tokens.ensure_first_token(tmp_path)
             kept = str(await opened.read(lambda c: c.execute(sa.select(store.tokens)).all()))
             assert found.token_id in kept
@@ -47,7 +54,7 @@ def test_the_database_has_no_secret(tmp_path: Path) -> None:
 def test_a_new_database_learns_the_token_people_have(tmp_path: Path) -> None:
     async def start() -> Credentials:
         async with database(tmp_path) as opened:
-            tokens = Tokens(opened, FakeClock())
+            tokens = tokens_of(opened)
             await tokens.start()
             return await tokens.ensure_first_token(tmp_path)
 
@@ -62,7 +69,7 @@ def test_what_others_wrote_into_the_credentials_stays(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with database(tmp_path) as opened:
-            await Tokens(opened, FakeClock()).ensure_first_token(tmp_path)
+            await tokens_of(opened).ensure_first_token(tmp_path)
 
     asyncio.run(run())
     found = credentials.read(tmp_path)
@@ -83,7 +90,7 @@ def test_damaged_credentials_are_named(tmp_path: Path) -> None:
 def test_verification(tmp_path: Path) -> None:
     async def run() -> None:
         async with database(tmp_path) as opened:
-            tokens = Tokens(opened, FakeClock())
+            tokens = tokens_of(opened)
             first = await tokens.ensure_first_token(tmp_path)
             token, secret = await tokens.create("laptop")
             assert tokens.verify(token.token_id, secret)
@@ -107,7 +114,7 @@ def test_verification(tmp_path: Path) -> None:
 def test_the_last_usable_token_stays(tmp_path: Path) -> None:
     async def run() -> None:
         async with database(tmp_path) as opened:
-            tokens = Tokens(opened, FakeClock())
+            tokens = tokens_of(opened)
             first = await tokens.ensure_first_token(tmp_path)
             with pytest.raises(ConflictError, match="last usable token"):
                 await tokens.delete(first.token_id)
@@ -125,7 +132,7 @@ def test_the_last_use_is_noted_now_and_then(tmp_path: Path) -> None:
     async def run() -> None:
         async with database(tmp_path) as opened:
             clock = FakeClock(1000.0)
-            tokens = Tokens(opened, clock)
+            tokens = tokens_of(opened, clock)
             token, secret = await tokens.create("laptop")
 
             async def noted() -> float | None:

@@ -18,6 +18,7 @@ from homeport.secrets.crypt import SecretBox
 from homeport.secrets.rpc import SecretRpc
 from homeport.secrets.service import SecretService
 from homeport.secrets.store import SecretStore
+from homeport.storage.operations import OperationLog
 
 LOOKUP, KEEP, FAIL, OVERWRITE, OF_APP, EPHEMERAL = range(6)
 
@@ -198,7 +199,11 @@ def test_names_are_checked(tmp_path: Path, name: str) -> None:
 def test_values_are_not_in_the_database_and_need_the_key(tmp_path: Path) -> None:
     async def scenario(home: Home) -> None:
         secret_id = (await create(home, FAIL, "db", {"A": "hunter2hunter2"})).secret_id
-        other_key = SecretService(SecretStore(home.database), SecretBox(b"o" * 32))
+        other_key = SecretService(
+            SecretStore(home.database),
+            SecretBox(b"o" * 32),
+            OperationLog(home.database, home.clock),
+        )
         with pytest.raises(InternalError, match=r"secret\.key"):
             await other_key.env([secret_id])
 
