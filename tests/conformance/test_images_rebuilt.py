@@ -52,7 +52,7 @@ def test_an_image_of_an_app_that_is_gone(own: tuple[Server, Runner], client: Cli
     # that of the user goes, the maker's stays
     assert _until(lambda: _apps(server.home) == others + 1)
     server.stop()
-    assert _lose_layers(server.home / "node" / "layers") == 2
+    assert _lose_layers(server.home / "node" / "layers") >= 2
     server.start()
     assert _run(runner, client, "use") == whole
     # asked for anew, it is the newer app's: the older one may go
