@@ -57,6 +57,7 @@ from homeport.kernel.errors import HomeportError
 from homeport.kernel.logs import configure_logging
 from homeport.kernel.resources import Limits
 from homeport.kernel.signing import Signer
+from homeport.kernel.wall import SystemWallClock, WallClock
 from homeport.link.messages import LogEntry
 from homeport.logs.rpc import LogRpc
 from homeport.logs.service import LogService
@@ -80,6 +81,8 @@ from homeport.rpc.registry import Registry
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher
 from homeport.scheduler.service import Scheduler
+from homeport.schedules.service import ScheduleService
+from homeport.schedules.store import ScheduleStore
 from homeport.secrets.crypt import SecretBox
 from homeport.secrets.rpc import SecretRpc
 from homeport.secrets.service import SecretService
@@ -114,7 +117,13 @@ STOP_GRACE_S = 3.0
 class Server:
     """One server process: everything wired, started and stopped in order."""
 
-    def __init__(self, settings: Settings, listening: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listening: socket.socket | None = None,
+        *,
+        wall_clock: WallClock | None = None,
+    ) -> None:
         self.settings = settings
         self._listening = listening
         clock = self._clock = SystemClock()
@@ -204,6 +213,15 @@ class Server:
             result_retention_s=settings.result_retention_s,
             abandoned_call_s=settings.abandoned_call_s,
         )
+        self._schedules = ScheduleService(
+            ScheduleStore(self._database),
+            self._apps,
+            self._functions,
+            self._calls,
+            self._logs,
+            wall_clock or SystemWallClock(),
+        )
+        self._apps.on_change(self._schedules.app_changed)
         streams = DataStreams()
         self._calls.on_forget(streams.drop)
         launcher = Launcher(
@@ -370,6 +388,7 @@ class Server:
         unfinished = await self._calls.start()
         await self._nodes.start()
         self._scheduler.recover(unfinished, alive)
+        await self._schedules.start()
         await self._http.setup()
         self._listener = Listener(
             self.settings.host,
@@ -416,6 +435,7 @@ class Server:
         if self._listener is not None:
             await self._listener.stop()
         await self._housekeeping.stop()
+        await self._schedules.stop()
         await self._scheduler.stop()
         await self._calls.stop()
         await self._images.stop()
@@ -434,13 +454,21 @@ class Server:
         (self.settings.run_dir / "server.json").unlink(missing_ok=True)
 
 
-async def serve(settings: Settings, listening: socket.socket | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT, on ``listening`` if its starter listens already."""
+async def serve(
+    settings: Settings,
+    listening: socket.socket | None = None,
+    *,
+    wall_clock: WallClock | None = None,
+) -> None:
+    """Run a server until SIGTERM or SIGINT, on ``listening`` if its starter listens already.
+
+    ``wall_clock`` is what schedules go by: the machine's, but for tests.
+    """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = Server(settings, listening)
+    server = Server(settings, listening, wall_clock=wall_clock)
     try:
         await server.start()
         await stopping.wait()

@@ -12,7 +12,7 @@ from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Layout
 from homeport.functions.service import FunctionService
-from homeport.functions.wire import layout_message
+from homeport.functions.wire import function_summary, layout_message
 from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
@@ -67,7 +67,7 @@ class AppsRpc:
         state = AppState(request.app_state) if request.app_state else None
         if request.staged:
             raise UnimplementedError("Homeport does not stage deployments yet")
-        self._check_layout(request, state)
+        self._check_layout(request)
         app = await self._apps.publish(
             request.app_id,
             state=state,
@@ -88,14 +88,9 @@ class AppsRpc:
             url=self._page(app.app_id), deployed_at=app.deployed_at or self._tasks.now()
         )
 
-    def _check_layout(self, request: api_pb2.AppPublishRequest, state: AppState | None) -> None:
-        for tag, function_id in request.function_ids.items():
-            spec = self._functions.get(function_id).require_spec()
-            if spec.has_schedule and state is AppState.DEPLOYED:
-                raise UnimplementedError(
-                    f"Function {tag!r} has a schedule, and Homeport does not run schedules yet: "
-                    "remove schedule= to deploy the app, and call the function from cron."
-                )
+    def _check_layout(self, request: api_pb2.AppPublishRequest) -> None:
+        for function_id in request.function_ids.values():
+            self._functions.get(function_id).require_spec()
         for class_id in request.class_ids.values():
             self._functions.get_class(class_id)
 
@@ -161,6 +156,19 @@ class AppsRpc:
         self, request: api_pb2.AppGetLifecycleRequest, ctx: Context
     ) -> api_pb2.AppGetLifecycleResponse:
         return api_pb2.AppGetLifecycleResponse(lifecycle=_lifecycle(self._apps.get(request.app_id)))
+
+    async def AppGetInfo(
+        self, request: api_pb2.AppGetInfoRequest, ctx: Context
+    ) -> api_pb2.AppGetInfoResponse:
+        app = self._apps.get(request.app_id)
+        response = api_pb2.AppGetInfoResponse(info=_handle(app))
+        for tag, function_id in app.layout.function_ids.items():
+            record = self._functions.get(function_id)
+            is_server = record.spec is not None and record.spec.is_server
+            named = response.info.servers if is_server else response.info.functions
+            named[tag] = function_id
+            function_summary(record, response.function_info_summaries[function_id])
+        return response
 
     async def AppList(
         self, request: api_pb2.AppListRequest, ctx: Context

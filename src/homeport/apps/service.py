@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -72,6 +72,15 @@ class AppService:
         self._last_heartbeat: dict[str, float] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._expiry: asyncio.Task[None] | None = None
+        self._on_change: list[Callable[[App], Awaitable[None]]] = []
+
+    def on_change(self, listener: Callable[[App], Awaitable[None]]) -> None:
+        """Have ``listener`` called, and waited for, with each app that is published or has ended."""
+        self._on_change.append(listener)
+
+    async def _tell(self, app: App) -> None:
+        for listener in self._on_change:
+            await listener(app)
 
     async def start(self) -> None:
         """Read the apps of earlier runs; live ephemeral ones get a full heartbeat period."""
@@ -245,6 +254,7 @@ class AppService:
                 await self.stop_app(previous.app_id, "replaced by a new deployment")
         app = await self._save(msgspec.structs.replace(app, **changes))
         await self._runtime.publish(app)
+        await self._tell(app)
         return app
 
     async def set_tags(self, app_id: str, tags: dict[str, str]) -> None:
@@ -296,12 +306,13 @@ class AppService:
         if not app.is_live:
             return
         log.info("app stopping", app_id=app_id, reason=reason)
-        await self._save(
+        app = await self._save(
             msgspec.structs.replace(app, state=AppState.STOPPED, stopped_at=self._clock.now())
         )
         self._last_heartbeat.pop(app_id, None)
         try:
             await self._runtime.stop_app(app_id, reason)
+            await self._tell(app)
         finally:
             self._logs.finish(app_id)
 

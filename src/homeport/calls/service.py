@@ -17,6 +17,7 @@ from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, ExhaustedError, InvalidError, NotFoundError
 from homeport.link.messages import STATUS_TERMINATED, Result
+from homeport.storage.database import Step
 
 MAP_LINGER_S = 0.03
 """A map's poll waits this long after the first output to gather more.
@@ -29,6 +30,10 @@ CANCELLED_TEXT = "The input was cancelled"
 CLEAR_GRACE_S = 60.0
 """A cleared call stays readable that long: its last poll may have been lost on the way."""
 _DELETE_DELAY_S = 1.0
+PICKLE = 1
+"""The protocol's ``DATA_FORMAT_PICKLE``."""
+NO_ARGUMENTS = b"\x80\x04)}\x86."
+"""Pickled ``((), {})``."""
 
 
 class InputSpec(NamedTuple):
@@ -177,6 +182,35 @@ class CallService:
         await durable
         return call
 
+    async def create_recorded(
+        self, *, function_id: str, app_id: str, key: str, beside: Sequence[Step]
+    ) -> Call:
+        """A spawned call without arguments, with an id made from ``key``.
+
+        Unlike the calls of clients it is handed out only when it is on disk, together with
+        ``beside``: what comes about by itself must not happen twice, nor half.
+        """
+        call_id = ids.derive(ids.CALL, key)
+        call = Call(
+            call_id=call_id,
+            function_id=function_id,
+            app_id=app_id,
+            type=CallType.UNARY,
+            invocation=Invocation.ASYNC,
+            parent_input_id="",
+            created_at=self._clock.now(),
+            is_closed=True,
+        )
+        item = _new_input(call, InputSpec(0, NO_ARGUMENTS, "", PICKLE, ""))
+        await self._store.add_whole(call, [item], beside)
+        known = self._calls.get(call_id)
+        if known is not None:
+            return known
+        self._calls[call_id] = call
+        self._add(call, [item])
+        self._executor.enqueue([item])
+        return call
+
     async def put_inputs(self, call_id: str, inputs: Sequence[InputSpec]) -> list[Input]:
         """Add inputs to a call; those with a known ``idx`` are the ones already there.
 
@@ -199,24 +233,19 @@ class CallService:
         for spec in specs:
             if spec.idx in call.inputs:
                 continue
-            item = Input(
-                input_id=ids.derive(ids.INPUT, call.call_id, str(spec.idx)),
-                call=call,
-                idx=spec.idx,
-                args=spec.args,
-                args_blob_id=spec.args_blob_id,
-                data_format=spec.data_format,
-                method_name=spec.method_name,
-            )
-            call.inputs[spec.idx] = item
-            self._inputs[item.input_id] = item
-            added.append(item)
-        if added:
-            self._count(call.app_id, len(added))
+            added.append(_new_input(call, spec))
+        self._add(call, added)
         durable = self._store.add_inputs(added or [call.inputs[spec.idx] for spec in specs])
         if added:
             self._executor.enqueue(added)
         return durable
+
+    def _add(self, call: Call, items: Sequence[Input]) -> None:
+        for item in items:
+            call.inputs[item.idx] = item
+            self._inputs[item.input_id] = item
+        if items:
+            self._count(call.app_id, len(items))
 
     async def close(self, call_id: str) -> None:
         """No more inputs will come for the call (RPC ``FunctionFinishInputs``)."""
@@ -413,6 +442,18 @@ class CallService:
             item.cancelled = True
         if unfinished:
             self._executor.cancel(unfinished, terminate_containers=terminate_containers)
+
+
+def _new_input(call: Call, spec: InputSpec) -> Input:
+    return Input(
+        input_id=ids.derive(ids.INPUT, call.call_id, str(spec.idx)),
+        call=call,
+        idx=spec.idx,
+        args=spec.args,
+        args_blob_id=spec.args_blob_id,
+        data_format=spec.data_format,
+        method_name=spec.method_name,
+    )
 
 
 def unknown_call(call_id: str) -> NotFoundError:

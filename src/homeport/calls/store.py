@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
 from homeport.link.messages import Result
-from homeport.storage.database import Database, metadata
+from homeport.storage.database import Database, Step, metadata
 
 calls = sa.Table(
     "calls",
@@ -76,37 +76,20 @@ class CallStore:
         self._database = database
 
     def add_call(self, call: Call) -> asyncio.Future[None]:
-        row = {
-            "call_id": call.call_id,
-            "function_id": call.function_id,
-            "app_id": call.app_id,
-            "type": int(call.type),
-            "invocation": int(call.invocation),
-            "parent_input_id": call.parent_input_id,
-            "created_at": call.created_at,
-            "is_closed": call.is_closed,
-            "cancelled": call.cancelled,
-        }
-        return self._database.append(_insert_call, [row])
+        return self._database.append(*_call_step(call))
+
+    def add_whole(
+        self, call: Call, items: Sequence[Input], beside: Sequence[Step]
+    ) -> asyncio.Future[None]:
+        """Record a call with its inputs, and ``beside`` in the same commit."""
+        return self._database.append_all([_call_step(call), _input_step(items), *beside])
 
     def update_call(self, call: Call) -> asyncio.Future[None]:
         row = {"id": call.call_id, "closed": call.is_closed, "was_cancelled": call.cancelled}
         return self._database.append(_update_call, [row])
 
     def add_inputs(self, items: Sequence[Input]) -> asyncio.Future[None]:
-        rows = [
-            {
-                "call_id": item.call.call_id,
-                "idx": item.idx,
-                "input_id": item.input_id,
-                "args": item.args,
-                "args_blob_id": item.args_blob_id,
-                "data_format": item.data_format,
-                "method_name": item.method_name,
-            }
-            for item in items
-        ]
-        return self._database.append(_insert_input, rows)
+        return self._database.append(*_input_step(items))
 
     def add_outputs(self, call_id: str, items: Sequence[Output]) -> asyncio.Future[None]:
         rows = [
@@ -133,6 +116,37 @@ class CallStore:
     async def load(self) -> list[Call]:
         """Every call that is kept, with its inputs and outputs."""
         return await self._database.read(_load)
+
+
+def _call_step(call: Call) -> Step:
+    row = {
+        "call_id": call.call_id,
+        "function_id": call.function_id,
+        "app_id": call.app_id,
+        "type": int(call.type),
+        "invocation": int(call.invocation),
+        "parent_input_id": call.parent_input_id,
+        "created_at": call.created_at,
+        "is_closed": call.is_closed,
+        "cancelled": call.cancelled,
+    }
+    return (_insert_call, [row])
+
+
+def _input_step(items: Sequence[Input]) -> Step:
+    rows = [
+        {
+            "call_id": item.call.call_id,
+            "idx": item.idx,
+            "input_id": item.input_id,
+            "args": item.args,
+            "args_blob_id": item.args_blob_id,
+            "data_format": item.data_format,
+            "method_name": item.method_name,
+        }
+        for item in items
+    ]
+    return (_insert_input, rows)
 
 
 def _load(connection: sa.Connection) -> list[Call]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from homeport.kernel.errors import InvalidError
+from homeport.schedules.model import Schedule
 
 STARTUP_TIMEOUT_DEFAULT_S = 300.0
 SCALEDOWN_WINDOW_DEFAULT_S = 60.0
@@ -84,10 +85,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     is_generator: bool
     block_network: bool
     untrusted: bool
-    has_schedule: bool
     base_function_id: str = ""
     serialized_params: bytes = b""
     volumes: list[VolumeMount] = []
+    schedule: Schedule | None = None
+    """When it runs by itself, as long as its app is deployed."""
 
     @property
     def slots(self) -> int:

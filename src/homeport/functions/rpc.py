@@ -19,6 +19,7 @@ from homeport.functions.wire import (
     function_data,
     function_of,
     precreated_handle,
+    schedule_of,
     spec_of,
     with_options,
 )
@@ -104,13 +105,13 @@ class FunctionsRpc:
         function_id = request.existing_function_id or ids.derive(
             ids.FUNCTION, app.app_id, function.function_name, definition_id(function)
         )
-        has_schedule = function.HasField("schedule") or request.HasField("schedule")
+        schedule = function.schedule if function.HasField("schedule") else request.schedule
         spec = spec_of(
             function,
             function_id=function_id,
             app_id=app.app_id,
             client_version=ctx.client_version,
-            has_schedule=has_schedule,
+            schedule=schedule_of(schedule),
         )
         warnings = self._pools.check_placeable(spec)
         handle = created_handle(function, app.app_id)
@@ -201,7 +202,6 @@ class FunctionsRpc:
                 function_id=function_id,
                 app_id=base.app_id,
                 client_version=base_spec.client_version,
-                has_schedule=False,
                 base_function_id=base.function_id,
                 serialized_params=request.serialized_params,
             ),

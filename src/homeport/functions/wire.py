@@ -22,6 +22,7 @@ from homeport.functions.model import (
     VolumeMount,
 )
 from homeport.kernel.errors import InvalidError
+from homeport.schedules.model import Cron, Period, Schedule
 
 _SYSTEM_PATHS = frozenset({"/", "/__modal", "/dev", "/etc", "/proc", "/root", "/sys", "/tmp"})
 _FUNCTION_FIELDS = {field.name for field in api_pb2.Function.DESCRIPTOR.fields}
@@ -141,7 +142,7 @@ def spec_of(
     function_id: str,
     app_id: str,
     client_version: str,
-    has_schedule: bool,
+    schedule: Schedule | None = None,
     base_function_id: str = "",
     serialized_params: bytes = b"",
 ) -> FunctionSpec:
@@ -178,11 +179,25 @@ def spec_of(
         is_generator=function.function_type == api_pb2.Function.FUNCTION_TYPE_GENERATOR,
         block_network=function.block_network,
         untrusted=function.untrusted,
-        has_schedule=has_schedule,
         base_function_id=base_function_id,
         serialized_params=serialized_params,
         volumes=_volumes(function),
+        schedule=schedule,
     )
+
+
+def schedule_of(message: api_pb2.Schedule) -> Schedule | None:
+    """The schedule in a definition. Raises ``InvalidError`` for one that cannot be followed."""
+    schedule: Schedule
+    if message.HasField("cron"):
+        schedule = Cron(message.cron.cron_string, message.cron.timezone)
+    elif message.HasField("period"):
+        fields = api_pb2.Schedule.Period.DESCRIPTOR.fields
+        schedule = Period(**{field.name: getattr(message.period, field.name) for field in fields})
+    else:
+        return None
+    schedule.check()
+    return schedule
 
 
 def _volumes(function: api_pb2.Function) -> list[VolumeMount]:
@@ -378,6 +393,24 @@ def layout_message(layout: Layout, records: Iterable[FunctionRecord]) -> api_pb2
         item = message.objects.add(object_id=class_id)
         item.class_handle_metadata.SetInParent()
     return message
+
+
+def function_summary(
+    record: FunctionRecord, summary: api_pb2.AppGetInfoResponse.FunctionInfoSummary
+) -> None:
+    """Fill in what a listing shows of a function."""
+    function = api_pb2.Function.FromString(record.definition)
+    if function.resources.gpu_config.count:
+        summary.gpu_config.add().CopyFrom(function.resources.gpu_config)
+    if function.HasField("schedule"):
+        summary.schedule.CopyFrom(function.schedule)
+    webhooks = [
+        function.webhook_config,
+        *(method.webhook_config for method in function.method_definitions.values()),
+    ]
+    summary.web_function = any(webhook.type for webhook in webhooks)
+    summary.requires_proxy_auth = any(webhook.requires_proxy_auth for webhook in webhooks)
+    summary.is_sessioned = function.is_sessioned
 
 
 def container_arguments(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from homeport.calls.model import CallType, Invocation
-from homeport.calls.service import CallService, InputSpec
+from homeport.calls.service import NO_ARGUMENTS, PICKLE, CallService, InputSpec
 from homeport.functions.service import FunctionService
 from homeport.images.model import FunctionStep
 from homeport.kernel.errors import InvalidError, UnavailableError
@@ -19,9 +19,6 @@ _POLL_S: Final = 600.0
 _EXIT_WAIT_S: Final = 300.0
 """A container that returned its output ends within it: exit handlers, then its files are kept."""
 _LEFT_MAX: Final = 256
-_PAYLOAD_PICKLE: Final = 1
-_NO_ARGUMENTS: Final = b"\x80\x04)}\x86."
-"""Pickled ``((), {})``."""
 
 
 @dataclass(slots=True)
@@ -140,7 +137,7 @@ class BuildFunctions:
 
 def _input(step: FunctionStep) -> InputSpec:
     if step.args is None:
-        return InputSpec(0, _NO_ARGUMENTS, "", _PAYLOAD_PICKLE, "")
+        return InputSpec(0, NO_ARGUMENTS, "", PICKLE, "")
     return InputSpec(0, step.args, step.args_blob_id, step.data_format, "")
 
 

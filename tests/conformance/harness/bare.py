@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 START_S = 120.0
@@ -14,6 +15,8 @@ START_S = 120.0
 
 class BareServer:
     """``python -m homeport.main serve`` on a free port, that it keeps; its state is in ``home``."""
+
+    program: Sequence[str] = ("homeport.main", "serve")
 
     def __init__(self, home: Path, environ: dict[str, str] | None = None) -> None:
         self.home = home
@@ -29,7 +32,7 @@ class BareServer:
         self.home.mkdir(parents=True, exist_ok=True)
         record = self.home / "run" / "server.json"
         record.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "homeport.main", "serve"]
+        command = [sys.executable, "-m", *self.program]
         options = ["--home", str(self.home), "--port", str(self._port)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

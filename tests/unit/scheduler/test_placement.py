@@ -39,7 +39,6 @@ SPEC = FunctionSpec(
     is_generator=False,
     block_network=False,
     untrusted=False,
-    has_schedule=False,
 )
 
 
