@@ -7,7 +7,7 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -176,10 +176,10 @@ class ScheduleService:
         return float("inf")
 
     async def _sleep(self, until: float) -> None:
-        waits = {
+        waits: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(self._clock.reached(until)),
             asyncio.ensure_future(self._changed.wait()),
-        }
+        ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
