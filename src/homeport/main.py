@@ -44,7 +44,9 @@ from homeport.functions.rpc import FunctionsRpc
 from homeport.functions.service import FunctionService
 from homeport.functions.store import FunctionStore
 from homeport.gateway.http import create_http_app
+from homeport.gateway.http1 import Http1
 from homeport.gateway.listener import Listener
+from homeport.gateway.web import WebGateway
 from homeport.housekeeping import Housekeeping
 from homeport.images.model import ImageRecord
 from homeport.images.names import NamedImages
@@ -103,6 +105,10 @@ from homeport.volumes.rpc import VolumeRpc
 from homeport.volumes.service import VolumeService
 from homeport.volumes.store import VolumeStore
 from homeport.volumes.wire import handle as volume_handle
+from homeport.web.requests import WebRequests
+from homeport.web.rpc import WebRpc
+from homeport.web.service import WebRoutes
+from homeport.web.tokens import ProxyTokens
 from homeport.workspace import credentials as credentials_file
 from homeport.workspace.rpc import WorkspaceRpc
 from homeport.workspace.service import WorkspaceService
@@ -222,6 +228,15 @@ class Server:
             wall_clock or SystemWallClock(),
         )
         self._apps.on_change(self._schedules.app_changed)
+        self._web_routes = WebRoutes(
+            self._functions,
+            self._apps,
+            self._environments,
+            workspace=settings.workspace,
+            domain=settings.web_domain,
+            port=lambda: self._port,
+        )
+        self._proxy_tokens = ProxyTokens(self._database, self._environments, clock)
         streams = DataStreams()
         self._calls.on_forget(streams.drop)
         launcher = Launcher(
@@ -261,7 +276,12 @@ class Server:
                 DictRpc(self._dicts, self._environments),
                 EnvironmentsRpc(self._environments, self._workspace),
                 FunctionsRpc(
-                    self._functions, self._apps, self._environments, self._scheduler, clock
+                    self._functions,
+                    self._apps,
+                    self._environments,
+                    self._scheduler,
+                    self._web_routes,
+                    clock,
                 ),
                 ImagesRpc(self._images, names),
                 LogRpc(self._logs, subjects),
@@ -270,6 +290,7 @@ class Server:
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments),
                 VolumeRpc(volume_objects, self._volumes, self._environments),
+                WebRpc(self._proxy_tokens, self._environments),
                 WorkspaceRpc(
                     self._workspace,
                     self._environments,
@@ -295,6 +316,14 @@ class Server:
                 health=self._health,
             ),
             access_log=None,
+        )
+        self._web = Http1(
+            WebGateway(
+                self._web_routes,
+                WebRequests(self._calls, wait_s=settings.web_wait_s, blob=self._blobs.file),
+                self._proxy_tokens,
+                app_page=lambda app_id: f"{self.url}/apps/{app_id}",
+            )
         )
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
@@ -338,8 +367,11 @@ class Server:
         host = self.settings.host
         if host in ("0.0.0.0", "::"):
             host = "127.0.0.1"
-        port = self._listener.port if self._listener is not None else self.settings.port
-        return f"http://{host}:{port}"
+        return f"http://{host}:{self._port}"
+
+    @property
+    def _port(self) -> int:
+        return self._listener.port if self._listener is not None else self.settings.port
 
     def _images_in_use(self) -> set[str]:
         """The images that functions of live apps start from."""
@@ -383,8 +415,10 @@ class Server:
         await self._blobs.start()
         await self._images.start()
         await self._functions.start()
+        await self._proxy_tokens.start()
         alive = await self._tasks.start()
         await self._apps.start()
+        self._web_routes.start(self._functions.all())
         unfinished = await self._calls.start()
         await self._nodes.start()
         self._scheduler.recover(unfinished, alive)
@@ -396,6 +430,7 @@ class Server:
             grpc=self._grpc.protocol_factory,
             http=self._http_protocol,
             link=self._nodes.accept,
+            web=lambda host: self._web.protocol if self._web_routes.is_ours(host) else None,
             sock=self._listening,
         )
         await self._listener.start()
@@ -436,6 +471,7 @@ class Server:
             await self._listener.stop()
         await self._housekeeping.stop()
         await self._schedules.stop()
+        await self._web.stop(STOP_GRACE_S)
         await self._scheduler.stop()
         await self._calls.stop()
         await self._images.stop()

@@ -74,6 +74,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     layers_bytes_max: int = 0
     """Image layers kept on a node; 0 = a third of the disk they are on. The least recently used
     ones that nothing needs go first."""
+    web_domain: str = "localhost"
+    """Domain of web functions: each has a name directly under it, which must lead to this machine
+    (those under ``localhost`` always do)."""
+    web_wait_s: float = 150.0
+    """A request of a web function without an answer by then is sent to wait again (303)."""
     log_level: Level = "info"
     log_format: Format = "auto"
     """Of the server's and the node's log: for people (``console``), for programs (``json``);

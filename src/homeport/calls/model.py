@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from homeport.calls.exchange import Exchange
 from homeport.link.messages import Result
 
 
@@ -96,6 +97,8 @@ class Call:
     cleared: bool = False
     """The caller took its results and said so: nothing is kept."""
     finished_at: float = 0.0
+    exchange: Exchange | None = None
+    """The connection its one input is bound to: nothing of such a call is recorded."""
     readers: int = 0
     """How many read what its generator yields."""
     _waiters: set[asyncio.Future[None]] = field(default_factory=set[asyncio.Future[None]])

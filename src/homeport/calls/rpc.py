@@ -188,14 +188,28 @@ class CallsRpc:
     async def FunctionCallPutDataOut(
         self, request: api_pb2.FunctionCallPutDataRequest, ctx: Context
     ) -> Empty:
-        _ = ctx.task
+        task = ctx.task
         chunks = [
             Chunk(chunk.index, chunk.data_format, chunk.data, chunk.data_blob_id)
             for chunk in request.data_chunks
         ]
-        if self._calls.find(request.function_call_id) is not None:
+        call = self._calls.find(request.function_call_id)
+        if call is not None and call.exchange is not None:
+            if call.inputs[0].task_id == task.task_id:  # not of an attempt that was given up
+                await call.exchange.put(chunks)
+        elif call is not None:
             await self._streams.put(request.function_call_id, chunks)
         return Empty()
+
+    async def FunctionCallGetDataIn(
+        self, request: api_pb2.FunctionCallGetDataRequest, ctx: Context
+    ) -> AsyncIterator[api_pb2.DataChunk]:
+        task = ctx.task
+        call = self._calls.get(request.function_call_id)
+        if call.exchange is None or call.inputs[0].task_id != task.task_id:
+            raise NotFoundError(f"{call.call_id} has no data for this container")
+        async for chunk in call.exchange.messages(request.last_index):
+            yield data_chunk(chunk)
 
     async def FunctionCallGetDataOut(
         self, request: api_pb2.FunctionCallGetDataRequest, ctx: Context

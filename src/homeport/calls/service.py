@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
+from homeport.calls.exchange import Exchange
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
 from homeport.calls.store import CallStore
 from homeport.kernel import ids
@@ -31,7 +32,7 @@ CLEAR_GRACE_S = 60.0
 """A cleared call stays readable that long: its last poll may have been lost on the way."""
 _DELETE_DELAY_S = 1.0
 PICKLE = 1
-"""The protocol's ``DATA_FORMAT_PICKLE``."""
+"""The protocol's ``PICKLE``."""
 NO_ARGUMENTS = b"\x80\x04)}\x86."
 """Pickled ``((), {})``."""
 
@@ -211,6 +212,50 @@ class CallService:
         self._executor.enqueue([item])
         return call
 
+    def open_bound(
+        self, *, function_id: str, app_id: str, method_name: str, args: bytes, exchange: Exchange
+    ) -> Call:
+        """A call that lives with a connection: one input, given to the executor at once.
+
+        Nothing of it is recorded, so ``release`` has to be called when the connection is done.
+        """
+        call = Call(
+            call_id=ids.new(ids.CALL),
+            function_id=function_id,
+            app_id=app_id,
+            type=CallType.UNARY,
+            invocation=Invocation.SYNC,
+            parent_input_id="",
+            created_at=self._clock.now(),
+            is_closed=True,
+            exchange=exchange,
+        )
+        item = Input(
+            input_id=ids.new(ids.INPUT),
+            call=call,
+            idx=0,
+            args=args,
+            args_blob_id="",
+            data_format=PICKLE,
+            method_name=method_name,
+        )
+        call.inputs[0] = item
+        self._calls[call.call_id] = call
+        self._inputs[item.input_id] = item
+        self._count(app_id, 1)
+        self._executor.enqueue([item])
+        return call
+
+    def release(self, call: Call) -> None:
+        """The connection of a bound call is done: what still runs is cancelled."""
+        assert call.exchange is not None
+        call.exchange.close()
+        if call.unfinished:
+            call.cancelled = True
+            self._cancel_inputs(list(call.inputs.values()), terminate_containers=False)
+        if not call.unfinished:
+            self._forget(call.call_id)
+
     async def put_inputs(self, call_id: str, inputs: Sequence[InputSpec]) -> list[Input]:
         """Add inputs to a call; those with a known ``idx`` are the ones already there.
 
@@ -276,12 +321,16 @@ class CallService:
             call = self._calls.get(call_id)
             if call is None:
                 continue
-            if not call.cleared:
+            if call.exchange is not None:
+                call.exchange.finish(items[0])
+            elif not call.cleared:
                 durable.append(self._store.add_outputs(call_id, items))
             if self._count(call.app_id, -len(items)) == 0:
                 finished_apps.add(call.app_id)
             if call.unfinished == 0:
                 call.finished_at = self._clock.now()
+                if call.exchange is not None and call.exchange.is_closed:
+                    self._forget(call_id)
             call.wake()
         for app_id in finished_apps:
             self._executor.work_finished(app_id)
@@ -419,7 +468,8 @@ class CallService:
             call = pending.pop()
             call.cancelled = True
             call.is_closed = True
-            await self._store.update_call(call)
+            if call.exchange is None:
+                await self._store.update_call(call)
             pending.extend(self.children_of({item.input_id for item in call.inputs.values()}))
             self._cancel_inputs(list(call.inputs.values()), terminate_containers)
 
@@ -433,7 +483,8 @@ class CallService:
             if call.app_id == app_id and not call.cancelled:
                 call.cancelled = True
                 call.is_closed = True
-                self._store.update_call(call)
+                if call.exchange is None:
+                    self._store.update_call(call)
                 self._cancel_inputs(list(call.inputs.values()), terminate_containers=True)
 
     def _cancel_inputs(self, inputs: list[Input], terminate_containers: bool) -> None:

@@ -55,6 +55,27 @@ class VolumeMount(msgspec.Struct, frozen=True):
     sub_path: str = ""
 
 
+class WebPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An HTTP address of a function, or of one method of a class (RPC field ``webhook_config``)."""
+
+    method: str = ""
+    """The method of a class; empty for a plain function."""
+    subdomain: str
+    """The first label of its host name."""
+    domains: list[str] = []
+    """Further host names, chosen by the user."""
+    needs_token: bool = False
+    """Only for callers that show a proxy token."""
+    port: int = 0
+    """Where a web server listens in the container; 0 = its requests are inputs."""
+    is_server: bool = False
+    """A ``modal.Server``: no inputs at all."""
+    is_sticky: bool = False
+    """A caller's requests go to the container that took the first one."""
+    is_h2: bool = False
+    """The server in the container speaks HTTP/2 without TLS."""
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One function (or class service function, or bound variant) as the scheduler sees it."""
 
@@ -90,6 +111,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     volumes: list[VolumeMount] = []
     schedule: Schedule | None = None
     """When it runs by itself, as long as its app is deployed."""
+    web: list[WebPoint] = []
 
     @property
     def slots(self) -> int:

@@ -27,6 +27,8 @@ from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
 from homeport.rpc.context import Context
+from homeport.web.service import WebRoutes
+from homeport.web.wire import announce, describe, mark_taken, settle, taken
 
 
 class PoolStats(Protocol):
@@ -66,25 +68,25 @@ class FunctionsRpc:
         apps: AppService,
         environments: EnvironmentService,
         pools: Pools,
+        routes: WebRoutes,
         clock: Clock,
     ) -> None:
         self._functions = functions
         self._apps = apps
         self._environments = environments
         self._pools = pools
+        self._routes = routes
         self._clock = clock
 
     async def FunctionPrecreate(
         self, request: api_pb2.FunctionPrecreateRequest, ctx: Context
     ) -> api_pb2.FunctionPrecreateResponse:
         app = self._apps.require_live(request.app_id)
-        _refuse_web(request.webhook_config, request.function_name)
-        for method in request.method_definitions.values():
-            _refuse_web(method.webhook_config, method.function_name)
         function_id = request.existing_function_id or ids.derive(
             ids.FUNCTION, app.app_id, request.function_name
         )
         handle = precreated_handle(request, app.app_id)
+        announce(handle, app, self._routes, request.webhook_config, request.method_definitions)
         await self._functions.announce(
             FunctionRecord(
                 function_id=function_id,
@@ -102,6 +104,8 @@ class FunctionsRpc:
         app = self._apps.require_live(request.app_id)
         function = function_of(request)
         _refuse_unbuilt(function)
+        web = settle(function, app, self._routes)
+        stolen = taken(web, app, self._routes)
         function_id = request.existing_function_id or ids.derive(
             ids.FUNCTION, app.app_id, function.function_name, definition_id(function)
         )
@@ -112,9 +116,11 @@ class FunctionsRpc:
             app_id=app.app_id,
             client_version=ctx.client_version,
             schedule=schedule_of(schedule),
+            web=web,
         )
         warnings = self._pools.check_placeable(spec)
         handle = created_handle(function, app.app_id)
+        describe(handle, function)
         data = function_data(function)
         await self._functions.save(
             FunctionRecord(
@@ -128,6 +134,7 @@ class FunctionsRpc:
                 data=data.SerializeToString(),
             )
         )
+        mark_taken(function, stolen)
         return api_pb2.FunctionCreateResponse(
             function_id=function_id,
             function=function,
@@ -190,6 +197,7 @@ class FunctionsRpc:
             request.function_options.SerializeToString(deterministic=True),
         )
         handle = created_handle(definition, base.app_id)
+        describe(handle, definition)
         handle.base_function_id = base.function_id
         return FunctionRecord(
             function_id=function_id,
@@ -204,6 +212,7 @@ class FunctionsRpc:
                 client_version=base_spec.client_version,
                 base_function_id=base.function_id,
                 serialized_params=request.serialized_params,
+                web=base_spec.web,
             ),
             definition=definition.SerializeToString(),
             data=function_data(definition).SerializeToString(),
@@ -286,20 +295,9 @@ def _missing_function(request: api_pb2.FunctionGetRequest, tags: list[str]) -> s
     )
 
 
-def _refuse_web(webhook: api_pb2.WebhookConfig, name: str) -> None:
-    if webhook.type:
-        raise UnimplementedError(
-            f"{name!r} is a web endpoint, and Homeport does not serve web endpoints yet: "
-            "call it with .remote() for now."
-        )
-
-
 def _refuse_unbuilt(function: api_pb2.Function) -> None:
     """Refuse what a definition asks for and the platform does not have, by name."""
     name = function.function_name
-    _refuse_web(function.webhook_config, name)
-    for method in function.method_definitions.values():
-        _refuse_web(method.webhook_config, method.function_name)
     wanted = {
         "modal.Server": function.is_server,
         "NetworkFileSystem mounts": bool(function.shared_volume_mounts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from homeport.functions.model import ClassRecord, FunctionRecord
 from homeport.functions.store import FunctionStore
@@ -40,6 +40,10 @@ class FunctionService:
                 "ended: run or deploy the app again and use the new handle."
             )
         return record
+
+    def all(self) -> Iterable[FunctionRecord]:
+        """Every function, also of apps that have ended."""
+        return self._functions.values()
 
     def of_app(self, app_id: str) -> list[FunctionRecord]:
         return [record for record in self._functions.values() if record.app_id == app_id]

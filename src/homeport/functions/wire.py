@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -20,6 +20,7 @@ from homeport.functions.model import (
     Layout,
     RetryPolicy,
     VolumeMount,
+    WebPoint,
 )
 from homeport.kernel.errors import InvalidError
 from homeport.schedules.model import Cron, Period, Schedule
@@ -132,6 +133,7 @@ def definition_id(function: api_pb2.Function) -> str:
     mounts = sorted(copy.mount_ids)
     del copy.mount_ids[:]
     copy.mount_ids.extend(mounts)
+    copy.ClearField("web_url_info")
     digest = hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
     return f"de-{digest[:22]}"
 
@@ -145,6 +147,7 @@ def spec_of(
     schedule: Schedule | None = None,
     base_function_id: str = "",
     serialized_params: bytes = b"",
+    web: Sequence[WebPoint] = (),
 ) -> FunctionSpec:
     """What the scheduler needs of a definition."""
     timeout_s = float(function.timeout_secs or 300)
@@ -183,6 +186,7 @@ def spec_of(
         serialized_params=serialized_params,
         volumes=_volumes(function),
         schedule=schedule,
+        web=list(web),
     )
 
 

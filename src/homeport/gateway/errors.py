@@ -59,10 +59,16 @@ def _defect(request: web.Request) -> web.Response:
 
 
 def _answer(request: web.Request, status: int, message: str) -> web.Response:
-    if "text/html" not in request.headers.get("Accept", ""):
-        return web.Response(status=status, text=message + "\n")
-    page = _PAGE.format(status=status, message=html.escape(message))
-    return web.Response(status=status, text=page, content_type="text/html")
+    kind, body = error_body(status, message, request.headers.get("Accept", ""))
+    return web.Response(status=status, body=body, headers={"Content-Type": kind.decode()})
+
+
+def error_body(status: int, message: str, accept: str) -> tuple[bytes, bytes]:
+    """An error's content type and text, as a page for those whose ``accept`` says they like one."""
+    if "text/html" not in accept:
+        return b"text/plain; charset=utf-8", f"{message}\n".encode()
+    lines = html.escape(message).replace("\n", "<br>")
+    return b"text/html; charset=utf-8", _PAGE.format(status=status, message=lines).encode()
 
 
 _PAGE: Final = """<!doctype html>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -19,6 +20,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
 LinkFactory = Callable[[str], asyncio.Protocol | None]
+WebFactory = Callable[[str], ProtocolFactory | None]
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LINK_REQUEST = b"GET /_node/link "
@@ -34,6 +36,8 @@ class Listener:
 
     ``grpc`` and ``http`` make the protocols of HTTP/2 and HTTP/1 connections; ``link`` is given
     the token of a node and answers the protocol of its link, or ``None`` if the token is wrong.
+    ``web`` is given the ``Host`` of a connection's first HTTP/1 request and answers who makes its
+    protocol, if not ``http``.
     ``sock`` listens already and is used in place of ``host`` and ``port``.
     """
 
@@ -45,6 +49,7 @@ class Listener:
         grpc: ProtocolFactory,
         http: ProtocolFactory,
         link: LinkFactory,
+        web: WebFactory = lambda _: None,
         sock: socket.socket | None = None,
         unix_path: Path | None = None,
         silence_s: float = SILENCE_S,
@@ -56,6 +61,7 @@ class Listener:
         self._grpc = grpc
         self._http = http
         self._link = link
+        self._web = web
         self._silence_s = silence_s
         self._bound_path: Path | None = None
         self._servers: list[asyncio.Server] = []
@@ -129,7 +135,8 @@ class Listener:
         self._bound_path = path
 
     def _sniff(self) -> _Sniffer:
-        return _Sniffer(self._grpc, self._http, self._link, self._silence_s, self._sniffing)
+        factories = (self._grpc, self._http, self._link, self._web)
+        return _Sniffer(*factories, self._silence_s, self._sniffing)
 
 
 def _restrict(path: Path) -> None:
@@ -168,12 +175,14 @@ class _Sniffer(asyncio.Protocol):
         grpc: ProtocolFactory,
         http: ProtocolFactory,
         link: LinkFactory,
+        web: WebFactory,
         silence_s: float,
         sniffing: set[_Sniffer],
     ) -> None:
         self._grpc = grpc
         self._http = http
         self._link = link
+        self._web = web
         self._silence_s = silence_s
         self._sniffing = sniffing
         self._buffer = b""
@@ -199,12 +208,22 @@ class _Sniffer(asyncio.Protocol):
         elif buffer.startswith(LINK_REQUEST):
             self._on_link_request(buffer)
         elif not LINK_REQUEST.startswith(buffer):
-            self._pass_on(self._http(), buffer)
+            self._on_http(buffer)
 
     def close(self) -> None:
         """End the connection."""
         self._forget()
         self._transport.close()
+
+    def _on_http(self, buffer: bytes) -> None:
+        """An HTTP/1 request: its ``Host`` says whom the connection is for."""
+        head, separator, _ = buffer.partition(b"\r\n\r\n")
+        found = _HOST.search(head + separator[:2])
+        if found is None and not separator and len(head) <= HEAD_BYTES_MAX and _is_text(head):
+            return
+        host = found.group(1).decode("latin-1") if found is not None else ""
+        factory = self._web(host) or self._http
+        self._pass_on(factory(), buffer)
 
     def _on_link_request(self, buffer: bytes) -> None:
         head, separator, rest = buffer.partition(b"\r\n\r\n")
@@ -245,6 +264,14 @@ class _Sniffer(asyncio.Protocol):
         self._timer.cancel()
         self._sniffing.discard(self)
         self._buffer = b""
+
+
+_HOST = re.compile(rb"\r\nhost:[ \t]*([^\s]*)[ \t]*\r\n", re.IGNORECASE)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether this can become the head of an HTTP request: it begins with a method."""
+    return head[:1].isalpha()
 
 
 _UPGRADE = f"Upgrade: {LINK_UPGRADE}\r\nConnection: Upgrade\r\n"

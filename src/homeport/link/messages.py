@@ -386,6 +386,8 @@ class CancelInputs(Message):
 
     task_id: str
     input_ids: list[str]
+    gentle: bool = False
+    """Do not interrupt the container for it: it may be serving others."""
 
 
 class RecallInputs(Message):

@@ -193,7 +193,7 @@ class Supervisor:
     def _cancel(self, message: CancelInputs) -> None:
         task = self._tasks.get(message.task_id)
         if task is not None:
-            task.cancel(message.input_ids)
+            task.cancel(message.input_ids, gentle=message.gentle)
 
     def _recall(self, message: RecallInputs) -> None:
         task = self._tasks.get(message.task_id)

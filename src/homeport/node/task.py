@@ -130,9 +130,9 @@ class Task:
         """Queue attempts (``DeliverInputs``)."""
         self._apply(self._work.deliver(items))
 
-    def cancel(self, input_ids: Sequence[str]) -> None:
+    def cancel(self, input_ids: Sequence[str], *, gentle: bool = False) -> None:
         """End inputs (``CancelInputs``)."""
-        self._apply(self._work.cancel(input_ids))
+        self._apply(self._work.cancel(input_ids, gentle=gentle))
 
     def recall(self, keys: Sequence[Key]) -> None:
         """Give back those of these attempts that have not started (``RecallInputs``)."""

@@ -244,8 +244,11 @@ class WorkLoop:
             effects.wake = True
         return effects
 
-    def cancel(self, input_ids: Iterable[str]) -> Effects:
-        """Drop what is not started (as TERMINATED outputs), ask the container to end the rest."""
+    def cancel(self, input_ids: Iterable[str], *, gentle: bool = False) -> Effects:
+        """Drop what is not started (as TERMINATED outputs), ask the container to end the rest.
+
+        ``gentle``: it may go on as long as it likes, within its timeout.
+        """
         effects = Effects()
         ids = set(input_ids)
         kept: deque[tuple[InputItem, float]] = deque()
@@ -258,7 +261,10 @@ class WorkLoop:
         self._queue = kept
         for attempt in self._running.values():
             if attempt.item.input_id in ids and attempt.fate is Fate.WANTED:
+                deadline = attempt.deadline
                 self._doom(attempt, Fate.CANCELLED, CANCEL_GRACE_S)
+                if gentle:
+                    attempt.deadline = deadline
                 effects.cancel_event = True
         return effects
 

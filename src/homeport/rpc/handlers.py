@@ -17,6 +17,7 @@ from homeport.queues.rpc import QueueRpc
 from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
 from homeport.volumes.rpc import VolumeRpc
+from homeport.web.rpc import WebRpc
 from homeport.workspace.rpc import WorkspaceRpc
 
 HANDLER_CLASSES: Final[list[type]] = [
@@ -33,6 +34,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     SecretRpc,
     TasksRpc,
     VolumeRpc,
+    WebRpc,
     WorkspaceRpc,
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from homeport.functions.model import RetryPolicy
@@ -35,6 +35,8 @@ class Decision:
     verdict: Verdict
     delay_s: float = 0.0
     result: Result | None = None
+    otherwise: Result | None = field(default=None, compare=False)
+    """The result, should the input turn out not to be repeatable."""
 
 
 def after_output(
@@ -47,7 +49,8 @@ def after_output(
         # The container was told to stop, not the input: nobody cancelled it.
         return Decision(Verdict.REQUEUE)
     if policy is not None and user_retries < policy.retries:
-        return Decision(Verdict.RETRY, delay_s=policy.delay_s(user_retries + 1))
+        delay_s = policy.delay_s(user_retries + 1)
+        return Decision(Verdict.RETRY, delay_s=delay_s, otherwise=result)
     return Decision(Verdict.FINISH, result=result)
 
 
@@ -63,13 +66,15 @@ def after_exit(
     crashes: int,
 ) -> Decision:
     """An attempt whose container ended under it. ``crashes`` counts this one too."""
-    if was_asked_to_stop and not oom_killed:
-        return Decision(Verdict.REQUEUE)
-    if policy is not None and user_retries < policy.retries:
-        return Decision(Verdict.RETRY, delay_s=policy.delay_s(user_retries + 1))
     text = reason or crash_text(returncode, oom_killed, memory_limit_mb)
+    failure = Result(STATUS_FAILURE, exception=text)
+    if was_asked_to_stop and not oom_killed:
+        return Decision(Verdict.REQUEUE, otherwise=failure)
+    if policy is not None and user_retries < policy.retries:
+        delay_s = policy.delay_s(user_retries + 1)
+        return Decision(Verdict.RETRY, delay_s=delay_s, otherwise=failure)
     if not oom_killed and crashes < CRASHES_MAX:
-        return Decision(Verdict.REQUEUE)
+        return Decision(Verdict.REQUEUE, otherwise=failure)
     attempts = f" (attempt {crashes})" if crashes > 1 else ""
     return Decision(Verdict.FINISH, result=Result(STATUS_FAILURE, exception=text + attempts))
 

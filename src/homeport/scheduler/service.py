@@ -160,7 +160,7 @@ class Scheduler:
         self._settler.enqueue(inputs)
 
     def cancel(self, inputs: Sequence[Input], *, terminate_containers: bool) -> None:
-        by_task: dict[str, list[str]] = {}
+        by_task: dict[tuple[str, bool], list[str]] = {}
         now = self._clock.now()
         touched: set[str] = set()
         for item in inputs:
@@ -168,17 +168,18 @@ class Scheduler:
                 self._board.tasks.get(item.task_id) if item.state is InputState.ASSIGNED else None
             )
             if task is not None and item.input_id in task.held:
-                by_task.setdefault(task.task_id, []).append(item.input_id)
+                gentle = item.call.exchange is not None
+                by_task.setdefault((task.task_id, gentle), []).append(item.input_id)
             else:
                 self._recovery.forget(item.input_id)
                 touched.add(item.call.function_id)
                 self._calls.finish([(item, terminated(item, now))])
-        for task_id, input_ids in by_task.items():
+        for (task_id, gentle), input_ids in by_task.items():
             task = self._board.tasks[task_id]
             if terminate_containers:
                 self._fleet.stop(task, graceful=False)
             else:
-                self._nodes.send(task.node_id, CancelInputs(task_id, input_ids))
+                self._nodes.send(task.node_id, CancelInputs(task_id, input_ids, gentle))
         for function_id in touched:
             pool = self._board.pools.get(function_id)
             if pool is not None:

@@ -18,6 +18,8 @@ from homeport.scheduler.attempts import Decision, Verdict
 from homeport.scheduler.board import Board
 from homeport.scheduler.pool import Pool
 
+_UNREPEATABLE = Result(STATUS_FAILURE, exception="The container ended in the middle of its answer")
+
 
 class Settler:
     """Carries out what was decided about inputs."""
@@ -54,7 +56,9 @@ class Settler:
             assert decision.result is not None
             self.finish(item, decision.result)
         elif decision.verdict is Verdict.REQUEUE:
-            self.requeue(item)
+            self.requeue(item, decision.otherwise)
+        elif not _repeatable(item):
+            self.finish(item, decision.otherwise or _UNREPEATABLE)
         else:
             item.user_retries += 1
             item.attempt += 1
@@ -71,12 +75,18 @@ class Settler:
         if item.output is None:
             self.enqueue([item])
 
-    def requeue(self, item: Input) -> None:
-        """Run an input again, before those that have not run yet."""
+    def requeue(self, item: Input, otherwise: Result | None = None) -> None:
+        """Run an input again, before those that have not run yet.
+
+        One that is bound to a connection which saw part of an answer ends with ``otherwise``.
+        """
         if item.output is not None:
             return
         if item.cancelled:
             self._calls.finish([(item, terminated(item, self._clock.now()))])
+            return
+        if not _repeatable(item):
+            self.finish(item, otherwise or _UNREPEATABLE)
             return
         item.attempt += 1
         record = self._functions.find(item.call.function_id)
@@ -103,3 +113,8 @@ class Settler:
     def policy(self, item: Input):
         record = self._functions.find(item.call.function_id)
         return record.spec.retry_policy if record and record.spec else None
+
+
+def _repeatable(item: Input) -> bool:
+    """Whether the input can run anew: not if a connection saw part of what it said."""
+    return item.call.exchange is None or item.call.exchange.rewind()

@@ -1,0 +1,88 @@
+"""RPC handlers of proxy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2
+
+from homeport.environments.service import EnvironmentService
+from homeport.rpc.context import Context
+from homeport.web.model import ProxyToken
+from homeport.web.tokens import ProxyTokens
+
+
+class WebRpc:
+    """Proxy tokens: make, list, rename, give to environments, delete."""
+
+    def __init__(self, tokens: ProxyTokens, environments: EnvironmentService) -> None:
+        self._tokens = tokens
+        self._environments = environments
+
+    async def WebhookTokenCreate(
+        self, request: api_pb2.WebhookTokenCreateRequest, ctx: Context
+    ) -> api_pb2.TokenCreateResponse:
+        ctx.require_client()
+        token, secret = await self._tokens.create(request.name, scoped=request.scoped)
+        return api_pb2.TokenCreateResponse(token_id=token.token_id, token_secret=secret)
+
+    async def WebhookTokenList(
+        self, request: Empty, ctx: Context
+    ) -> api_pb2.WebhookTokenListResponse:
+        ctx.require_client()
+        return _listed(self._tokens.list())
+
+    async def WebhookTokenListForEnvironment(
+        self, request: api_pb2.WebhookTokenListForEnvironmentRequest, ctx: Context
+    ) -> api_pb2.WebhookTokenListResponse:
+        ctx.require_client()
+        environment = self._environments.resolve(request.environment_name or ctx.environment)
+        return _listed(self._tokens.list(environment.environment_id))
+
+    async def WebhookTokenUpdate(
+        self, request: api_pb2.WebhookTokenUpdateRequest, ctx: Context
+    ) -> api_pb2.WebhookToken:
+        ctx.require_client()
+        if not request.HasField("name"):
+            return _message(self._tokens.get(request.token_id))
+        return _message(await self._tokens.rename(request.token_id, request.name))
+
+    async def WebhookTokenDelete(self, request: api_pb2.TokenDeleteRequest, ctx: Context) -> Empty:
+        ctx.require_client()
+        await self._tokens.delete(request.token_id)
+        return Empty()
+
+    async def WebhookTokenEnvironmentList(
+        self, request: api_pb2.WebhookTokenEnvironmentListRequest, ctx: Context
+    ) -> api_pb2.WebhookTokenEnvironmentListResponse:
+        ctx.require_client()
+        environments = sorted(self._tokens.get(request.token_id).environments)
+        return api_pb2.WebhookTokenEnvironmentListResponse(environment_ids=environments)
+
+    async def WebhookTokenEnvironmentAdd(
+        self, request: api_pb2.WebhookTokenEnvironmentAddRequest, ctx: Context
+    ) -> Empty:
+        ctx.require_client()
+        await self._tokens.add_environment(request.token_id, request.environment_id)
+        return Empty()
+
+    async def WebhookTokenEnvironmentRemove(
+        self, request: api_pb2.WebhookTokenEnvironmentRemoveRequest, ctx: Context
+    ) -> Empty:
+        ctx.require_client()
+        await self._tokens.remove_environment(request.token_id, request.environment_id)
+        return Empty()
+
+
+def _listed(tokens: Iterable[ProxyToken]) -> api_pb2.WebhookTokenListResponse:
+    return api_pb2.WebhookTokenListResponse(tokens=[_message(token) for token in tokens])
+
+
+def _message(token: ProxyToken) -> api_pb2.WebhookToken:
+    return api_pb2.WebhookToken(
+        token_id=token.token_id,
+        created_at=token.created_at,
+        scoped=token.scoped,
+        name=token.name,
+    )
