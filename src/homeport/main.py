@@ -80,6 +80,10 @@ from homeport.queues.service import QueueService
 from homeport.queues.store import QueueStore
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.registry import Registry
+from homeport.sandboxes.launcher import SandboxLauncher
+from homeport.sandboxes.rpc import SandboxRpc
+from homeport.sandboxes.service import SandboxService
+from homeport.sandboxes.store import SandboxStore
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher
 from homeport.scheduler.service import Scheduler
@@ -201,8 +205,26 @@ class Server:
             clock=clock,
             log_sink=self._image_log,
         )
+        self._sandboxes = SandboxService(
+            SandboxStore(self._database),
+            self._nodes,
+            self._tasks,
+            self._logs,
+            self._secrets,
+            SandboxLauncher(
+                settings, self._images, self._mounts, self._secrets, self._volumes, volume_objects
+            ),
+            clock,
+        )
         self._scheduler = Scheduler(
-            settings, clock, self._nodes, self._tasks, self._functions, self._logs, build_functions
+            settings,
+            clock,
+            self._nodes,
+            self._tasks,
+            self._functions,
+            self._logs,
+            build_functions,
+            self._sandboxes,
         )
         self._apps = AppService(
             AppStore(self._database),
@@ -287,6 +309,7 @@ class Server:
                 LogRpc(self._logs, subjects),
                 MountRpc(self._mounts, self._environments),
                 QueueRpc(self._queues, self._environments),
+                SandboxRpc(self._sandboxes, self._apps, self._environments, self._logs),
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments),
                 VolumeRpc(volume_objects, self._volumes, self._environments),
@@ -330,6 +353,7 @@ class Server:
             self._files,
             prunable=[
                 *(self._logs, self._blobs, self._tasks, self._dicts, self._volumes),
+                self._sandboxes,
                 EndedApps(
                     self._apps,
                     self._calls,
@@ -374,14 +398,14 @@ class Server:
         return self._listener.port if self._listener is not None else self.settings.port
 
     def _images_in_use(self) -> set[str]:
-        """The images that functions of live apps start from."""
+        """The images that functions of live apps and live sandboxes start from."""
         used: set[str] = set()
         for app in self._apps.all_live():
             for function_id in app.layout.function_ids.values():
                 record = self._functions.find(function_id)
                 if record is not None and record.spec is not None:
                     used.add(record.spec.image_id)
-        return used
+        return used | self._sandboxes.images_in_use()
 
     async def _apps_of_images(self) -> set[str]:
         """The apps with functions or secrets that rebuilding an image takes."""
@@ -417,6 +441,7 @@ class Server:
         await self._functions.start()
         await self._proxy_tokens.start()
         alive = await self._tasks.start()
+        await self._sandboxes.start()
         await self._apps.start()
         self._web_routes.start(self._functions.all())
         unfinished = await self._calls.start()
@@ -473,6 +498,7 @@ class Server:
         await self._schedules.stop()
         await self._web.stop(STOP_GRACE_S)
         await self._scheduler.stop()
+        await self._sandboxes.stop()
         await self._calls.stop()
         await self._images.stop()
         await self._grpc.stop(STOP_GRACE_S)

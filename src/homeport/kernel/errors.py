@@ -7,6 +7,7 @@ nothing below an edge knows a transport's codes.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 
 class Code(Enum):
@@ -96,7 +97,23 @@ class UnavailableError(HomeportError):
     code = Code.UNAVAILABLE
 
 
+class DeadlineError(HomeportError):
+    """What was waited for did not happen within the asked time."""
+
+    code = Code.DEADLINE
+
+
 class InternalError(HomeportError):
     """A defect of ours; details are in the log under the request id."""
 
     code = Code.INTERNAL
+
+
+def error_of(code: Code, message: str) -> HomeportError:
+    """The error of that kind, as another process of the platform reported it."""
+    return _CLASSES.get(code, InternalError)(message)
+
+
+_CLASSES: Final[dict[Code, type[HomeportError]]] = {
+    kind.code: kind for kind in HomeportError.__subclasses__()
+}

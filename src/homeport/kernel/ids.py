@@ -16,6 +16,8 @@ _ALPHABET: Final = string.digits + string.ascii_letters
 _UPPER: Final = string.digits + string.ascii_uppercase
 _LENGTH: Final = 22
 _TASK_LENGTH: Final = 26
+_CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ULID_LENGTH: Final = 26
 
 APP: Final = "ap"
 FUNCTION: Final = "fu"
@@ -35,6 +37,7 @@ DICT: Final = "di"
 QUEUE: Final = "qu"
 VOLUME: Final = "vo"
 VOLUME_CHANGE: Final = "vc"
+SANDBOX: Final = "sb"
 
 _ID: Final = re.compile(r"^([a-z]{2})-([0-9A-Za-z]{16,32})$")
 
@@ -49,20 +52,45 @@ def new(prefix: str) -> str:
 
 def derive(prefix: str, *parts: str | bytes) -> str:
     """The same id for the same ``parts``, always: identity by content or by idempotency key."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    number = int.from_bytes(digest.digest(), "big")
-    characters: list[str] = []
-    for _ in range(_LENGTH):
-        number, index = divmod(number, len(_ALPHABET))
-        characters.append(_ALPHABET[index])
-    return f"{prefix}-{''.join(characters)}"
+    return f"{prefix}-{_written(_number(parts), _ALPHABET, _LENGTH)}"
+
+
+def derive_task(*parts: str | bytes, sandbox_v2: bool) -> str:
+    """A task's id as ``derive`` makes it: it ends in ``V`` for a second-generation sandbox only."""
+    body = _written(_number(parts), _UPPER, _TASK_LENGTH)
+    end = "V" if sandbox_v2 else body[-1].replace("V", "W")
+    return f"{TASK}-{body[:-1]}{end}"
+
+
+def derive_ulid(prefix: str, *parts: str | bytes) -> str:
+    """As ``derive``, in the shape of a ULID: 26 digits of Crockford's base 32, less than 2^128.
+
+    Clients tell sandboxes of the second generation by it.
+    """
+    number = _number(parts) >> 128
+    return f"{prefix}-{_written(number, _CROCKFORD, _ULID_LENGTH)[::-1]}"
 
 
 def is_id(value: str, prefix: str) -> bool:
     """Whether ``value`` is a well-formed id of kind ``prefix``."""
     match = _ID.fullmatch(value)
     return match is not None and match.group(1) == prefix
+
+
+def _number(parts: tuple[str | bytes, ...]) -> int:
+    """256 bits that stand for ``parts``."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _written(number: int, alphabet: str, length: int) -> str:
+    """The lowest ``length`` digits of ``number`` in the base of ``alphabet``, lowest first."""
+    characters: list[str] = []
+    for _ in range(length):
+        number, index = divmod(number, len(alphabet))
+        characters.append(alphabet[index])
+    return "".join(characters)

@@ -60,6 +60,9 @@ STATUS_TERMINATED = 3
 STATUS_TIMEOUT = 4
 STATUS_INIT_FAILURE = 5
 STATUS_INTERNAL_FAILURE = 6
+STATUS_IDLE_TIMEOUT = 7
+STATUS_OUT_OF_MEMORY = 10
+"""The kernel killed it (``GENERIC_STATUS_KERNEL_OOM_KILL``)."""
 
 
 class InputItem(msgspec.Struct, array_like=True):
@@ -154,6 +157,25 @@ class VolumeRef(msgspec.Struct, frozen=True, array_like=True):
     sub_path: str = ""
 
 
+class ProbeRef(msgspec.Struct, frozen=True, array_like=True):
+    """When a sandbox is ready: something listens on ``tcp_port``, or ``command`` exits with 0.
+
+    Tried every ``interval_ms`` until it is so for the first time.
+    """
+
+    tcp_port: int = 0
+    command: list[str] = []
+    interval_ms: int = 100
+
+
+class TerminalRef(msgspec.Struct, frozen=True, array_like=True):
+    """A terminal to run a program on: its size and what the program is told about it."""
+
+    rows: int = 24
+    columns: int = 80
+    env: dict[str, str] = {}
+
+
 class RunningTask(msgspec.Struct, array_like=True):
     """A task the node still has, as said in ``Hello``: with every input it holds for it."""
 
@@ -187,7 +209,7 @@ class LayersDropped(Message):
 
 
 class TaskReady(Message):
-    """The container asked for its first input (or, a server container, said it is up)."""
+    """The container asked for its first input (a server: said it is up; a sandbox: runs)."""
 
     task_id: str
     time: float
@@ -214,6 +236,13 @@ class InputsReturned(Message):
 
     task_id: str
     inputs: list[tuple[str, int]]
+
+
+class SandboxReady(Message):
+    """The sandbox's readiness probe succeeded for the first time."""
+
+    task_id: str
+    time: float
 
 
 class TaskInitFailed(Message):
@@ -253,6 +282,8 @@ class TaskExited(Message):
     """The runtime could not start it at all (``reason`` says why)."""
     layer: str = ""
     """``StartTask.commit_layer``, when that layer is there now."""
+    cut_short: str = ""
+    """Why the node ended a sandbox: ``timeout``, ``idle`` or empty."""
 
 
 class Logs(Message):
@@ -280,6 +311,17 @@ class RpcCancel(Message):
     """The container cancelled that RPC."""
 
     rpc_id: int
+
+
+class Answer(Message):
+    """What became of a request of the server with that ``ask_id``.
+
+    ``code`` is empty or the value of a ``kernel.errors.Code``, ``message`` its sentence.
+    """
+
+    ask_id: int
+    code: str = ""
+    message: str = ""
 
 
 class BuildLog(Message):
@@ -369,6 +411,51 @@ class StartTask(Message):
     volumes: list[VolumeRef] = []
     commit_layer: str = ""
     """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
+
+
+class StartSandbox(Message):
+    """Start a sandbox: a container that runs ``command`` and nothing of ours.
+
+    ``env`` is its complete environment but for PATH and HOME. Times are seconds from the moment it
+    runs; ``idle_timeout_s`` 0 = none. Its life is told as a task's: ``TaskReady`` when it runs,
+    ``SandboxReady``, ``Logs``, ``TaskExited``.
+    """
+
+    task_id: str
+    sandbox_id: str
+    app_id: str
+    command: list[str]
+    """Empty: nothing runs, and it ends when it is ended."""
+    layers: list[str]
+    mounts: list[MountRef]
+    env: dict[str, str]
+    workdir: str
+    limits: Limits
+    runtime: str
+    timeout_s: float
+    idle_timeout_s: float
+    block_network: bool
+    volumes: list[VolumeRef] = []
+    probe: ProbeRef | None = None
+    terminal: TerminalRef | None = None
+    """Its command gets a terminal instead of three pipes."""
+    ports: list[int] = []
+    """TCP ports that may be asked for from outside."""
+    allowed_cidrs: list[str] | None = None
+    """The only networks it may reach; ``None`` = all."""
+
+
+class WriteStdin(Message):
+    """Write to a sandbox's standard input; answered by ``Answer`` when it is taken.
+
+    ``index`` counts a sandbox's writes from 1: what was taken before is dropped.
+    """
+
+    ask_id: int
+    task_id: str
+    index: int
+    data: bytes
+    eof: bool
 
 
 class DeliverInputs(Message):
@@ -477,6 +564,8 @@ class CancelBuild(Message):
 NodeMessage = (
     Hello
     | TaskReady
+    | SandboxReady
+    | Answer
     | InputsStarted
     | Outputs
     | InputsReturned
@@ -495,6 +584,8 @@ ServerMessage = (
     Welcome
     | Ack
     | StartTask
+    | StartSandbox
+    | WriteStdin
     | DeliverInputs
     | CancelInputs
     | RecallInputs

@@ -153,6 +153,11 @@ class LogService:
         self._opened[app_id] = self._last_id
 
     @property
+    def position(self) -> int:
+        """The id of the newest entry: what comes after it has a higher one."""
+        return self._last_id
+
+    @property
     def is_behind(self) -> bool:
         """Whether the database is too far behind: callers should ``drain`` before adding more."""
         return not self._room.is_set()

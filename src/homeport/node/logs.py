@@ -50,15 +50,23 @@ class _Pipe:
 class LogPump:
     """Reads a container's pipes (non-blocking, from this event loop) into ``Logs`` messages.
 
+    ``tap`` is given every piece as it is read, with its stream.
     ``attribution`` says which ``(input_id, call_id)`` what is read now belongs to. At most one
     flush interval of output is held here; a congested link stops the reading, and the full pipe
     then stops the container.
     """
 
-    def __init__(self, task_id: str, sink: LogSink, attribution: Callable[[], tuple[str, str]]):
+    def __init__(
+        self,
+        task_id: str,
+        sink: LogSink,
+        attribution: Callable[[], tuple[str, str]],
+        tap: Callable[[int, bytes], None] | None = None,
+    ) -> None:
         self._task_id = task_id
         self._sink = sink
         self._attribution = attribution
+        self._tap = tap
         self._pipes: list[_Pipe] = []
         self._entries: list[LogEntry] = []
         self._flush_handle: asyncio.TimerHandle | None = None
@@ -137,6 +145,8 @@ class LogPump:
             return 0
         if pipe.stream == STDERR:
             self._tail = (self._tail + data)[-TAIL_BYTES:]
+        if self._tap is not None:
+            self._tap(pipe.stream, data)
         self._append(pipe.stream, pipe.decoder.decode(data))
         return len(data)
 

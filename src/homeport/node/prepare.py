@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from homeport.kernel.errors import NotFoundError, UnavailableError
-from homeport.link.messages import MountRef, StartTask
+from homeport.link.messages import MountRef, StartSandbox, StartTask
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 from homeport.node.snapshot import clean
@@ -23,6 +23,11 @@ SOCKET_NAME = "worker.sock"
 ARGUMENTS_NAME = "args.bin"
 PYTHON_PATH = ("/root", "/pkg")
 """User source and the client; before what the image puts there."""
+
+
+FUNCTION_WORKDIR = "/root"
+Start = StartTask | StartSandbox
+"""What a container is asked for with."""
 
 
 class Layers(Protocol):
@@ -59,27 +64,30 @@ class Bytecode(Protocol):
 class Prepared:
     """Everything but the pipes. ``folder`` holds the container's own files and its writes."""
 
-    start: StartTask
+    start: Start
     runtime: Runtime
     folder: Path
     layers: tuple[Path, ...]
-    env: dict[str, str]
     volumes: ContainerVolumes
+
+    @property
+    def upper(self) -> Path:
+        """What the container writes."""
+        return self.folder / "upper"
 
     @property
     def socket_path(self) -> Path:
         return self.folder / "run" / SOCKET_NAME
 
-    def spec(self, stdout_fd: int, stderr_fd: int) -> ContainerSpec:
-        """The container to start, with its output going to these descriptors."""
-        start = self.start
+    def spec(self, start: StartTask, stdout_fd: int, stderr_fd: int) -> ContainerSpec:
+        """The function container to start, with its output going to these descriptors."""
         return ContainerSpec(
             id=start.task_id,
             layers=self.layers,
-            upper=self.folder / "upper",
+            upper=self.upper,
             command=tuple(start.command),
-            env=self.env,
-            workdir=start.workdir or "/root",
+            env=environment(start),
+            workdir=start.workdir or FUNCTION_WORKDIR,
             hostname="homeport",
             limits=start.limits,
             binds=(Bind(self.folder / "run", CONTROL_DIR), *self.volumes.binds()),
@@ -111,7 +119,12 @@ class Preparer:
         self._bytecode = bytecode
         self._volumes = volumes
 
-    async def prepare(self, start: StartTask) -> Prepared:
+    @property
+    def root(self) -> Path:
+        """Where the folders of tasks are."""
+        return self._root
+
+    async def prepare(self, start: Start) -> Prepared:
         """Raises a ``HomeportError`` that says what is missing. Ends with ``discard``."""
         self._layers.pin(start.layers)
         try:
@@ -120,12 +133,12 @@ class Preparer:
             self._layers.unpin(start.layers)
             raise
 
-    async def _prepare(self, start: StartTask) -> Prepared:
+    async def _prepare(self, start: Start) -> Prepared:
         runtime = self._runtime(start.runtime)
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
         folder = self._root / start.task_id
-        making = asyncio.ensure_future(asyncio.to_thread(self._make, folder, start.arguments))
+        making = asyncio.ensure_future(asyncio.to_thread(self._make, folder, start))
         try:
             await asyncio.shield(making)
             volumes = await self._prepare_volumes(start, folder / "volumes")
@@ -133,23 +146,22 @@ class Preparer:
             await asyncio.wait([making])  # the thread goes on: nobody else would delete its folder
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
-        return Prepared(start, runtime, folder, layers, environment(start), volumes)
+        return Prepared(start, runtime, folder, layers, volumes)
 
-    async def _prepare_volumes(self, start: StartTask, folder: Path) -> ContainerVolumes:
+    async def _prepare_volumes(self, start: Start, folder: Path) -> ContainerVolumes:
         if not start.volumes:
             return ContainerVolumes([])
         if self._volumes is None:
             raise UnavailableError("this node cannot mount volumes")
         return await self._volumes.prepare(start.volumes, folder)
 
-    async def keep(self, prepared: Prepared, now: float) -> str:
+    async def keep(self, start: StartTask, prepared: Prepared, now: float) -> str:
         """Make what the ended container wrote the layer it was to leave; its key.
 
         The runtime must have left ``upper`` behind. Raises ``OSError``.
         """
-        start = prepared.start
         image = prepared.layers[: len(start.layers)]
-        upper = prepared.folder / "upper"
+        upper = prepared.upper
         for ref in start.volumes:
             await asyncio.to_thread(_remove_link, upper, ref.path)
         await asyncio.to_thread(clean, upper, image, prepared.layers[len(start.layers) :])
@@ -179,15 +191,16 @@ class Preparer:
         return tuple(self._layers.path(key) for key in keys)
 
     async def _mount_layers(
-        self, start: StartTask, runtime: Runtime, image: tuple[Path, ...]
+        self, start: Start, runtime: Runtime, image: tuple[Path, ...]
     ) -> tuple[Path, ...]:
         paths = await asyncio.gather(*(self._mounts.layer(ref.digest) for ref in start.mounts))
         layers: list[Path] = []
         for ref, path in zip(start.mounts, paths, strict=True):
             layers.append(path)
-            compiled = await self._compiled(ref, start.python, runtime, (*image, path))
-            if compiled is not None:
-                layers.append(compiled)
+            if isinstance(start, StartTask):
+                compiled = await self._compiled(ref, start.python, runtime, (*image, path))
+                if compiled is not None:
+                    layers.append(compiled)
         return tuple(layers)
 
     async def _compiled(
@@ -197,10 +210,12 @@ class Preparer:
             return None
         return await self._bytecode.layer(ref.digest, python, runtime, layers)
 
-    def _make(self, folder: Path, arguments: bytes) -> None:
-        run = folder / "run"
-        run.mkdir(parents=True)
-        (run / ARGUMENTS_NAME).write_bytes(arguments)
+    def _make(self, folder: Path, start: Start) -> None:
+        folder.mkdir(parents=True)
+        if isinstance(start, StartTask):
+            run = folder / "run"
+            run.mkdir()
+            (run / ARGUMENTS_NAME).write_bytes(start.arguments)
 
 
 def _remove_link(upper: Path, path: str) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Protocol
+from collections import OrderedDict, defaultdict
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import structlog
 
 from homeport import __version__
 from homeport.kernel.clock import Clock
+from homeport.kernel.errors import Code, HomeportError, NotFoundError
 from homeport.kernel.resources import Resources
 from homeport.link.messages import (
     PROTOCOL,
+    Answer,
     BuildImage,
     CancelBuild,
     CancelInputs,
@@ -24,12 +27,16 @@ from homeport.link.messages import (
     RecallInputs,
     RunningTask,
     ServerMessage,
+    StartSandbox,
     StartTask,
     StopTask,
     Welcome,
+    WriteStdin,
 )
 from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
+from homeport.node.runtime.port import Container
+from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.task import Relay, Task
 from homeport.node.work import Key
 
@@ -37,6 +44,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LOST_GRACE_S = 10.0
 """How long a task the server gave up may take to end."""
+
+
+OUTPUT_S = 3600.0
+"""How long the output of an ended sandbox can be read from its node."""
+OUTPUT_COUNT_MAX = 1_000
+OUTPUT_BYTES_MAX = 1024**3
+"""Bounds of all such output; the oldest goes first."""
 
 
 class Builds(Protocol):
@@ -55,6 +69,47 @@ class Room(Protocol):
     def keys(self) -> list[str]: ...
 
     async def drop(self, keys: Sequence[str], *, others: bool = False) -> None: ...
+
+
+class Hosted(Protocol):
+    """What this node runs for the server: a function's container or a sandbox."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def container(self) -> Container:
+        """Raises ``NotFoundError`` before it runs and when it has ended."""
+        ...
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of its command."""
+        ...
+
+    @property
+    def workdir(self) -> str: ...
+
+    async def started(self) -> Container:
+        """The container, as soon as it runs. Raises ``NotFoundError`` if it has ended."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Somebody uses it: it is not idle for the time of the block."""
+        ...
+
+    def running(self) -> RunningTask: ...
+
+    def flush(self) -> None: ...
+
+    def introduce(self) -> None: ...
+
+    def stop(self, *, graceful: bool, grace_s: float, reason: str = "") -> None: ...
+
+    async def run(self) -> None: ...
 
 
 class Supervisor:
@@ -85,7 +140,11 @@ class Supervisor:
         self._clock = clock
         self._room = room
         self._drops: set[asyncio.Task[None]] = set()
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, Hosted] = {}
+        self._ended = EndedSandboxes()
+        self._answers: set[asyncio.Task[None]] = set()
+        self.execute: Exec | None = None
+        """Runs a sandbox's probe commands (set while wiring)."""
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._said: dict[str, set[Key]] = {}
         self._stopping = False
@@ -130,12 +189,14 @@ class Supervisor:
             if task is None:
                 continue
             if task_id in welcome.lost_tasks:
-                task.forget(list(said))
+                if isinstance(task, Task):
+                    task.forget(list(said))
                 task.stop(
                     graceful=False, grace_s=LOST_GRACE_S, reason="the server gave this task up"
                 )
             else:
-                task.forget(list(said - wanted[task_id]))
+                if isinstance(task, Task):
+                    task.forget(list(said - wanted[task_id]))
                 task.introduce()
         self._said = {}
 
@@ -150,6 +211,10 @@ class Supervisor:
         match message:
             case StartTask():
                 self._start_task(message)
+            case StartSandbox():
+                self._start_sandbox(message)
+            case WriteStdin():
+                self._answer(message.ask_id, self._write_stdin(message))
             case DeliverInputs():
                 self._deliver(message)
             case CancelInputs():
@@ -172,19 +237,60 @@ class Supervisor:
     def _start_task(self, message: StartTask) -> None:
         if message.task_id in self._tasks or self._stopping:
             return
-        task = Task(message, self._link, self._preparer, self._relay, self._clock)
-        self._tasks[message.task_id] = task
-        run = asyncio.create_task(task.run(), name=message.task_id)
-        self._runs[message.task_id] = run
-        run.add_done_callback(lambda _: self._ended(message.task_id))
+        self._run(Task(message, self._link, self._preparer, self._relay, self._clock))
 
-    def _ended(self, task_id: str) -> None:
-        self._tasks.pop(task_id, None)
+    def _start_sandbox(self, message: StartSandbox) -> None:
+        if message.task_id in self._tasks or self._stopping:
+            return
+        self._run(Sandbox(message, self._link, self._preparer, self._clock, self.execute))
+
+    def _run(self, task: Hosted) -> None:
+        self._tasks[task.task_id] = task
+        run = asyncio.create_task(task.run(), name=task.task_id)
+        self._runs[task.task_id] = run
+        run.add_done_callback(lambda _: self._has_ended(task.task_id))
+
+    def _has_ended(self, task_id: str) -> None:
+        task = self._tasks.pop(task_id, None)
         self._runs.pop(task_id, None)
+        if isinstance(task, Sandbox):
+            self._ended.add(task)
+
+    def find(self, task_id: str) -> Hosted | None:
+        """What runs under that id, or a sandbox that ended not long ago."""
+        return self._tasks.get(task_id) or self._ended.find(task_id)
+
+    def _answer(self, ask_id: int, work: Coroutine[Any, Any, None]) -> None:
+        """Do what the server asked for and say what became of it."""
+
+        async def run() -> None:
+            try:
+                await work
+            except HomeportError as error:
+                answer = Answer(ask_id, error.code.value, error.message)
+            except OSError as error:
+                answer = Answer(ask_id, Code.UNAVAILABLE.value, f"on the node: {error}")
+            else:
+                answer = Answer(ask_id)
+            self._link.send(answer)
+
+        task = asyncio.create_task(run())
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _write_stdin(self, message: WriteStdin) -> None:
+        sandbox = self._sandbox(message.task_id)
+        await sandbox.write_stdin_numbered(message.index, message.data, eof=message.eof)
+
+    def _sandbox(self, task_id: str) -> Sandbox:
+        found = self.find(task_id)
+        if not isinstance(found, Sandbox):
+            raise NotFoundError("the sandbox is not on its node any more")
+        return found
 
     def _deliver(self, message: DeliverInputs) -> None:
         task = self._tasks.get(message.task_id)
-        if task is None:
+        if not isinstance(task, Task):
             keys = [(item.input_id, item.retry_count) for item in message.inputs]
             self._link.send(InputsReturned(message.task_id, keys))
             return
@@ -192,12 +298,12 @@ class Supervisor:
 
     def _cancel(self, message: CancelInputs) -> None:
         task = self._tasks.get(message.task_id)
-        if task is not None:
+        if isinstance(task, Task):
             task.cancel(message.input_ids, gentle=message.gentle)
 
     def _recall(self, message: RecallInputs) -> None:
         task = self._tasks.get(message.task_id)
-        if task is not None:
+        if isinstance(task, Task):
             task.recall(message.inputs)
 
     def _stop_task(self, message: StopTask) -> None:
@@ -229,6 +335,8 @@ class Supervisor:
     async def stop(self, grace_s: float) -> None:
         """End all containers: interrupt, kill after ``grace_s``; returns when nothing is left."""
         self._stopping = True
+        for answer in list(self._answers):
+            answer.cancel()
         for task in self._tasks.values():
             task.stop(graceful=False, grace_s=grace_s, reason="the node is stopping")
         if self._builds is not None:
@@ -240,7 +348,40 @@ class Supervisor:
                 run.cancel()
             if late:
                 await asyncio.wait(late, timeout=10.0)
+        self._ended.close()
 
 
 def _unique(keys: list[Key]) -> list[Key]:
     return list(dict.fromkeys(keys))
+
+
+class EndedSandboxes:
+    """Sandboxes that have ended and whose output can still be read; bounded."""
+
+    def __init__(self) -> None:
+        self._sandboxes: OrderedDict[str, tuple[Sandbox, asyncio.TimerHandle]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, sandbox: Sandbox) -> None:
+        """Keep it for a while."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(OUTPUT_S, self._drop, sandbox.task_id)
+        self._sandboxes[sandbox.task_id] = (sandbox, timer)
+        self._bytes += sandbox.stdio.kept
+        while len(self._sandboxes) > OUTPUT_COUNT_MAX or self._bytes > OUTPUT_BYTES_MAX:
+            self._drop(next(iter(self._sandboxes)))
+
+    def find(self, task_id: str) -> Sandbox | None:
+        found = self._sandboxes.get(task_id)
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Forget all."""
+        for task_id in list(self._sandboxes):
+            self._drop(task_id)
+
+    def _drop(self, task_id: str) -> None:
+        sandbox, timer = self._sandboxes.pop(task_id)
+        timer.cancel()
+        self._bytes -= sandbox.stdio.kept
+        sandbox.forget()

@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import HomeportError
+from homeport.kernel.errors import HomeportError, NotFoundError
 from homeport.link.messages import (
     STATUS_SUCCESS,
     InputItem,
@@ -32,7 +32,7 @@ from homeport.link.messages import (
 )
 from homeport.node.container_rpc import ContainerDispatcher, Upstream
 from homeport.node.logs import STDERR, STDOUT, LogPump
-from homeport.node.prepare import Prepared, Preparer
+from homeport.node.prepare import FUNCTION_WORKDIR, Prepared, Preparer, environment
 from homeport.node.reports import Reports
 from homeport.node.runtime.port import (
     Container,
@@ -114,6 +114,7 @@ class Task:
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         self._exited = False
+        self._launched = asyncio.Event()
         self._succeeded = False
 
     # ── for the supervisor ────────────────────────────────────────────────────────────────────
@@ -121,6 +122,35 @@ class Task:
     @property
     def task_id(self) -> str:
         return self._start.task_id
+
+    @property
+    def is_over(self) -> bool:
+        return self._exited
+
+    @property
+    def container(self) -> Container:
+        """Raises ``NotFoundError`` before it runs and when it has ended."""
+        if self._container is None or self._exited:
+            raise NotFoundError(f"the container {self.task_id} is not running")
+        return self._container
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of its command."""
+        return environment(self._start)
+
+    @property
+    def workdir(self) -> str:
+        return self._start.workdir or FUNCTION_WORKDIR
+
+    async def started(self) -> Container:
+        """The container, as soon as it runs. Raises ``NotFoundError`` if it has ended."""
+        await self._launched.wait()
+        return self.container
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """Somebody uses it; a function's container is idle by its inputs only."""
+        return contextlib.nullcontext()
 
     def running(self) -> RunningTask:
         """What ``Hello`` says of this task."""
@@ -218,12 +248,13 @@ class Task:
         self._pump.add(stdout_read, STDOUT)
         self._pump.add(stderr_read, STDERR)
         try:
-            spec = prepared.spec(stdout_write, stderr_write)
+            spec = prepared.spec(self._start, stdout_write, stderr_write)
             container = await prepared.runtime.start(spec)
         finally:
             os.close(stdout_write)
             os.close(stderr_write)
         self._container = container
+        self._launched.set()
         self._volumes = prepared.volumes
         self._volumes.started(container)
         self._work.launched()
@@ -238,7 +269,7 @@ class Task:
             return ""
         await container.remove(keep_upper=True)
         try:
-            return await self._preparer.keep(prepared, self._clock.now())
+            return await self._preparer.keep(self._start, prepared, self._clock.now())
         except OSError:
             log.exception("a container's files could not be kept", task_id=self.task_id)
             return ""
@@ -256,6 +287,7 @@ class Task:
     def _report_exit(self, ended: Exit, layer: str) -> None:
         self._pump.close()
         self._exited = True
+        self._launched.set()
         end = self._work.end()
         self._reports.finished(end.outputs)
         self._reports.flush()
@@ -278,6 +310,7 @@ class Task:
         if self._exited:
             return
         self._exited = True
+        self._launched.set()
         self._pump.close()
         end = self._work.end()
         self._reports.finished(end.outputs)

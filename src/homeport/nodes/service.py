@@ -11,12 +11,13 @@ from typing import Protocol
 import structlog
 
 from homeport.kernel import ids
-from homeport.kernel.errors import UnavailableError
+from homeport.kernel.errors import Code, UnavailableError, error_of
 from homeport.kernel.resources import Resources
 from homeport.link.framing import FrameProtocol, LinkClosedError
 from homeport.link.messages import (
     PROTOCOL,
     Ack,
+    Answer,
     BuildFinished,
     BuildImage,
     BuildLog,
@@ -81,6 +82,16 @@ class Forwarder(Protocol):
 
 class Drain(Protocol):
     async def __call__(self) -> None: ...
+
+
+ASK_S = 600.0
+"""A node that has not answered by then is not going to."""
+
+
+@dataclass(slots=True)
+class _Question:
+    node_id: str
+    answer: asyncio.Future[Answer]
 
 
 @dataclass(slots=True)
@@ -182,6 +193,8 @@ class NodeService:
         self._server_id = ids.new("sv")
         self._sessions: dict[str, Session] = {}
         self._builds: dict[str, _Build] = {}
+        self._questions: dict[int, _Question] = {}
+        self._ask_id = 0
         self._rejoin_timers: dict[str, asyncio.TimerHandle] = {}
         self._events: NodeEvents | None = None
         self._forwarder: Forwarder | None = None
@@ -248,6 +261,7 @@ class NodeService:
         del self._sessions[session.node_id]
         log.warning("node link lost", node_id=session.node_id, error=str(error or ""))
         self._fail_builds(session.node_id)
+        self._fail_questions(session.node_id)
         loop = asyncio.get_running_loop()
         self._rejoin_timers[session.node_id] = loop.call_later(
             REJOIN_GRACE_S, self._lost, session.node_id
@@ -274,6 +288,11 @@ class NodeService:
             build = self._builds.get(message.build_id)
             if build is not None:
                 build.on_log(message.entries)
+            return []
+        if isinstance(message, Answer):
+            question = self._questions.pop(message.ask_id, None)
+            if question is not None and not question.answer.done():
+                question.answer.set_result(message)
             return []
         if isinstance(message, LayersDropped):
             session.layers.difference_update(message.keys)
@@ -308,6 +327,38 @@ class NodeService:
         except LinkClosedError:
             return False
         return True
+
+    async def ask(
+        self, node_id: str, make: Callable[[int], Message], timeout_s: float = ASK_S
+    ) -> Answer:
+        """Send what ``make`` gives for an ``ask_id`` and wait for the node's answer to it.
+
+        Raises the ``HomeportError`` that the node answers with, and ``UnavailableError`` if it is
+        not connected or its connection breaks.
+        """
+        self._ask_id += 1
+        ask_id = self._ask_id
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._questions[ask_id] = _Question(node_id, answer)
+        try:
+            if not self.send(node_id, make(ask_id)):
+                raise UnavailableError("the node is not connected now; try again")
+            async with asyncio.timeout(timeout_s):
+                found = await answer
+        except TimeoutError:
+            raise UnavailableError(f"the node did not answer within {timeout_s:g} s") from None
+        finally:
+            self._questions.pop(ask_id, None)
+        if found.code:
+            raise error_of(Code(found.code), found.message)
+        return found
+
+    def _fail_questions(self, node_id: str) -> None:
+        for question in self._questions.values():
+            if question.node_id == node_id and not question.answer.done():
+                question.answer.set_exception(
+                    UnavailableError("the connection to the node was lost; try again")
+                )
 
     def nodes(self) -> dict[str, Session]:
         """The connected nodes."""

@@ -14,6 +14,7 @@ from homeport.images.rpc import ImagesRpc
 from homeport.logs.rpc import LogRpc
 from homeport.mounts.rpc import MountRpc
 from homeport.queues.rpc import QueueRpc
+from homeport.sandboxes.rpc import SandboxRpc
 from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
 from homeport.volumes.rpc import VolumeRpc
@@ -31,6 +32,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     LogRpc,
     MountRpc,
     QueueRpc,
+    SandboxRpc,
     SecretRpc,
     TasksRpc,
     VolumeRpc,

@@ -23,7 +23,7 @@ class Board:
         self.step: Callable[[Pool], None]
         """Hand out what waits in a pool, see to its containers (set by ``Dispatch``)."""
         self.room_made: Callable[[], None]
-        """A container is gone: see who waits for room (set by ``Dispatch``)."""
+        """A container is gone: see who waits for room (set by ``Scheduler``)."""
 
     def pool(self, record: FunctionRecord) -> Pool:
         """The function's pool; made on first use."""

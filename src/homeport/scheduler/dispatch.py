@@ -31,13 +31,13 @@ class Dispatch:
         self._fleet = fleet
         self._starved: dict[str, Pool] = {}
         board.step = self.step
-        board.room_made = self._serve_starved
 
     def forget(self, pool: Pool) -> None:
         """The pool wants no containers any more."""
         self._starved.pop(pool.record.function_id, None)
 
-    def _serve_starved(self) -> None:
+    def serve_starved(self) -> None:
+        """There may be room: look at the pools that wait for some."""
         # Round robin: whoever waited longest is served first, then goes to the end.
         for function_id in list(self._starved):
             self.step(self._starved.pop(function_id))
@@ -102,7 +102,7 @@ class Dispatch:
         for _ in range(decision.start):
             if not self._fleet.start(pool):
                 self._starved[pool.record.function_id] = pool
-                self._reclaim(pool)
+                self.reclaim(pool)
                 break
         else:
             self._starved.pop(pool.record.function_id, None)
@@ -123,7 +123,7 @@ class Dispatch:
         pool.timer = None
         self._scale(pool)
 
-    def _reclaim(self, starved: Pool) -> None:
+    def reclaim(self, starved: Pool | None = None) -> None:
         """The machine is full: end the longest idle container that another function can spare."""
         candidates = [
             task
@@ -177,7 +177,7 @@ class Dispatch:
         """An idle container makes room for functions that found the machine full."""
         for pool in self._starved.values():
             if pool is not idle.pool:
-                self._reclaim(pool)
+                self.reclaim(pool)
                 return
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 
 import structlog
 
-from homeport.functions.model import FunctionSpec
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.resources import Resources
@@ -21,10 +19,10 @@ from homeport.nodes.service import NodeService
 from homeport.scheduler.board import Board
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher, start_error
-from homeport.scheduler.placement import Defaults, NodeView, place
+from homeport.scheduler.placement import place
 from homeport.scheduler.pool import Pool, Task, TaskStatus
+from homeport.scheduler.reservations import Reservations
 from homeport.scheduler.settler import Settler
-from homeport.settings import Settings
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
 
@@ -44,7 +42,6 @@ class Fleet:
 
     def __init__(
         self,
-        settings: Settings,
         clock: Clock,
         nodes: NodeService,
         task_records: TaskService,
@@ -53,8 +50,8 @@ class Fleet:
         build_functions: BuildFunctions,
         board: Board,
         settler: Settler,
+        reservations: Reservations,
     ) -> None:
-        self._settings = settings
         self._clock = clock
         self._nodes = nodes
         self._task_records = task_records
@@ -63,11 +60,7 @@ class Fleet:
         self._build_functions = build_functions
         self._board = board
         self._settler = settler
-        self._defaults = Defaults(
-            settings.default_milli_cpu, settings.default_memory_mb, settings.containers_max
-        )
-        self._reserved: dict[str, Resources] = {}
-        self._placed = Counter[str]()
+        self._reservations = reservations
         self._launches: set[asyncio.Task[None]] = set()
 
     def rest(self) -> None:
@@ -75,24 +68,9 @@ class Fleet:
         for launch in list(self._launches):
             launch.cancel()
 
-    def node_views(self) -> list[NodeView]:
-        views: list[NodeView] = []
-        for node_id, session in self._nodes.nodes().items():
-            reserved = self._reserved.get(node_id, Resources())
-            views.append(
-                NodeView(
-                    node_id=node_id,
-                    capacity=session.capacity,
-                    free=session.capacity - reserved,
-                    gpu_type=session.gpu_type,
-                    tasks=self._placed[node_id],
-                )
-            )
-        return views
-
     def start(self, pool: Pool) -> bool:
         """Start one container; ``False`` when no node has room."""
-        spot = place(pool.spec, self.node_views(), self._defaults)
+        spot = place(pool.spec, self._reservations.views(), self._reservations.defaults)
         if spot is None:
             return False
         node_id, reserved = spot
@@ -115,9 +93,8 @@ class Fleet:
 
     def adopt(self, pool: Pool, node_id: str, task_id: str, *, ready: bool) -> Task:
         """Take a container back that a former server process started."""
-        session = self._nodes.nodes()[node_id]
-        whole = NodeView(node_id, session.capacity, session.capacity, session.gpu_type, 0)
-        spot = place(pool.spec, [whole], self._defaults)
+        whole = self._reservations.whole(node_id)
+        spot = place(pool.spec, [whole], self._reservations.defaults)
         task = self._task(pool, node_id, task_id, spot[1] if spot else Resources())
         task.status = TaskStatus.READY if ready else TaskStatus.STARTING
         task.idle_since = task.progress_at = task.created_at
@@ -131,24 +108,16 @@ class Fleet:
             node_id=node_id,
             definition=pool.record.definition,
             reserved=reserved,
-            memory_limit_mb=self._memory_limit_mb(pool.spec, node_id),
+            memory_limit_mb=self._reservations.memory_limit_mb(
+                node_id, pool.spec.memory_mb, pool.spec.memory_mb_max
+            ),
             created_at=self._clock.monotonic(),
         )
 
     def _admit(self, task: Task) -> None:
         task.pool.tasks[task.task_id] = task
         self._board.tasks[task.task_id] = task
-        reserved = self._reserved.get(task.node_id, Resources())
-        self._reserved[task.node_id] = reserved + task.reserved
-        self._placed[task.node_id] += 1
-
-    def _memory_limit_mb(self, spec: FunctionSpec, node_id: str) -> int:
-        """The hard limit: the function's own, else what it asks for or the default, if larger."""
-        if spec.memory_mb_max:
-            return spec.memory_mb_max
-        capacity = self._nodes.nodes()[node_id].capacity.memory_mb
-        default = self._settings.default_memory_limit_mb or capacity // 2
-        return max(spec.memory_mb, default)
+        self._reservations.take(task.node_id, task.reserved)
 
     async def _launch(self, task: Task) -> None:
         try:
@@ -181,9 +150,7 @@ class Fleet:
     def remove(self, task: Task) -> None:
         task.pool.tasks.pop(task.task_id, None)
         if self._board.tasks.pop(task.task_id, None) is not None:
-            reserved = self._reserved.get(task.node_id, Resources())
-            self._reserved[task.node_id] = reserved - task.reserved
-            self._placed[task.node_id] -= 1
+            self._reservations.give_back(task.node_id, task.reserved)
         self._task_records.finished(task.task_id)
         task.gone.set()
         self._board.room_made()

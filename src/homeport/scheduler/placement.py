@@ -56,10 +56,16 @@ def place(
     spec: FunctionSpec, nodes: Sequence[NodeView], defaults: Defaults
 ) -> tuple[str, Resources] | None:
     """The node with room that is least used, and what to reserve there."""
-    demand = demand_of(spec, defaults)
+    return place_demand(demand_of(spec, defaults), spec.gpu_type, nodes, defaults)
+
+
+def place_demand(
+    demand: Resources, gpu_type: str, nodes: Sequence[NodeView], defaults: Defaults
+) -> tuple[str, Resources] | None:
+    """As ``place``, for what a container is counted with."""
     best: tuple[int, str, Resources] | None = None
     for node in nodes:
-        if spec.gpu_count and not _has_gpu(spec, node):
+        if demand.gpus and not _has_gpu(demand.gpus, gpu_type, node):
             continue
         needed = clamp(demand, node.capacity)
         if node.tasks >= defaults.containers_max or not needed.fits_in(node.free):
@@ -77,13 +83,23 @@ def check_placeable(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
     """
     if not nodes:
         return []
-    if spec.gpu_count and not any(_has_gpu(spec, node) for node in nodes):
-        have = ", ".join(sorted({node.gpu_type for node in nodes if node.gpu_type})) or "none"
-        raise InvalidError(
-            f"Function {spec.display_name!r} asks for {spec.gpu_count} GPU(s) of type "
-            f"{spec.gpu_type!r}, and no node has that (GPUs here: {have}). Remove gpu=, or add "
-            "a machine that has one."
-        )
+    what = f"Function {spec.display_name!r}"
+    check_gpu(what, spec.gpu_count, spec.gpu_type, nodes)
+    return _shortages(spec, nodes)
+
+
+def check_gpu(what: str, count: int, gpu_type: str, nodes: Sequence[NodeView]) -> None:
+    """Raise ``InvalidError`` for GPUs that no node has."""
+    if not count or not nodes or any(_has_gpu(count, gpu_type, node) for node in nodes):
+        return
+    have = ", ".join(sorted({node.gpu_type for node in nodes if node.gpu_type})) or "none"
+    raise InvalidError(
+        f"{what} asks for {count} GPU(s) of type {gpu_type!r}, and no node has that (GPUs here: "
+        f"{have}). Remove gpu=, or add a machine that has one."
+    )
+
+
+def _shortages(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
     warnings: list[str] = []
     cpu_max = max(node.capacity.milli_cpu for node in nodes)
     memory_max = max(node.capacity.memory_mb for node in nodes)
@@ -100,8 +116,8 @@ def check_placeable(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
     return warnings
 
 
-def _has_gpu(spec: FunctionSpec, node: NodeView) -> bool:
-    wanted = spec.gpu_type.upper()
-    return node.capacity.gpus >= spec.gpu_count and (
+def _has_gpu(count: int, gpu_type: str, node: NodeView) -> bool:
+    wanted = gpu_type.upper()
+    return node.capacity.gpus >= count and (
         wanted in ("", "ANY") or wanted == node.gpu_type.upper()
     )

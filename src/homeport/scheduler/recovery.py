@@ -16,6 +16,7 @@ from homeport.link.messages import (
     Hello,
 )
 from homeport.nodes.service import Adoption, NodeService
+from homeport.sandboxes.service import SandboxService
 from homeport.scheduler.board import Board
 from homeport.scheduler.fleet import Fleet
 from homeport.scheduler.pool import Task, TaskStatus
@@ -42,6 +43,7 @@ class Recovery:
         board: Board,
         settler: Settler,
         fleet: Fleet,
+        sandboxes: SandboxService,
     ) -> None:
         self._clock = clock
         self._nodes = nodes
@@ -51,6 +53,7 @@ class Recovery:
         self._board = board
         self._settler = settler
         self._fleet = fleet
+        self._sandboxes = sandboxes
         self._recovering: dict[str, Input] = {}
         self._nodes_awaited: set[str] = set()
 
@@ -85,13 +88,14 @@ class Recovery:
             item.attempt = fence  # beyond any attempt that a late node could still report
         self._settler.enqueue([item for item in recovering.values() if item.output is None])
         for record in list(self._task_records.list()):
-            if record.task_id not in self._board.tasks:
+            if record.function_id and record.task_id not in self._board.tasks:
                 self._task_records.finished(record.task_id)
         for pool in list(self._board.pools.values()):
             self._board.step(pool)
 
     def joined(self, node_id: str, hello: Hello) -> Adoption:
         adoption = Adoption()
+        sandboxes = self._sandboxes.joined(node_id, hello)
         running = {task.task_id for task in hello.running}
         for task in list(self._board.tasks.values()):
             if task.node_id == node_id and task.task_id not in running:
@@ -101,6 +105,8 @@ class Recovery:
                 else:
                     self._lose(task, "its node was restarted")
         for item in hello.running:
+            if item.task_id in sandboxes:
+                continue
             task = self._board.tasks.get(item.task_id) or self._adopt(
                 node_id, item.task_id, item.ready
             )
@@ -143,6 +149,7 @@ class Recovery:
                 self._settler.requeue(item)
 
     def lost(self, node_id: str) -> None:
+        self._sandboxes.node_lost(node_id)
         for task in list(self._board.tasks.values()):
             if task.node_id == node_id:
                 self._lose(task, "its node went away")

@@ -24,6 +24,7 @@ from homeport.link.messages import (
 from homeport.logs.model import TASK_ACTIVE, TASK_COMPLETED
 from homeport.logs.service import LogService
 from homeport.nodes.service import Durable
+from homeport.sandboxes.service import SandboxService
 from homeport.scheduler import attempts
 from homeport.scheduler.attempts import Verdict
 from homeport.scheduler.board import Board
@@ -50,6 +51,7 @@ class Reports:
         settler: Settler,
         fleet: Fleet,
         dispatch: Dispatch,
+        sandboxes: SandboxService,
     ) -> None:
         self._clock = clock
         self._task_records = task_records
@@ -61,8 +63,11 @@ class Reports:
         self._settler = settler
         self._fleet = fleet
         self._dispatch = dispatch
+        self._sandboxes = sandboxes
 
     def said(self, message: Message) -> Durable:
+        if (durable := self._sandboxes.said(message)) is not None:
+            return durable
         if isinstance(message, Logs):
             self._log(message)
             return []

@@ -26,6 +26,7 @@ from homeport.link.messages import (
 from homeport.logs.service import LogService
 from homeport.nodes.service import Adoption, Durable, NodeService
 from homeport.rpc.context import TaskIdentity
+from homeport.sandboxes.service import SandboxService
 from homeport.scheduler.board import Board
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.dispatch import Dispatch
@@ -34,6 +35,8 @@ from homeport.scheduler.launcher import Launcher
 from homeport.scheduler.placement import check_placeable
 from homeport.scheduler.recovery import Recovery
 from homeport.scheduler.reports import Reports
+from homeport.scheduler.reservations import Reservations
+from homeport.scheduler.sandbox_room import SandboxRoom
 from homeport.scheduler.settler import Settler
 from homeport.settings import Settings
 from homeport.tasks.model import TaskRecord
@@ -62,8 +65,10 @@ class Scheduler:
         functions: FunctionService,
         logs: LogService,
         build_functions: BuildFunctions,
+        sandboxes: SandboxService,
     ) -> None:
-        self._settings = settings
+        self._reservations = Reservations(settings, nodes)
+        self._sandboxes = sandboxes
         self._clock = clock
         self._nodes = nodes
         self._task_records = tasks
@@ -93,7 +98,6 @@ class Scheduler:
         self._board = board = Board(clock, apps, self._build_functions)
         self._settler = settler = Settler(clock, functions, calls, board)
         self._fleet = fleet = Fleet(
-            self._settings,
             clock,
             nodes,
             tasks,
@@ -102,8 +106,17 @@ class Scheduler:
             self._build_functions,
             board,
             settler,
+            self._reservations,
         )
-        self._dispatch = Dispatch(clock, nodes, board, fleet)
+        self._dispatch = dispatch = Dispatch(clock, nodes, board, fleet)
+        board.room_made = self._room_made
+        room = SandboxRoom(
+            self._reservations,
+            room_made=self._room_made,
+            room_wanted=dispatch.reclaim,
+            work_finished=self.work_finished,
+        )
+        self._sandboxes.use(apps, room)
         self._reports = Reports(
             clock,
             tasks,
@@ -114,9 +127,17 @@ class Scheduler:
             board,
             settler,
             fleet,
-            self._dispatch,
+            dispatch,
+            self._sandboxes,
         )
-        self._recovery = Recovery(clock, nodes, tasks, functions, apps, board, settler, fleet)
+        self._recovery = Recovery(
+            clock, nodes, tasks, functions, apps, board, settler, fleet, self._sandboxes
+        )
+
+    def _room_made(self) -> None:
+        """A container is gone: sandboxes wait for a person or a program, so they come first."""
+        self._sandboxes.serve_waiting()
+        self._dispatch.serve_starved()
 
     # ── listener to nodes ───────────────────────────────────────────────────────────────────
 
@@ -187,7 +208,8 @@ class Scheduler:
                 self._dispatch.step(pool)
 
     def work_finished(self, app_id: str) -> None:
-        self._apps.work_finished(app_id)
+        if not self.has_work(app_id):
+            self._apps.work_finished(app_id)
 
     async def publish(self, app: App) -> None:
         wanted = set(app.layout.function_ids.values())
@@ -210,7 +232,7 @@ class Scheduler:
                     self._fleet.stop(task, graceful=True)
 
     def has_work(self, app_id: str) -> bool:
-        return self._calls.has_work(app_id)
+        return self._calls.has_work(app_id) or self._sandboxes.has_live(app_id)
 
     async def stop_app(self, app_id: str, reason: str) -> None:
         pools = [pool for pool in self._board.pools.values() if pool.record.app_id == app_id]
@@ -229,11 +251,13 @@ class Scheduler:
         tasks = [task for pool in pools for task in pool.tasks.values()]
         for task in tasks:
             self._fleet.stop(task, graceful=False)
+        sandboxes = asyncio.create_task(self._sandboxes.stop_app(app_id))
         if tasks:
             waits = [asyncio.ensure_future(task.gone.wait()) for task in tasks]
             await asyncio.wait(waits, timeout=STOP_GRACE_S + 10.0)
             for wait in waits:
                 wait.cancel()
+        await sandboxes
         for pool in pools:
             pool.rest()
             self._board.pools.pop(pool.record.function_id, None)
@@ -267,12 +291,14 @@ class Scheduler:
         return self._functions.get(function_id).require_spec().autoscaler
 
     def check_placeable(self, spec: FunctionSpec) -> list[str]:
-        return check_placeable(spec, self._fleet.node_views())
+        return check_placeable(spec, self._reservations.views())
 
     def stop_task(self, task_id: str, *, graceful: bool) -> None:
         task = self._board.tasks.get(task_id)
         if task is not None:
             self._fleet.stop(task, graceful=graceful)
+        else:
+            self._sandboxes.terminate_task(task_id)
 
     def _function_changed(self, record: FunctionRecord) -> None:
         """A new definition: containers of the old one finish what they have and end."""

@@ -98,6 +98,14 @@ class SecretService:
             found |= await self._store.app_ids(ids_[start : start + _QUERY_IDS_MAX])
         return found - {""}
 
+    def seal(self, owner_id: str, values: Mapping[str, str]) -> bytes:
+        """Values that an object keeps itself, unreadable without the installation's key."""
+        return self._box.seal(owner_id, dict(values))
+
+    def open(self, owner_id: str, sealed: bytes) -> dict[str, str]:
+        """What ``seal`` was given."""
+        return self._box.open(owner_id, sealed)
+
     # ── changes ─────────────────────────────────────────────────────────────────────────────
 
     async def create(

@@ -68,7 +68,7 @@ def test_folder_has_arguments_and_is_deleted(tmp_path: Path) -> None:
     async def scenario() -> None:
         made = preparer(tmp_path)
         prepared = await made.prepare(start)
-        spec = prepared.spec(1, 2)
+        spec = prepared.spec(start, 1, 2)
         (bind,) = spec.binds
         assert (bind.source / "args.bin").read_bytes() == start.arguments
         assert prepared.socket_path.parent == bind.source
@@ -97,7 +97,7 @@ def test_a_stop_while_it_is_prepared_leaves_no_folder(tmp_path: Path, turns: int
 
 def test_blocked_network_is_none(tmp_path: Path) -> None:
     start = start_task(function("f"), block_network=True)
-    assert asyncio.run(preparer(tmp_path).prepare(start)).spec(1, 2).network == "none"
+    assert asyncio.run(preparer(tmp_path).prepare(start)).spec(start, 1, 2).network == "none"
 
 
 def test_platform_keys_win_and_python_paths_are_merged() -> None:

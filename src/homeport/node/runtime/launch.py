@@ -109,8 +109,6 @@ class Launch:
 
     def run(self) -> tuple[Started, int]:
         """Start it: what init said, and the pid of the tool's process (our child)."""
-        if not self.spec.command:
-            raise ContainerStartError("a container needs a command")
         try:
             self.directory.create(self._record())
         except FileExistsError:
@@ -168,7 +166,9 @@ class Launch:
                 errors = keep(os.memfd_create("tool-errors", os.MFD_CLOEXEC))
                 pid = self._posix_spawn(invocation, theirs, errors, keep)
             try:
-                return converse(ours, self._attach, self.spec.command[0]), pid
+                return converse(
+                    ours, self._attach, self.spec.command[0] if self.spec.command else ""
+                ), pid
             except BaseException as error:
                 _end(pid)
                 if isinstance(error, ContainerStartError) and not isinstance(error, CommandError):
@@ -182,7 +182,7 @@ class Launch:
         null = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         wanted = {
-            0: null,
+            0: self.spec.stdin_fd if self.spec.stdin_fd >= 0 else null,
             1: null,
             2: errors,
             STATUS_FD: keep(os.open(self.directory.status_file, flags, 0o600)),

@@ -65,6 +65,7 @@ class ContainerSpec:
     layers: tuple[Path, ...]
     upper: Path
     command: tuple[str, ...]
+    """Empty: nothing runs, until ``kill``."""
     env: dict[str, str]
     workdir: str = "/"
     user: str = ""
@@ -74,6 +75,8 @@ class ContainerSpec:
     binds: tuple[Bind, ...] = ()
     network: str = "nat"
     """``nat`` (an ``eth0`` with a way out), ``none`` (loopback only), ``host`` (builds only)."""
+    stdin_fd: int = -1
+    """Open descriptor that the command reads; -1 = /dev/null."""
     stdout_fd: int = -1
     stderr_fd: int = -1
     """Open descriptors the container's output goes to (the caller's pipes); -1 = /dev/null."""

@@ -1,7 +1,7 @@
 /*
  * The first process of every container, whichever tool starts it: PID 1 of its PID namespace.
  *
- *   init STATUS_FD CONTROL_FD STDOUT_FD STDERR_FD UID GID GROUPS COMMAND [ARGUMENT...]
+ *   init STATUS_FD CONTROL_FD STDOUT_FD STDERR_FD UID GID GROUPS [COMMAND [ARGUMENT...]]
  *
  * It runs after the sandbox is complete (root file system, capabilities, seccomp, working
  * directory) and has four duties that no program of the image can be relied upon for:
@@ -25,9 +25,9 @@ typedef unsigned int u32;
 
 #if defined(__x86_64__)
 enum {
-    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_clone = 56, SYS_execve = 59,
+    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_ioctl = 16, SYS_clone = 56, SYS_execve = 59,
     SYS_wait4 = 61, SYS_fcntl = 72, SYS_setsid = 112, SYS_setgroups = 116, SYS_setresuid = 117,
-    SYS_setresgid = 119, SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_dup3 = 292,
+    SYS_setresgid = 119, SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_ppoll = 271, SYS_dup3 = 292,
     SYS_pipe2 = 293, SYS_close_range = 436,
 };
 
@@ -47,7 +47,7 @@ __asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16,
 
 #elif defined(__aarch64__)
 enum {
-    SYS_dup3 = 24, SYS_fcntl = 25, SYS_close = 57, SYS_pipe2 = 59, SYS_read = 63, SYS_write = 64,
+    SYS_dup3 = 24, SYS_fcntl = 25, SYS_ioctl = 29, SYS_close = 57, SYS_pipe2 = 59, SYS_read = 63, SYS_write = 64, SYS_ppoll = 73,
     SYS_capget = 90, SYS_capset = 91, SYS_exit_group = 94, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
     SYS_setgroups = 159, SYS_prctl = 167, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260,
     SYS_close_range = 436,
@@ -77,6 +77,7 @@ __asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x0, sp\n  bl run\n");
 enum {
     EINTR = 4, ENOENT = 2, EACCES = 13, ENOTDIR = 20,
     SIGCHLD = 17,
+    TIOCSCTTY = 0x540e,
     F_SETFD = 2, FD_CLOEXEC = 1, O_CLOEXEC = 02000000,
     CLOSE_RANGE_CLOEXEC = 4,
     PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_CAPBSET_DROP = 24, PR_CAP_AMBIENT = 47,
@@ -216,16 +217,30 @@ static void close_on_exec(void)
         call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0, 0);
 }
 
+/* A container without a command is there until somebody ends it. */
+static void idle(void)
+{
+    for (int fd = 0; fd < 1024; fd++)
+        call(SYS_close, fd, 0, 0, 0, 0);
+    for (;;)
+        call(SYS_ppoll, 0, 0, 0, 0, 0);
+}
+
 /* In the command's process; errors are told to init, whose pipe the execution closes. */
 static void run_command(char **arguments, char **environment, int control, int init)
 {
     call(SYS_setsid, 0, 0, 0, 0, 0);
+    call(SYS_ioctl, 0, TIOCSCTTY, 0, 0, 0); /* if its input is a terminal, that is its own */
     call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
     call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
     close_on_exec();
     int error = become(arguments[5], arguments[6], arguments[7]);
     if (!error) {
         report_and_wait(control, "S");
+        if (!arguments[8]) {
+            call(SYS_close, init, 0, 0, 0, 0); /* as if it had been executed */
+            idle();
+        }
         error = execute(arguments + 8, environment);
     }
     unsigned char number = (unsigned char)error;
@@ -268,7 +283,7 @@ __attribute__((used, noreturn)) void run(long *stack)
     int starting[2];
     long command, error;
 
-    if (count < 9)
+    if (count < 8)
         leave(FAILED);
     int status_file = (int)number(arguments[1]), control = (int)number(arguments[2]);
     /* Processes of the container may not look into this one (its descriptors are the host's). */

@@ -1,0 +1,204 @@
+"""What is asked of a sandbox, what is recorded of it, and how its end is told. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from homeport.kernel import ids
+from homeport.kernel.errors import InvalidError
+from homeport.link.messages import (
+    STATUS_FAILURE,
+    STATUS_IDLE_TIMEOUT,
+    STATUS_INIT_FAILURE,
+    STATUS_INTERNAL_FAILURE,
+    STATUS_OUT_OF_MEMORY,
+    STATUS_SUCCESS,
+    STATUS_TERMINATED,
+    STATUS_TIMEOUT,
+    ProbeRef,
+    TaskExited,
+    TerminalRef,
+    VolumeRef,
+)
+
+TIMEOUT_DEFAULT_S: Final = 300.0
+TIMEOUT_MAX_S: Final = 24 * 3600.0
+ARGUMENTS_MAX: Final = 65_536
+"""Characters of all arguments of a sandbox's command together."""
+NAME_MAX: Final = 64
+PAGE_MAX: Final = 100
+"""Sandboxes in one page of a list."""
+
+EXIT_TIMEOUT: Final = 124
+EXIT_KILLED: Final = 137
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class SecretRef(msgspec.Struct, frozen=True, array_like=True):
+    """Variables of a named secret, or those sent with the sandbox (``sealed`` with its id)."""
+
+    secret_id: str = ""
+    sealed: bytes = b""
+
+
+class Port(msgspec.Struct, frozen=True, array_like=True):
+    """A port that is reached from outside."""
+
+    number: int
+    unencrypted: bool = False
+    h2: bool = False
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox was asked to be. Times in seconds; 0 = the default or none."""
+
+    image_id: str
+    command: list[str] = []
+    mount_ids: list[str] = []
+    secrets: list[SecretRef] = []
+    milli_cpu: int = 0
+    milli_cpu_max: int = 0
+    memory_mb: int = 0
+    memory_mb_max: int = 0
+    gpu_type: str = ""
+    gpu_count: int = 0
+    timeout_s: float = TIMEOUT_DEFAULT_S
+    idle_timeout_s: float = 0.0
+    workdir: str = ""
+    volumes: list[VolumeRef] = []
+    block_network: bool = False
+    allowed_cidrs: list[str] | None = None
+    ports: list[Port] = []
+    probe: ProbeRef | None = None
+    terminal: TerminalRef | None = None
+    runtime: str = ""
+
+
+class SandboxResult(msgspec.Struct, frozen=True, array_like=True):
+    """How it ended: a ``STATUS_*`` number of the link, an exit code, a sentence."""
+
+    status: int
+    exitcode: int
+    exception: str = ""
+
+
+class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox's life. Times are Unix seconds, 0 = not yet; ``created_at`` is its own alone."""
+
+    sandbox_id: str
+    task_id: str
+    app_id: str
+    is_v2: bool
+    name: str
+    tags: dict[str, str]
+    spec: SandboxSpec
+    created_at: float
+    node_id: str = ""
+    """Where it was placed; empty while it waits for room."""
+    started_at: float = 0.0
+    ready_at: float = 0.0
+    terminated_at: float = 0.0
+    """When somebody ended it."""
+    finished_at: float = 0.0
+    result: SandboxResult | None = None
+    log_position: int = 0
+    """Its output has log entries beyond this id."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.result is not None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its name is its own: from its creation until it is ended or ends."""
+        return bool(self.name) and not self.terminated_at and self.result is None
+
+
+def new_ids(seed: str, *, is_v2: bool) -> tuple[str, str]:
+    """The ids of a new sandbox and of its task: the same for the same ``seed``; empty = fresh.
+
+    Clients choose the generation of RPCs by the shapes.
+    """
+    seed = seed or ids.new(ids.SANDBOX)
+    make = ids.derive_ulid if is_v2 else ids.derive
+    return make(ids.SANDBOX, seed), ids.derive_task(seed, sandbox_v2=is_v2)
+
+
+def check_spec(spec: SandboxSpec) -> None:
+    """Raise ``InvalidError`` for what cannot be."""
+    if not spec.image_id:
+        raise InvalidError("a sandbox needs an image")
+    if sum(len(word) for word in spec.command) > ARGUMENTS_MAX:
+        raise InvalidError(f"the command of a sandbox has at most {ARGUMENTS_MAX} characters")
+    if any("\0" in word for word in spec.command):
+        raise InvalidError("the command of a sandbox cannot contain a NUL character")
+    if spec.workdir and not posixpath.isabs(spec.workdir):
+        raise InvalidError(f"the working directory {spec.workdir!r} is not an absolute path")
+    if not 0 < spec.timeout_s <= TIMEOUT_MAX_S:
+        raise InvalidError(f"a sandbox's timeout is between 1 and {TIMEOUT_MAX_S:g} seconds")
+    if spec.ports and spec.block_network:
+        raise InvalidError("a sandbox without a network cannot have open ports")
+    for port in spec.ports:
+        if not 0 < port.number < 65536:
+            raise InvalidError(f"{port.number} is not a TCP port")
+    if spec.memory_mb_max and spec.memory_mb_max < spec.memory_mb:
+        raise InvalidError("the memory limit is below the memory asked for")
+    if spec.milli_cpu_max and spec.milli_cpu_max < spec.milli_cpu:
+        raise InvalidError("the CPU limit is below the CPU asked for")
+    if spec.probe is not None and not spec.probe.command and not 0 < spec.probe.tcp_port < 65536:
+        raise InvalidError("a readiness probe needs a TCP port or a command")
+
+
+def check_name(name: str) -> None:
+    """Raise ``InvalidError`` unless ``name`` can be a sandbox's."""
+    if len(name) > NAME_MAX or not _NAME.fullmatch(name):
+        raise InvalidError(
+            f"{name[:80]!r} cannot be a sandbox's name: it has up to {NAME_MAX} letters, digits, "
+            "dots, dashes and underscores"
+        )
+
+
+def has_tags(record: SandboxRecord, wanted: Mapping[str, str]) -> bool:
+    """Whether the sandbox has all these tags."""
+    return all(record.tags.get(name) == value for name, value in wanted.items())
+
+
+def result_of(ended: TaskExited, *, terminated: bool, spec: SandboxSpec) -> SandboxResult:
+    """What the node's report means."""
+    if ended.cut_short == "timeout":
+        text = f"The sandbox ran into its timeout of {spec.timeout_s:g} s"
+        return SandboxResult(STATUS_TIMEOUT, EXIT_TIMEOUT, text)
+    if ended.cut_short == "idle":
+        text = f"The sandbox was idle for {spec.idle_timeout_s:g} s"
+        return SandboxResult(STATUS_IDLE_TIMEOUT, EXIT_KILLED, text)
+    if terminated:
+        return SandboxResult(STATUS_TERMINATED, EXIT_KILLED)
+    if ended.start_failed:
+        return SandboxResult(STATUS_INIT_FAILURE, 1, f"The sandbox did not start: {ended.reason}")
+    if ended.oom_killed:
+        text = (
+            "Out of memory: the sandbox used more than its limit and was killed. Ask for more "
+            "with memory=(request, limit)"
+        )
+        return SandboxResult(STATUS_OUT_OF_MEMORY, EXIT_KILLED, text)
+    if ended.reason:
+        return lost(ended.reason)
+    if ended.returncode == 0:
+        return SandboxResult(STATUS_SUCCESS, 0)
+    code = ended.returncode if ended.returncode > 0 else 128 - ended.returncode
+    return SandboxResult(STATUS_FAILURE, code)
+
+
+def unstarted(reason: str) -> SandboxResult:
+    """It never ran."""
+    return SandboxResult(STATUS_INIT_FAILURE, 1, f"The sandbox did not start: {reason}")
+
+
+def lost(reason: str) -> SandboxResult:
+    """The machine under it is gone, or was told to stop."""
+    return SandboxResult(STATUS_INTERNAL_FAILURE, EXIT_KILLED, f"The sandbox was lost: {reason}")

@@ -1,0 +1,260 @@
+"""RPC handlers of sandboxes: both generations over one service, whatever the id's shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2
+
+from homeport.apps.service import AppService
+from homeport.environments.service import EnvironmentService
+from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.logs.model import Filter
+from homeport.logs.service import LogService
+from homeport.rpc.context import Context
+from homeport.sandboxes import wire
+from homeport.sandboxes.model import SandboxRecord
+from homeport.sandboxes.service import SandboxService
+
+_POLL_S: Final = 60.0
+"""A wait is answered within it, whatever the client asks."""
+_TASK_ID_S: Final = 55.0
+"""How long a question for the task's id is held, if the client does not say."""
+
+Access = Callable[[SandboxRecord, Context], Awaitable[api_pb2.CommandRouterAccess | None]]
+"""Where and with what the node's command router is reached; ``None`` if it cannot be said yet."""
+
+
+class SandboxRpc:
+    """``Sandbox*`` of the control plane."""
+
+    def __init__(
+        self,
+        service: SandboxService,
+        apps: AppService,
+        environments: EnvironmentService,
+        logs: LogService,
+        *,
+        access: Access | None = None,
+    ) -> None:
+        self._service = service
+        self._apps = apps
+        self._environments = environments
+        self._logs = logs
+        self._access = access
+
+    # ── creation ────────────────────────────────────────────────────────────────────────────
+
+    async def SandboxCreate(
+        self, request: api_pb2.SandboxCreateRequest, ctx: Context
+    ) -> api_pb2.SandboxCreateResponse:
+        definition = request.definition
+        record = await self._service.create(
+            request.app_id,
+            wire.spec_of(definition),
+            name=definition.name,
+            tags=wire.tags_of(request.tags),
+            sources=wire.secret_sources(definition, (), api_pb2.StringMap()),
+            is_v2=False,
+            seed=ctx.operation,
+            is_repeat=_is_repeat(ctx),
+        )
+        return api_pb2.SandboxCreateResponse(
+            sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
+        )
+
+    async def SandboxCreateV2(
+        self, request: api_pb2.SandboxCreateV2Request, ctx: Context
+    ) -> api_pb2.SandboxCreateV2Response:
+        definition = request.definition
+        record = await self._service.create(
+            request.app_id,
+            wire.spec_of(definition),
+            name=definition.name,
+            tags=wire.tags_of(request.tags),
+            sources=wire.secret_sources(
+                definition, request.secret_sources, request.ephemeral_secrets
+            ),
+            is_v2=True,
+            seed=ctx.operation,
+            is_repeat=_is_repeat(ctx),
+        )
+        response = api_pb2.SandboxCreateV2Response(
+            sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
+        )
+        if record.node_id:
+            response.task_id = record.task_id
+            access = await self._access(record, ctx) if self._access is not None else None
+            if access is not None:
+                response.command_router_access.CopyFrom(access)
+        return response
+
+    # ── waiting ─────────────────────────────────────────────────────────────────────────────
+
+    async def SandboxWait(
+        self, request: api_pb2.SandboxWaitRequest, ctx: Context
+    ) -> api_pb2.SandboxWaitResponse:
+        record = await self._service.wait(request.sandbox_id, min(request.timeout, _POLL_S))
+        response = api_pb2.SandboxWaitResponse(metadata=wire.metadata(record))
+        if record.result is not None:
+            response.result.CopyFrom(wire.result_message(record.result))
+        return response
+
+    async def SandboxWaitV2(
+        self, request: api_pb2.SandboxWaitRequest, ctx: Context
+    ) -> api_pb2.SandboxWaitResponse:
+        return await self.SandboxWait(request, ctx)
+
+    async def SandboxGetTaskId(
+        self, request: api_pb2.SandboxGetTaskIdRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTaskIdResponse:
+        timeout_s = request.timeout if request.HasField("timeout") else _TASK_ID_S
+        record = await self._service.placed(request.sandbox_id, min(timeout_s, _POLL_S))
+        response = api_pb2.SandboxGetTaskIdResponse()
+        if record.node_id:
+            response.task_id = record.task_id
+        if record.result is not None:
+            response.task_result.CopyFrom(wire.result_message(record.result))
+        return response
+
+    async def SandboxGetTaskIdV2(
+        self, request: api_pb2.SandboxGetTaskIdRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTaskIdResponse:
+        return await self.SandboxGetTaskId(request, ctx)
+
+    async def SandboxWaitUntilReady(
+        self, request: api_pb2.SandboxWaitUntilReadyRequest, ctx: Context
+    ) -> api_pb2.SandboxWaitUntilReadyResponse:
+        ready_at = await self._service.until_ready(request.sandbox_id, request.timeout)
+        return api_pb2.SandboxWaitUntilReadyResponse(ready_at=ready_at)
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────
+
+    async def SandboxTerminate(
+        self, request: api_pb2.SandboxTerminateRequest, ctx: Context
+    ) -> api_pb2.SandboxTerminateResponse:
+        existing = await self._service.terminate(request.sandbox_id)
+        response = api_pb2.SandboxTerminateResponse()
+        if existing is not None:
+            response.existing_result.CopyFrom(wire.result_message(existing))
+        return response
+
+    async def SandboxTerminateV2(
+        self, request: api_pb2.SandboxTerminateRequest, ctx: Context
+    ) -> api_pb2.SandboxTerminateResponse:
+        return await self.SandboxTerminate(request, ctx)
+
+    # ── standard streams of the first generation ────────────────────────────────────────────
+
+    async def SandboxGetLogs(
+        self, request: api_pb2.SandboxGetLogsRequest, ctx: Context
+    ) -> AsyncIterator[api_pb2.TaskLogsBatch]:
+        record = await self._service.get(request.sandbox_id)
+        events = self._logs.follow(
+            record.app_id,
+            Filter(task_id=record.task_id, fd=int(request.file_descriptor)),
+            after_id=_entry_id(request.last_entry_id, record.log_position),
+            timeout_s=min(request.timeout, _POLL_S),
+            task_finished=record.is_over,
+        )
+        async with aclosing(events):
+            async for event in events:
+                batch = wire.log_batch(event)
+                if batch is not None:
+                    yield batch
+
+    async def SandboxStdinWrite(
+        self, request: api_pb2.SandboxStdinWriteRequest, ctx: Context
+    ) -> api_pb2.SandboxStdinWriteResponse:
+        await self._service.write_stdin(
+            request.sandbox_id, request.index, request.input, eof=request.eof
+        )
+        return api_pb2.SandboxStdinWriteResponse()
+
+    # ── look-ups ────────────────────────────────────────────────────────────────────────────
+
+    async def SandboxGetFromName(
+        self, request: api_pb2.SandboxGetFromNameRequest, ctx: Context
+    ) -> api_pb2.SandboxGetFromNameResponse:
+        environment = self._environments.resolve(request.environment_name, ctx.environment)
+        app = self._apps.deployed(request.app_name, environment.name)
+        if app is None:
+            raise NotFoundError(
+                f"App {request.app_name!r} not found in environment {environment.name!r}"
+            )
+        record = await self._service.named(
+            app.app_id, request.sandbox_name, ended_too=request.include_terminated
+        )
+        return api_pb2.SandboxGetFromNameResponse(
+            sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
+        )
+
+    async def SandboxGetFromNameV2(
+        self, request: api_pb2.SandboxGetFromNameRequest, ctx: Context
+    ) -> api_pb2.SandboxGetFromNameResponse:
+        return await self.SandboxGetFromName(request, ctx)
+
+    async def SandboxList(
+        self, request: api_pb2.SandboxListRequest, ctx: Context
+    ) -> api_pb2.SandboxListResponse:
+        records = await self._service.list(
+            self._apps_of(request, ctx),
+            tags=wire.tags_of(request.tags),
+            before=request.before_timestamp,
+            ended_too=request.include_finished,
+        )
+        return api_pb2.SandboxListResponse(sandboxes=[wire.info(record) for record in records])
+
+    async def SandboxListV2(
+        self, request: api_pb2.SandboxListRequest, ctx: Context
+    ) -> api_pb2.SandboxListResponse:
+        return await self.SandboxList(request, ctx)
+
+    def _apps_of(self, request: api_pb2.SandboxListRequest, ctx: Context) -> list[str]:
+        if request.app_id:
+            return [self._apps.get(request.app_id).app_id]
+        environment = self._environments.resolve(request.environment_name, ctx.environment)
+        return [app.app_id for app in self._apps.list(environment.name)]
+
+    # ── names and tags ──────────────────────────────────────────────────────────────────────
+
+    async def SandboxTagsGet(
+        self, request: api_pb2.SandboxTagsGetRequest, ctx: Context
+    ) -> api_pb2.SandboxTagsGetResponse:
+        record = await self._service.get(request.sandbox_id)
+        return api_pb2.SandboxTagsGetResponse(tags=wire.tag_messages(record.tags))
+
+    async def SandboxTagsGetV2(
+        self, request: api_pb2.SandboxTagsGetRequest, ctx: Context
+    ) -> api_pb2.SandboxTagsGetResponse:
+        return await self.SandboxTagsGet(request, ctx)
+
+    async def SandboxTagsSet(self, request: api_pb2.SandboxTagsSetRequest, ctx: Context) -> Empty:
+        await self._service.set_tags(request.sandbox_id, wire.tags_of(request.tags))
+        return Empty()
+
+    async def SandboxTagsSetV2(self, request: api_pb2.SandboxTagsSetRequest, ctx: Context) -> Empty:
+        return await self.SandboxTagsSet(request, ctx)
+
+    async def SandboxSetName(
+        self, request: api_pb2.SandboxSetNameRequest, ctx: Context
+    ) -> api_pb2.SandboxSetNameResponse:
+        await self._service.set_name(request.sandbox_id, request.name)
+        return api_pb2.SandboxSetNameResponse()
+
+
+def _is_repeat(ctx: Context) -> bool:
+    """Whether an earlier call of the same key may have been answered."""
+    return ctx.metadata.get("x-retry-attempt", "") != "0"
+
+
+def _entry_id(text: str, first: int) -> int:
+    """After which entry a reader goes on: Python begins with nothing, the other SDKs with ``0-0``."""
+    if text in ("", "0-0"):
+        return first
+    if not text.isdecimal():
+        raise InvalidError(f"{text[:80]!r} is not an entry id of this server")
+    return int(text)

@@ -1,0 +1,636 @@
+"""Use cases of sandboxes: create, look up, wait, end; and what nodes say of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from homeport.apps.service import AppService
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DeadlineError,
+    HomeportError,
+    NotFoundError,
+)
+from homeport.kernel.resources import Resources
+from homeport.link.messages import (
+    STATUS_INIT_FAILURE,
+    STATUS_INTERNAL_FAILURE,
+    STATUS_OUT_OF_MEMORY,
+    STATUS_TERMINATED,
+    Answer,
+    Hello,
+    Logs,
+    Message,
+    SandboxReady,
+    StopTask,
+    TaskExited,
+    TaskReady,
+    WriteStdin,
+)
+from homeport.logs.model import TASK_ACTIVE, TASK_COMPLETED
+from homeport.logs.service import LogService
+from homeport.nodes.service import REJOIN_GRACE_S, Durable
+from homeport.sandboxes.launcher import SandboxLauncher
+from homeport.sandboxes.model import (
+    EXIT_KILLED,
+    PAGE_MAX,
+    SandboxRecord,
+    SandboxResult,
+    SandboxSpec,
+    SecretRef,
+    check_name,
+    check_spec,
+    has_tags,
+    lost,
+    new_ids,
+    result_of,
+    unstarted,
+)
+from homeport.sandboxes.store import SandboxStore
+from homeport.tasks.model import TaskRecord
+from homeport.tasks.service import TaskService
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+RETENTION_S: Final = 30 * 86400.0
+"""How long ended sandboxes can be looked up."""
+ENDED_MAX: Final = 2_000
+"""Ended sandboxes kept in memory; the others are read from the database."""
+STOP_APP_S: Final = 18.0
+"""How long the end of an app waits for its sandboxes to be gone."""
+_TICK_S: Final = 1e-6
+
+Source = str | Mapping[str, str]
+"""A secret's id, or variables themselves."""
+
+
+class Room(Protocol):
+    """What nodes have room for (the scheduler)."""
+
+    def check(self, spec: SandboxSpec) -> None:
+        """Raise ``InvalidError`` for what no node can give."""
+        ...
+
+    def reserve(self, task_id: str, spec: SandboxSpec) -> tuple[str, Resources] | None:
+        """A node with room for it, and what of that it takes; ``None`` if none has any."""
+        ...
+
+    def count(self, task_id: str, spec: SandboxSpec, node_id: str) -> Resources:
+        """It runs there already: count it."""
+        ...
+
+    def free(self, task_id: str) -> None:
+        """It is gone."""
+        ...
+
+    def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int: ...
+
+    def wanted(self) -> None:
+        """Somebody waits for room."""
+        ...
+
+    def work_finished(self, app_id: str) -> None:
+        """The app's last sandbox is gone."""
+        ...
+
+
+class Nodes(Protocol):
+    """The links to nodes."""
+
+    def send(self, node_id: str, message: Message) -> bool: ...
+
+    async def ask(self, node_id: str, make: Callable[[int], Message]) -> Answer:
+        """Raises ``HomeportError``: the node's own, or ``UnavailableError`` without it."""
+        ...
+
+
+class Secrets(Protocol):
+    def seal(self, owner_id: str, values: Mapping[str, str]) -> bytes: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A sandbox that has not ended."""
+
+    record: SandboxRecord
+    placed: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    reserved: Resources | None = None
+
+
+class SandboxService:
+    """All sandboxes; those that live in memory, written through."""
+
+    def __init__(
+        self,
+        store: SandboxStore,
+        nodes: Nodes,
+        tasks: TaskService,
+        logs: LogService,
+        secrets: Secrets,
+        launcher: SandboxLauncher,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._nodes = nodes
+        self._tasks = tasks
+        self._logs = logs
+        self._secrets = secrets
+        self._launcher = launcher
+        self._clock = clock
+        self._apps: AppService
+        self._room: Room
+        self._live: dict[str, _Live] = {}
+        self._by_task: dict[str, _Live] = {}
+        self._names: dict[tuple[str, str], _Live] = {}
+        self._waiting: dict[str, _Live] = {}
+        self._ended: OrderedDict[str, SandboxRecord] = OrderedDict()
+        self._launches: set[asyncio.Task[None]] = set()
+        self._rejoin: asyncio.TimerHandle | None = None
+        self._connected: set[str] = set()
+        self._last_created_at = 0.0
+
+    def use(self, apps: AppService, room: Room) -> None:
+        """Complete the wiring: these need the scheduler, which needs this."""
+        self._apps = apps
+        self._room = room
+
+    async def start(self) -> None:
+        """Take up what a former server process left alive."""
+        self._last_created_at = await self._store.last_created_at()
+        for record in reversed(await self._store.load_alive()):
+            live = self._add(record)
+            if not record.node_id:
+                self._waiting[record.sandbox_id] = live
+        if self._live:
+            loop = asyncio.get_running_loop()
+            self._rejoin = loop.call_later(REJOIN_GRACE_S, self._give_up_absent)
+
+    async def stop(self) -> None:
+        """Stop deciding; sandboxes are left to their nodes."""
+        if self._rejoin is not None:
+            self._rejoin.cancel()
+        for launch in list(self._launches):
+            launch.cancel()
+
+    def _add(self, record: SandboxRecord) -> _Live:
+        live = _Live(record)
+        self._live[record.sandbox_id] = self._by_task[record.task_id] = live
+        if record.node_id:
+            live.placed.set()
+        if record.ready_at:
+            live.ready.set()
+        if record.is_named:
+            self._names[(record.app_id, record.name)] = live
+        return live
+
+    # ── creation ────────────────────────────────────────────────────────────────────────────
+
+    async def create(
+        self,
+        app_id: str,
+        spec: SandboxSpec,
+        *,
+        name: str,
+        tags: dict[str, str],
+        sources: Sequence[Source],
+        is_v2: bool,
+        seed: str,
+        is_repeat: bool,
+    ) -> SandboxRecord:
+        """A new sandbox, on its way to a node (or waiting for room); the same ``seed`` once.
+
+        Raises ``InvalidError``, ``NotFoundError`` or ``AlreadyExistsError``.
+        """
+        sandbox_id, task_id = new_ids(seed, is_v2=is_v2)
+        known = await self._known(sandbox_id) if is_repeat else None
+        if known is not None:
+            return known
+        check_spec(spec)
+        if name:
+            check_name(name)
+        self._apps.require_live(app_id)
+        self._room.check(spec)
+        spec = msgspec.structs.replace(spec, secrets=self._sealed(sandbox_id, sources))
+        await self._launcher.check(sandbox_id, spec)
+        self._require_free(app_id, name)
+        record = SandboxRecord(
+            sandbox_id=sandbox_id,
+            task_id=task_id,
+            app_id=app_id,
+            is_v2=is_v2,
+            name=name,
+            tags=tags,
+            spec=spec,
+            created_at=self._creation_time(),
+            log_position=self._logs.position,
+        )
+        live = self._add(record)
+        if self._waiting or not self._place(live):
+            self._waiting[sandbox_id] = live
+            self._room.wanted()
+        try:
+            await self._store.save(live.record)
+        except Exception:
+            self.terminate_task(task_id)
+            raise
+        return live.record
+
+    async def _known(self, sandbox_id: str) -> SandboxRecord | None:
+        live = self._live.get(sandbox_id)
+        return live.record if live else await self.find(sandbox_id)
+
+    def _sealed(self, sandbox_id: str, sources: Sequence[Source]) -> list[SecretRef]:
+        return [
+            SecretRef(source)
+            if isinstance(source, str)
+            else SecretRef(sealed=self._secrets.seal(sandbox_id, source))
+            for source in sources
+        ]
+
+    def _require_free(self, app_id: str, name: str) -> None:
+        if name and (app_id, name) in self._names:
+            raise AlreadyExistsError(
+                f"A sandbox named {name!r} is running in this app already; end it first, or find "
+                "it with Sandbox.from_name"
+            )
+
+    def _creation_time(self) -> float:
+        """Clients page by it, so no two sandboxes may share one."""
+        self._last_created_at = max(self._clock.now(), self._last_created_at + _TICK_S)
+        return self._last_created_at
+
+    # ── placing and starting ────────────────────────────────────────────────────────────────
+
+    def _place(self, live: _Live) -> bool:
+        """Send it to a node that has room; ``False`` if there is none."""
+        record = live.record
+        spot = self._room.reserve(record.task_id, record.spec)
+        if spot is None:
+            return False
+        node_id, live.reserved = spot
+        live.record = msgspec.structs.replace(record, node_id=node_id)
+        self._tasks.created(
+            TaskRecord(
+                task_id=record.task_id,
+                function_id="",
+                app_id=record.app_id,
+                node_id=node_id,
+                enqueued_at=record.created_at,
+            )
+        )
+        live.placed.set()
+        self._launch(live)
+        return True
+
+    def serve_waiting(self) -> None:
+        """There may be room: place those that wait, in their order."""
+        for sandbox_id, live in list(self._waiting.items()):
+            if not self._place(live):
+                return
+            del self._waiting[sandbox_id]
+            self._store.save(live.record)
+
+    def _launch(self, live: _Live) -> None:
+        launch = asyncio.create_task(self._start(live))
+        self._launches.add(launch)
+        launch.add_done_callback(self._launches.discard)
+
+    async def _start(self, live: _Live) -> None:
+        record = live.record
+        assert live.reserved is not None
+        memory_mb = self._room.memory_limit_mb(record.spec, record.node_id)
+        try:
+            message = await self._launcher.prepare(record, memory_mb, live.reserved.milli_cpu)
+        except asyncio.CancelledError:
+            raise
+        except HomeportError as error:
+            self._finish(live, unstarted(error.message))
+            return
+        except Exception as error:
+            log.exception("a sandbox could not be prepared", sandbox_id=record.sandbox_id)
+            self._finish(live, unstarted(f"the server failed to prepare it: {error!r}"))
+            return
+        if not live.over.is_set():
+            # Without a connection: the node's next Hello does not name it, and it is sent again.
+            self._nodes.send(record.node_id, message)
+            if live.record.terminated_at:
+                self._kill(live)
+
+    # ── look-ups ────────────────────────────────────────────────────────────────────────────
+
+    async def find(self, sandbox_id: str) -> SandboxRecord | None:
+        """A sandbox by its own or its task's id, alive or ended."""
+        live = self._live.get(sandbox_id) or self._by_task.get(sandbox_id)
+        if live is not None:
+            return live.record
+        return self._ended.get(sandbox_id) or await self._store.find(sandbox_id)
+
+    async def get(self, sandbox_id: str) -> SandboxRecord:
+        """As ``find``; raises ``NotFoundError``."""
+        record = await self.find(sandbox_id)
+        if record is None:
+            raise NotFoundError(f"Sandbox {sandbox_id!r} not found")
+        return record
+
+    async def named(self, app_id: str, name: str, *, ended_too: bool) -> SandboxRecord:
+        """The running sandbox of that name. Raises ``NotFoundError``."""
+        live = self._names.get((app_id, name))
+        if live is not None:
+            return live.record
+        found = await self._store.named(app_id, name) if ended_too else None
+        if found is None:
+            raise NotFoundError(f"There is no running sandbox named {name!r} in this app")
+        return await self.get(found.sandbox_id)
+
+    async def list(
+        self,
+        app_ids: Sequence[str],
+        *,
+        tags: Mapping[str, str],
+        before: float,
+        ended_too: bool,
+    ) -> list[SandboxRecord]:
+        """A page of the sandboxes of these apps, newest first, created before that time (0: now)."""
+        before = before or float("inf")
+        apps = frozenset(app_ids)
+        found = [
+            live.record
+            for live in self._live.values()
+            if live.record.app_id in apps
+            and live.record.created_at < before
+            and has_tags(live.record, tags)
+        ]
+        if ended_too:
+            found += await self._ended_page(app_ids, tags, before)
+        found.sort(key=lambda record: record.created_at, reverse=True)
+        return found[:PAGE_MAX]
+
+    async def _ended_page(
+        self, app_ids: Sequence[str], tags: Mapping[str, str], before: float
+    ) -> list[SandboxRecord]:
+        found: list[SandboxRecord] = []
+        while len(found) < PAGE_MAX:
+            rows = await self._store.ended(app_ids, created_before=before, limit=PAGE_MAX)
+            found += [row for row in rows if row.sandbox_id not in self._live]
+            found = [row for row in found if has_tags(row, tags)]
+            if len(rows) < PAGE_MAX:
+                break
+            before = rows[-1].created_at
+        return found
+
+    def has_live(self, app_id: str) -> bool:
+        """Whether the app has sandboxes that run or wait."""
+        return any(live.record.app_id == app_id for live in self._live.values())
+
+    # ── waiting ─────────────────────────────────────────────────────────────────────────────
+
+    async def wait(self, sandbox_id: str, timeout_s: float) -> SandboxRecord:
+        """The sandbox when it has ended, or as it is after ``timeout_s``."""
+        live = self._live.get(sandbox_id)
+        if live is None:
+            return await self.get(sandbox_id)
+        if timeout_s > 0:
+            await _within(timeout_s, live.over)
+        return live.record
+
+    async def placed(self, sandbox_id: str, timeout_s: float) -> SandboxRecord:
+        """The sandbox when it has been given to a node or has ended, or after ``timeout_s``."""
+        live = self._live.get(sandbox_id)
+        if live is None:
+            return await self.get(sandbox_id)
+        if timeout_s > 0:
+            await _within(timeout_s, live.placed)
+        return live.record
+
+    async def until_ready(self, sandbox_id: str, timeout_s: float) -> float:
+        """When its probe first succeeded (Unix seconds), as soon as it did.
+
+        Raises ``ConflictError`` without a probe or when it ended before, ``DeadlineError``.
+        """
+        live = self._live.get(sandbox_id)
+        record = live.record if live is not None else await self.get(sandbox_id)
+        if record.spec.probe is None:
+            raise ConflictError(
+                "The sandbox has no readiness probe: give it one with readiness_probe="
+            )
+        if live is not None:
+            await _within(timeout_s, live.ready)
+            record = live.record
+        if record.ready_at:
+            return record.ready_at
+        if record.is_over:
+            raise ConflictError("The sandbox ended before it was ready")
+        raise DeadlineError(f"The sandbox was not ready within {timeout_s:g} s")
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────
+
+    async def set_tags(self, sandbox_id: str, tags: dict[str, str]) -> None:
+        """Replace all tags; durable when it returns."""
+        await self._change(await self.get(sandbox_id), tags=tags)
+
+    async def set_name(self, sandbox_id: str, name: str) -> None:
+        """Name a running sandbox that has no name yet; durable when it returns."""
+        check_name(name)
+        record = await self.get(sandbox_id)
+        live = self._live.get(sandbox_id)
+        if record.name == name and live is not None:
+            return
+        if record.name:
+            raise ConflictError(f"The sandbox has the name {record.name!r} already")
+        if live is None or record.terminated_at:
+            raise ConflictError("The sandbox has ended and can get no name")
+        self._require_free(record.app_id, name)
+        self._names[(record.app_id, name)] = live
+        await self._change(record, name=name)
+
+    async def _change(self, record: SandboxRecord, **changes: object) -> SandboxRecord:
+        record = msgspec.structs.replace(record, **changes)
+        live = self._live.get(record.sandbox_id)
+        if live is not None:
+            live.record = record
+        elif record.sandbox_id in self._ended:
+            self._ended[record.sandbox_id] = record
+        await self._store.save(record)
+        return record
+
+    async def write_stdin(self, sandbox_id: str, index: int, data: bytes, *, eof: bool) -> None:
+        """Write to its standard input (RPC ``SandboxStdinWrite``).
+
+        Raises ``ConflictError`` after its end, ``UnavailableError`` while its node is away.
+        """
+        record = await self.placed(sandbox_id, 0)
+        if record.is_over:
+            raise ConflictError("The sandbox has ended: nobody reads its input any more")
+        if not record.node_id:
+            record = await self.placed(sandbox_id, 300.0)
+        task_id = record.task_id
+        await self._nodes.ask(
+            record.node_id, lambda ask_id: WriteStdin(ask_id, task_id, index, data, eof)
+        )
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────
+
+    async def terminate(self, sandbox_id: str) -> SandboxResult | None:
+        """End it: its result if it was over already. Its end is reported when it is gone."""
+        live = self._live.get(sandbox_id)
+        if live is None:
+            return (await self.get(sandbox_id)).result
+        self._terminate(live)
+        await self._store.save(live.record)
+        return None
+
+    def terminate_task(self, task_id: str) -> bool:
+        """End the sandbox of that task; ``False`` if it is no live sandbox's."""
+        live = self._by_task.get(task_id)
+        if live is None:
+            return False
+        self._terminate(live)
+        self._store.save(live.record)
+        return True
+
+    async def stop_app(self, app_id: str) -> None:
+        """End all sandboxes of an app; returns when they are gone, or after a while."""
+        mine = [live for live in self._live.values() if live.record.app_id == app_id]
+        for live in mine:
+            self.terminate_task(live.record.task_id)
+        waits = [asyncio.create_task(live.over.wait()) for live in mine]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=STOP_APP_S)
+            for wait in late:
+                wait.cancel()
+
+    def _terminate(self, live: _Live) -> None:
+        record = live.record
+        if not record.terminated_at:
+            live.record = msgspec.structs.replace(record, terminated_at=self._clock.now())
+            self._release_name(live)
+        if not record.node_id:
+            self._finish(live, SandboxResult(STATUS_TERMINATED, EXIT_KILLED))
+        else:
+            self._kill(live)
+
+    def _kill(self, live: _Live) -> None:
+        # Not delivered: the node's next Hello has it said again.
+        self._nodes.send(live.record.node_id, StopTask(live.record.task_id, False, 0.0))
+
+    def _release_name(self, live: _Live) -> None:
+        key = (live.record.app_id, live.record.name)
+        if self._names.get(key) is live:
+            del self._names[key]
+
+    def _finish(self, live: _Live, result: SandboxResult) -> Durable:
+        record = live.record
+        if record.is_over:
+            return []
+        record = msgspec.structs.replace(record, result=result, finished_at=self._clock.now())
+        live.record = record
+        self._release_name(live)
+        del self._live[record.sandbox_id], self._by_task[record.task_id]
+        self._waiting.pop(record.sandbox_id, None)
+        self._ended[record.sandbox_id] = record
+        if len(self._ended) > ENDED_MAX:
+            self._ended.popitem(last=False)
+        saved = self._store.save(record)
+        self._tasks.finished(record.task_id)
+        if result.status in (STATUS_INIT_FAILURE, STATUS_INTERNAL_FAILURE, STATUS_OUT_OF_MEMORY):
+            text = f"{record.sandbox_id}: {result.exception}\n"
+            self._logs.system(record.app_id, text, task_id=record.task_id)
+        self._logs.task_state(record.app_id, record.task_id, TASK_COMPLETED)
+        for event in (live.over, live.placed, live.ready):
+            event.set()
+        self._room.free(record.task_id)
+        if not self.has_live(record.app_id):
+            self._room.work_finished(record.app_id)
+        return [saved]
+
+    # ── what nodes say ──────────────────────────────────────────────────────────────────────
+
+    def said(self, message: Message) -> Durable | None:
+        """Act on a node's message; ``None`` if it is not about a live sandbox."""
+        live = self._by_task.get(getattr(message, "task_id", ""))
+        if live is None or isinstance(message, Logs):
+            return None
+        record = live.record
+        if isinstance(message, TaskReady) and not record.started_at:
+            live.record = msgspec.structs.replace(record, started_at=message.time)
+            self._tasks.started(record.task_id, message.time)
+            self._logs.task_state(record.app_id, record.task_id, TASK_ACTIVE)
+            return [self._store.save(live.record)]
+        if isinstance(message, SandboxReady) and not record.ready_at:
+            live.record = msgspec.structs.replace(record, ready_at=message.time)
+            live.ready.set()
+            return [self._store.save(live.record)]
+        if isinstance(message, TaskExited):
+            terminated = bool(record.terminated_at)
+            return self._finish(live, result_of(message, terminated=terminated, spec=record.spec))
+        return []
+
+    def joined(self, node_id: str, hello: Hello) -> set[str]:
+        """A node came (back): agree on its sandboxes; those of its tasks that are live ones."""
+        running = {task.task_id for task in hello.running}
+        self._connected.add(node_id)
+        mine = [live for live in self._live.values() if live.record.node_id == node_id]
+        for live in mine:
+            record = live.record
+            if live.reserved is None:
+                live.reserved = self._room.count(record.task_id, record.spec, node_id)
+            if record.task_id in running:
+                if record.terminated_at:
+                    self._kill(live)
+            elif record.terminated_at:
+                self._finish(live, SandboxResult(STATUS_TERMINATED, EXIT_KILLED))
+            elif record.started_at:
+                self._finish(live, lost("its node was restarted"))
+            else:
+                self._launch(live)
+        self.serve_waiting()
+        return running & {live.record.task_id for live in mine}
+
+    def node_lost(self, node_id: str) -> None:
+        """The node did not come back in time."""
+        self._connected.discard(node_id)
+        for live in list(self._live.values()):
+            if live.record.node_id == node_id:
+                self._lose(live)
+
+    def _give_up_absent(self) -> None:
+        """Nodes that did not come back after a restart of the server."""
+        for live in list(self._live.values()):
+            if live.record.node_id and live.record.node_id not in self._connected:
+                self._lose(live)
+
+    def _lose(self, live: _Live) -> None:
+        if live.record.terminated_at:
+            self._finish(live, SandboxResult(STATUS_TERMINATED, EXIT_KILLED))
+        else:
+            self._finish(live, lost("its node went away"))
+
+    # ── upkeep ──────────────────────────────────────────────────────────────────────────────
+
+    async def prune(self) -> int:
+        """Forget sandboxes that ended longer ago than the retention."""
+        return await self._store.prune(self._clock.now() - RETENTION_S)
+
+    def images_in_use(self) -> set[str]:
+        """The images that live sandboxes run on."""
+        return {live.record.spec.image_id for live in self._live.values()}
+
+
+async def _within(timeout_s: float, event: asyncio.Event) -> None:
+    """Wait for ``event``, but not longer."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,103 @@
+"""The table of sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from homeport.sandboxes.model import SandboxRecord
+from homeport.storage.database import Database, metadata
+
+sandboxes = sa.Table(
+    "sandboxes",
+    metadata,
+    sa.Column("sandbox_id", sa.String(40), primary_key=True),
+    sa.Column("task_id", sa.String(40), nullable=False, index=True),
+    sa.Column("app_id", sa.String(40), nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("finished_at", sa.Double, nullable=False, index=True),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Index("sandboxes_by_app", "app_id", "created_at"),
+)
+
+_insert = insert(sandboxes)
+_UPSERT: Final = _insert.on_conflict_do_update(
+    index_elements=["sandbox_id"],
+    set_={name: _insert.excluded[name] for name in ("name", "finished_at", "record")},
+)
+
+
+class SandboxStore:
+    """Sandboxes are written through; ended ones are read when somebody asks, and pruned."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, record: SandboxRecord) -> asyncio.Future[None]:
+        """Write it with the next commit; the future is done when that is durable."""
+        row = {
+            "sandbox_id": record.sandbox_id,
+            "task_id": record.task_id,
+            "app_id": record.app_id,
+            "name": record.name,
+            "created_at": record.created_at,
+            "finished_at": record.finished_at,
+            "record": msgspec.msgpack.encode(record),
+        }
+        return self._database.append(_UPSERT, [row])
+
+    async def load_alive(self) -> list[SandboxRecord]:
+        """Those that have not ended."""
+        return await self._select(sandboxes.c.finished_at == 0.0)
+
+    async def find(self, sandbox_id: str) -> SandboxRecord | None:
+        """By the sandbox's or its task's id."""
+        column = sandboxes.c.task_id if sandbox_id.startswith("ta-") else sandboxes.c.sandbox_id
+        found = await self._select(column == sandbox_id)
+        return found[0] if found else None
+
+    async def named(self, app_id: str, name: str) -> SandboxRecord | None:
+        """The newest of that name."""
+        of_app, of_name = sandboxes.c.app_id == app_id, sandboxes.c.name == name
+        found = await self._select(of_app, of_name, limit=1)
+        return found[0] if found else None
+
+    async def ended(
+        self, app_ids: Sequence[str], *, created_before: float, limit: int
+    ) -> list[SandboxRecord]:
+        """Ended sandboxes of these apps, newest first."""
+        return await self._select(
+            sandboxes.c.app_id.in_(app_ids),
+            sandboxes.c.created_at < created_before,
+            sandboxes.c.finished_at > 0.0,
+            limit=limit,
+        )
+
+    async def last_created_at(self) -> float:
+        """The newest sandbox's ``created_at``; 0 without any."""
+        query = sa.select(sa.func.coalesce(sa.func.max(sandboxes.c.created_at), 0.0))
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
+    async def prune(self, finished_before: float) -> int:
+        """Forget sandboxes that ended before that time; how many."""
+        ended = sandboxes.c.finished_at > 0.0
+        query = sa.delete(sandboxes).where(ended, sandboxes.c.finished_at < finished_before)
+        return await self._database.write(lambda connection: connection.execute(query).rowcount)
+
+    async def _select(
+        self, *conditions: sa.ColumnElement[bool], limit: int | None = None
+    ) -> list[SandboxRecord]:
+        query = sa.select(sandboxes.c.record).where(*conditions)
+        query = query.order_by(sandboxes.c.created_at.desc()).limit(limit)
+
+        def read(connection: sa.Connection) -> list[SandboxRecord]:
+            rows = connection.execute(query).scalars()
+            return [msgspec.msgpack.decode(row, type=SandboxRecord) for row in rows]
+
+        return await self._database.read(read)

@@ -1,0 +1,250 @@
+"""Conversions between the client's sandbox messages and our records."""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+
+from modal_proto import api_pb2
+
+from homeport.kernel.errors import InvalidError, UnimplementedError
+from homeport.link.messages import ProbeRef, TerminalRef, VolumeRef
+from homeport.logs.model import Done, Entry, Event
+from homeport.sandboxes.model import (
+    TIMEOUT_DEFAULT_S,
+    Port,
+    SandboxRecord,
+    SandboxResult,
+    SandboxSpec,
+)
+from homeport.sandboxes.service import Source
+
+_SYSTEM_PATHS = frozenset({"/", "/__modal", "/dev", "/etc", "/proc", "/sys"})
+_PROBE_INTERVAL_MS = 100
+
+
+def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
+    """What is asked for. Raises ``InvalidError``, and ``UnimplementedError`` for what is not built."""
+    _refuse_missing(definition)
+    resources = definition.resources
+    access = definition.network_access
+    closed = access.network_access_type == api_pb2.NetworkAccess.BLOCKED
+    return SandboxSpec(
+        image_id=definition.image_id,
+        command=list(definition.entrypoint_args),
+        mount_ids=list(definition.mount_ids),
+        milli_cpu=resources.milli_cpu,
+        milli_cpu_max=resources.milli_cpu_max,
+        memory_mb=resources.memory_mb,
+        memory_mb_max=resources.memory_mb_max,
+        gpu_type=resources.gpu_config.gpu_type,
+        gpu_count=resources.gpu_config.count,
+        timeout_s=float(definition.timeout_secs) or TIMEOUT_DEFAULT_S,
+        idle_timeout_s=float(definition.idle_timeout_secs),
+        workdir=posixpath.normpath(definition.workdir) if definition.workdir else "",
+        volumes=_volumes(definition.volume_mounts),
+        block_network=closed or definition.block_network,
+        allowed_cidrs=_allowed_cidrs(access),
+        ports=[
+            Port(port.port, port.unencrypted, port.tunnel_type == api_pb2.TUNNEL_TYPE_H2)
+            for port in definition.open_ports.ports
+        ],
+        probe=_probe(definition),
+        terminal=_terminal(definition),
+    )
+
+
+def _refuse_missing(definition: api_pb2.Sandbox) -> None:
+    wanted = {
+        "network file systems (network_file_systems=)": definition.nfs_mounts,
+        "cloud bucket mounts": definition.cloud_bucket_mounts or definition.s3_mounts,
+        "static addresses (proxy=)": definition.proxy_id,
+        "private IPv6 networks (i6pn)": definition.i6pn_enabled,
+        "memory snapshots (_experimental_enable_snapshot)": definition.enable_snapshot,
+        "own domains (custom_domain=)": definition.custom_domain,
+        "identity tokens (include_oidc_identity_token=)": definition.include_oidc_identity_token,
+        "outbound policies": definition.HasField("experimental_outbound_policy")
+        or definition.HasField("outbound_policy"),
+        "open ports": definition.open_ports.ports,
+        "allowlists of domains": definition.network_access.allowed_domains,
+        "allowlists of networks": definition.network_access.network_access_type
+        == api_pb2.NetworkAccess.ALLOWLIST,
+        "allowlists of incoming networks": definition.inbound_cidr_allowlist,
+    }
+    for what, is_wanted in wanted.items():
+        if is_wanted:
+            raise UnimplementedError(f"Homeport does not give sandboxes {what} yet")
+    options = [*definition.experimental_options, *definition.experimental_options_v2]
+    if options:
+        raise UnimplementedError(
+            f"Homeport does not have the experimental option {options[0]!r} of sandboxes"
+        )
+
+
+def _volumes(mounts: Iterable[api_pb2.VolumeMount]) -> list[VolumeRef]:
+    refs = [
+        VolumeRef(
+            mount.volume_id,
+            posixpath.normpath("/" + mount.mount_path.lstrip("/")),
+            mount.read_only,
+            mount.sub_path.strip("/"),
+        )
+        for mount in mounts
+    ]
+    for ref in refs:
+        others = [other.path for other in refs if other is not ref]
+        if ref.path in others or any(ref.path.startswith(path + "/") for path in others):
+            raise InvalidError(
+                f"a volume cannot be mounted at {ref.path}, inside or in place of another one"
+            )
+        if ref.path in _SYSTEM_PATHS or ref.path.startswith(("/proc/", "/sys/", "/__modal/")):
+            raise InvalidError(f"a volume cannot be mounted at {ref.path}")
+        if sum(other.volume_id == ref.volume_id for other in refs) > 1:
+            raise InvalidError("a volume can be mounted in a sandbox only once")
+    return refs
+
+
+def _allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:
+    if access.network_access_type != api_pb2.NetworkAccess.ALLOWLIST:
+        return None
+    found: list[str] = []
+    for text in access.allowed_cidrs:
+        try:
+            found.append(str(ipaddress.ip_network(text.strip(), strict=False)))
+        except ValueError:
+            raise InvalidError(f"{text!r} is not a network such as 10.0.0.0/8") from None
+    return found
+
+
+def _probe(definition: api_pb2.Sandbox) -> ProbeRef | None:
+    if not definition.HasField("readiness_probe"):
+        return None
+    probe = definition.readiness_probe
+    return ProbeRef(
+        tcp_port=probe.tcp_port,
+        command=list(probe.exec_command.argv),
+        interval_ms=max(1, probe.interval_ms or _PROBE_INTERVAL_MS),
+    )
+
+
+def _terminal(definition: api_pb2.Sandbox) -> TerminalRef | None:
+    info = definition.pty_info
+    if not info.enabled:
+        return None
+    env = {
+        "TERM": info.env_term,
+        "COLORTERM": info.env_colorterm,
+        "TERM_PROGRAM": info.env_term_program,
+    }
+    return TerminalRef(
+        rows=info.winsz_rows or 24,
+        columns=info.winsz_cols or 80,
+        env={name: value for name, value in env.items() if value},
+    )
+
+
+def secret_sources(
+    definition: api_pb2.Sandbox,
+    sources: Iterable[api_pb2.SecretSource],
+    ephemeral: api_pb2.StringMap,
+) -> Sequence[Source]:
+    """Where its variables come from, in the caller's order: later ones override."""
+    found: list[Source] = []
+    for source in sources:
+        if source.WhichOneof("source") == "env":
+            found.append(dict(source.env.contents))
+        else:
+            found.append(source.secret_id)
+    if not found:  # clients before 1.6
+        found.extend(definition.secret_ids)
+        if ephemeral.contents:
+            found.append(dict(ephemeral.contents))
+    if definition.environment_variables.contents:
+        found.append(dict(definition.environment_variables.contents))
+    return found
+
+
+def tags_of(tags: Iterable[api_pb2.SandboxTag]) -> dict[str, str]:
+    """Tags by name."""
+    return {tag.tag_name: tag.tag_value for tag in tags}
+
+
+def tag_messages(tags: Mapping[str, str]) -> list[api_pb2.SandboxTag]:
+    """The same as messages."""
+    return [api_pb2.SandboxTag(tag_name=name, tag_value=value) for name, value in tags.items()]
+
+
+def result_message(result: SandboxResult) -> api_pb2.GenericResult:
+    """How it ended."""
+    return api_pb2.GenericResult(
+        status=result.status,  # pyright: ignore[reportArgumentType]
+        exitcode=result.exitcode,
+        exception=result.exception,
+    )
+
+
+def metadata(record: SandboxRecord) -> api_pb2.SandboxHandleMetadata:
+    """What a handle knows. A running sandbox has no result: clients look for its presence."""
+    message = api_pb2.SandboxHandleMetadata(app_id=record.app_id)
+    if record.result is not None:
+        message.result.CopyFrom(result_message(record.result))
+    return message
+
+
+def info(record: SandboxRecord) -> api_pb2.SandboxInfo:
+    """An entry of a list."""
+    spec = record.spec
+    message = api_pb2.SandboxInfo(
+        id=record.sandbox_id,
+        created_at=record.created_at,
+        app_id=record.app_id,
+        tags=tag_messages(record.tags),
+        name=record.name,
+        image_id=spec.image_id,
+        timeout_secs=int(spec.timeout_s),
+        metadata=metadata(record),
+    )
+    task = message.task_info
+    task.id = record.task_id
+    task.sandbox_id = record.sandbox_id
+    task.enqueued_at = record.created_at
+    task.started_at = record.started_at
+    task.finished_at = record.finished_at
+    if record.result is not None:
+        task.result.CopyFrom(result_message(record.result))
+    if spec.idle_timeout_s:
+        message.idle_timeout_secs = int(spec.idle_timeout_s)
+    if record.ready_at:
+        message.ready_at = record.ready_at
+    resources = api_pb2.ResourceInfo(
+        milli_cpu=spec.milli_cpu,
+        milli_cpu_max=spec.milli_cpu_max,
+        memory_mb=spec.memory_mb,
+        memory_mb_max=spec.memory_mb_max,
+        gpu_type=spec.gpu_type,
+    )
+    message.resource_info.CopyFrom(resources)
+    return message
+
+
+def log_batch(event: Event) -> api_pb2.TaskLogsBatch | None:
+    """Output as ``SandboxGetLogs`` tells it; ``None`` for what is no output."""
+    if isinstance(event, Done):
+        return api_pb2.TaskLogsBatch(eof=True)
+    if not isinstance(event, list) or not event:
+        return None
+    return api_pb2.TaskLogsBatch(
+        task_id=event[0].task_id,
+        entry_id=str(event[-1].id),
+        items=[_log_item(entry) for entry in event],
+    )
+
+
+def _log_item(entry: Entry) -> api_pb2.TaskLogs:
+    return api_pb2.TaskLogs(
+        data=entry.data,
+        file_descriptor=entry.fd,  # pyright: ignore[reportArgumentType]
+        timestamp=entry.time_ns / 1e9,
+        timestamp_ns=entry.time_ns,
+    )
