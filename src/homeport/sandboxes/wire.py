@@ -217,14 +217,12 @@ def info(record: SandboxRecord) -> api_pb2.SandboxInfo:
         message.idle_timeout_secs = int(spec.idle_timeout_s)
     if record.ready_at:
         message.ready_at = record.ready_at
-    resources = api_pb2.ResourceInfo(
-        milli_cpu=spec.milli_cpu,
-        milli_cpu_max=spec.milli_cpu_max,
-        memory_mb=spec.memory_mb,
-        memory_mb_max=spec.memory_mb_max,
-        gpu_type=spec.gpu_type,
-    )
-    message.resource_info.CopyFrom(resources)
+    resources = message.resource_info
+    resources.milli_cpu.value = spec.milli_cpu
+    resources.memory_mb.value = spec.memory_mb
+    resources.milli_cpu_max = spec.milli_cpu_max
+    resources.memory_mb_max = spec.memory_mb_max
+    resources.gpu_type = spec.gpu_type
     return message
 
 
