@@ -70,7 +70,8 @@ class ChildSpec:
     """A program to keep running. ``log`` receives its output; ``None`` leaves it on the terminal.
 
     It gets SIGTERM to stop and ``stop_grace_s`` to do so before its process group is killed.
-    ``fds`` are open in it under the same numbers.
+    ``fds`` are open in it under the same numbers. ``sweep`` undoes what it leaves behind when it
+    is not there to do so itself at the end: it crashed, or had to be killed.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ChildSpec:
     log: Path | None = None
     budget: RestartBudget = field(default_factory=RestartBudget)
     fds: tuple[int, ...] = ()
+    sweep: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class _Child:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.restart_at: float | None = None
+        self.is_swept = True
 
     @property
     def pid(self) -> int:
@@ -113,6 +116,7 @@ class _Child:
 
     def start(self) -> None:
         self.restart_at = None
+        self.is_swept = False
         with contextlib.ExitStack() as stack:
             output = None
             if self.spec.log is not None:
@@ -146,6 +150,29 @@ class _Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def sweep(self) -> bool:
+        """Have undone what it left behind; whether that succeeded."""
+        if self.is_swept or not self.spec.sweep:
+            return True
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(self.spec.log.open("ab")) if self.spec.log else None
+            process = stack.enter_context(
+                subprocess.Popen(
+                    self.spec.sweep,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=self._folder,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
+            )
+            try:
+                self.is_swept = process.wait(self.spec.stop_grace_s) == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return self.is_swept
 
 
 class Supervisor:
@@ -279,7 +306,10 @@ class Supervisor:
         code = child.ended()
         if code not in (None, 0, -signal.SIGTERM, -signal.SIGKILL):
             self._say(f"the {child.name} ended with {_how(code or 0)} when asked to stop")
+        child.is_swept = child.is_swept or code == 0
         child.forget()
+        if not child.sweep():
+            self._say(f"what the {child.name} left on the machine could not all be removed")
 
     def _is_second_signal(self) -> bool:
         return time.monotonic() - self._stop_asked_at > _IMPATIENT_S
@@ -320,9 +350,11 @@ def children(
         fds=(fd,),
         log=logs / "server.log" if logs else None,
     )
+    node_argv = (*python, "homeport.node.main", "--home", str(home), "--server", url)
     node = ChildSpec(
         name="node",
-        argv=(*python, "homeport.node.main", "--home", str(home), "--server", url),
+        argv=node_argv,
+        sweep=(*node_argv, "--sweep"),
         stop_grace_s=45.0,
         log=logs / "node.log" if logs else None,
     )

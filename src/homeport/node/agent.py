@@ -86,17 +86,30 @@ class Agent:
     async def run(self) -> None:
         """Serve until ``stop``. Raises ``ConflictError`` if this home has a running node."""
         async with contextlib.AsyncExitStack() as stack:
-            root = self._config.root
-            root.mkdir(parents=True, exist_ok=True)
-            stack.callback(os.close, lock(root / "lock"))
-            node_id = read_node_id(root / "id")
-            runtime = await create_runtime(self._config.runtime, root / "runtime", node_id)
-            stack.push_async_callback(runtime.close)
-            swept = await runtime.sweep()
-            if swept:
-                log.warning("left-overs of an earlier run were removed", containers=swept)
-            await asyncio.to_thread(shutil.rmtree, root / "tasks", True)
+            node_id, runtime = await self._take(stack)
             await self._serve(stack, node_id, runtime)
+
+    async def sweep(self) -> None:
+        """Undo what a node that was killed left on the machine, and no more.
+
+        Raises ``ConflictError`` if this home has a running node.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            await self._take(stack)
+
+    async def _take(self, stack: contextlib.AsyncExitStack) -> tuple[str, ClosableRuntime]:
+        """Be this home's only node, with nothing of an earlier one about; ``stack`` undoes it."""
+        root = self._config.root
+        root.mkdir(parents=True, exist_ok=True)
+        stack.callback(os.close, lock(root / "lock"))
+        node_id = read_node_id(root / "id")
+        runtime = await create_runtime(self._config.runtime, root / "runtime", node_id)
+        stack.push_async_callback(runtime.close)
+        swept = await runtime.sweep()
+        if swept:
+            log.warning("left-overs of an earlier run were removed", containers=swept)
+        await asyncio.to_thread(shutil.rmtree, root / "tasks", True)
+        return node_id, runtime
 
     async def _serve(
         self, stack: contextlib.AsyncExitStack, node_id: str, runtime: ClosableRuntime

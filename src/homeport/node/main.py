@@ -26,7 +26,10 @@ from homeport.settings import load
     help="File with the node's token; default: credentials.toml in the home folder.",
 )
 @click.option("--runtime", default="", help="Isolation back end; default: the settings' one.")
-def main(home: Path | None, server: str, token_file: Path | None, runtime: str) -> None:
+@click.option("--sweep", is_flag=True, help="Only undo what a killed node left behind.")
+def main(
+    home: Path | None, server: str, token_file: Path | None, runtime: str, sweep: bool
+) -> None:
     """Run containers on this machine for a Homeport server, until SIGTERM."""
     try:
         settings = load(home)
@@ -40,21 +43,21 @@ def main(home: Path | None, server: str, token_file: Path | None, runtime: str) 
             registry_mirrors=settings.registry_mirrors,
             layers_bytes_max=settings.layers_bytes_max,
         )
-        run(config)
+        run(config, sweep=sweep)
     except (HomeportError, RuntimeUnavailableError) as error:
         print(f"homeport node: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def run(config: NodeConfig) -> None:
-    """Run an agent on an event loop of its own until SIGTERM or SIGINT."""
+def run(config: NodeConfig, *, sweep: bool = False) -> None:
+    """Run an agent on an event loop of its own until SIGTERM or SIGINT; or let it only sweep."""
 
     async def serve() -> None:
         agent = Agent(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.stop)
-        await agent.run()
+        await (agent.sweep() if sweep else agent.run())
 
     try:
         import uvloop

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from homeport.node import leaks
 from homeport.storage import migrations
 
 from .conftest import is_alive, wait_for
@@ -121,6 +122,18 @@ def test_after_up_was_killed_the_next_one_starts(home: Home) -> None:
     assert home.run("up", "--detach").returncode == 0
     for part in ("server", "node"):
         assert not is_alive(int(str(before[f"{part}_pid"])))
+
+
+def test_what_a_node_killed_at_the_end_left_is_undone(home: Home) -> None:
+    home.run("up", "--detach")
+    before = home.status()
+    shared = [line for line in leaks.find_leaks(home.folder) if "process" not in line]
+    assert shared, "a running node has a control group and a firewall table"
+    os.kill(int(str(before["node_pid"])), signal.SIGSTOP)  # so that it cannot do it itself
+    os.kill(int(str(before["pid"])), signal.SIGTERM)
+    os.kill(int(str(before["node_pid"])), signal.SIGKILL)
+    wait_for(lambda: not is_alive(int(str(before["pid"]))), "the end of homeport up")
+    assert leaks.find_leaks(home.folder) == []
 
 
 @pytest.mark.skipif(not any(REVISIONS.glob("*.py")), reason="the schema has no revision yet")
