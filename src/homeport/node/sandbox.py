@@ -9,6 +9,7 @@ import os
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -26,7 +27,7 @@ from homeport.link.messages import (
 from homeport.node.logs import STDERR, STDOUT, LogPump
 from homeport.node.prepare import Prepared, Preparer
 from homeport.node.probes import Probe
-from homeport.node.runtime.port import DEFAULT_PATH, Container, ContainerSpec, Exit
+from homeport.node.runtime.port import DEFAULT_PATH, Bind, Container, ContainerSpec, Exit
 from homeport.node.stdio import Stdio
 from homeport.node.task import START_ERRORS, Reporter
 
@@ -34,6 +35,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 TIMEOUT: Final = "timeout"
 IDLE: Final = "idle"
+CONSOLE: Final = "/dev/console"
 
 ExitReporter = Callable[[TaskExited], None]
 Exec = Callable[["Sandbox", list[str]], Awaitable[int]]
@@ -234,10 +236,16 @@ class Sandbox:
             await container.remove()
 
     async def _launch(self, prepared: Prepared) -> Container:
-        streams = self._terminal() if self.start.terminal is not None else self._pipes()
-        stdin, stdout, stderr = streams
+        binds = prepared.volumes.binds()
+        if self.start.terminal is not None:
+            stdin, stdout, stderr = self._terminal()
+            # programs look for the name of their terminal under /dev
+            binds += (Bind(Path(os.ttyname(stdin)), CONSOLE, read_only=False),)
+        else:
+            stdin, stdout, stderr = self._pipes()
         try:
-            container = await prepared.runtime.start(self._spec(prepared, stdin, stdout, stderr))
+            spec = self._spec(prepared, binds, stdin, stdout, stderr)
+            container = await prepared.runtime.start(spec)
         finally:
             for fd in {stdin, stdout, stderr}:
                 os.close(fd)
@@ -255,7 +263,9 @@ class Sandbox:
             container.kill()
         return container
 
-    def _spec(self, prepared: Prepared, stdin: int, stdout: int, stderr: int) -> ContainerSpec:
+    def _spec(
+        self, prepared: Prepared, binds: tuple[Bind, ...], stdin: int, stdout: int, stderr: int
+    ) -> ContainerSpec:
         start = self.start
         return ContainerSpec(
             id=start.task_id,
@@ -266,7 +276,7 @@ class Sandbox:
             workdir=start.workdir,
             hostname="homeport",
             limits=start.limits,
-            binds=prepared.volumes.binds(),
+            binds=binds,
             overlays=prepared.volumes.overlays(),
             network="none" if start.block_network else "nat",
             stdin_fd=stdin,

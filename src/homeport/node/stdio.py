@@ -128,6 +128,7 @@ class Stdin:
         self._watching = False
         self._room = asyncio.Event()
         self._room.set()
+        self._turn = asyncio.Lock()
 
     @property
     def accepted(self) -> int:
@@ -146,33 +147,35 @@ class Stdin:
         What was taken before is dropped. Raises ``InvalidError`` for a gap, ``ConflictError`` when
         the program cannot read it any more.
         """
-        if data:
-            if offset > self._accepted:
-                raise InvalidError(
-                    f"input is written at byte {offset}, and only {self._accepted} came before"
-                )
-            data = data[self._accepted - offset :]
-        await self._take(data, eof=eof)
+        async with self._turn:
+            await self._room.wait()
+            if data:
+                if offset > self._accepted:
+                    raise InvalidError(
+                        f"input is written at byte {offset}; only {self._accepted} came before it"
+                    )
+                data = data[self._accepted - offset :]
+            self._take(data, eof=eof)
 
     async def write_numbered(self, index: int, data: bytes, *, eof: bool) -> None:
         """As ``write``, for pieces numbered from 1."""
-        if index <= self._index:
-            return
-        self._index = index
-        await self._take(data, eof=eof)
+        async with self._turn:
+            await self._room.wait()
+            if index > self._index:
+                self._take(data, eof=eof)
+                self._index = index
 
     def close(self) -> None:
         """The program is gone."""
         self._is_broken = True
         self._drop()
 
-    async def _take(self, data: bytes, *, eof: bool) -> None:
+    def _take(self, data: bytes, *, eof: bool) -> None:
         if self._is_broken:
             raise ConflictError("the program has ended, or closed its input")
         if data:
             if self._is_closed:
                 raise ConflictError("the input was closed by its writer already")
-            await self._room.wait()
             self._accepted += len(data)
             self._append(data)
         if eof and not self._is_closed:
