@@ -61,7 +61,7 @@ async def probe(home: Path, runtime: str = "") -> list[Check]:
     left = left_overs(home)
     if left is not None:
         checks.append(left)
-    checks += [runtimes(), bases(), await pythons()]
+    checks += [runtimes(), bases(), await pythons(), await names()]
     if all(check.state != "failed" for check in checks):
         checks.append(await container(home, runtime))
     return checks
@@ -168,6 +168,25 @@ async def pythons() -> Check:
     found = [python.version for python in await host_pythons()]
     text = ", ".join(found) if found else "none on this machine; from Debian, or downloaded by uv"
     return Check("image Pythons", "ok", text)
+
+
+async def names() -> Check:
+    """Whether programs of this machine find web functions by name.
+
+    Browsers and curl know by themselves that all names under localhost are this machine.
+    """
+    name = "a-web-function.localhost"
+    try:
+        await asyncio.get_running_loop().getaddrinfo(name, 80)
+    except OSError:
+        return Check(
+            "web names",
+            "warning",
+            "browsers and curl find names under localhost, other programs of this machine do not",
+            "install the package libnss-myhostname, or point the setting web_domain at a domain "
+            "whose names lead to this machine",
+        )
+    return Check("web names", "ok", "names under localhost lead to this machine")
 
 
 async def container(home: Path, runtime: str) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,19 @@ def test_a_chosen_runtime_that_is_not_installed_fails_with_what_to_install(
     assert check.state == "failed"
     assert "apt-get install crun" in check.found
     assert "default_runtime" in check.fix
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_names_that_programs_do_not_find_are_a_warning_with_a_fix(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lookup(*_: object, **__: object) -> list[object]:
+        if known:
+            return []
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    check = asyncio.run(probe.names())
+    assert (check.state, "libnss-myhostname" in check.fix) == (
+        ("ok", False) if known else ("warning", True)
+    )
