@@ -54,6 +54,7 @@ from homeport.images.rpc import ImagesRpc
 from homeport.images.service import ImageService
 from homeport.images.store import ImageNameStore, ImageStore
 from homeport.images.upkeep import ImageUpkeep
+from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import HomeportError
 from homeport.kernel.logs import configure_logging
@@ -69,6 +70,7 @@ from homeport.mounts.rpc import MountRpc
 from homeport.mounts.service import MountService
 from homeport.mounts.store import MountStore
 from homeport.nodes.forward import RpcForwarder
+from homeport.nodes.routers import Routers
 from homeport.nodes.service import NodeService
 from homeport.objects.model import Kind
 from homeport.objects.service import Erasing, Objects
@@ -185,12 +187,19 @@ class Server:
         )
         self._functions = FunctionService(FunctionStore(self._database))
         self._tasks = TaskService(TaskStore(self._database), clock)
+        routers = Routers(
+            Authority.from_folder(home),
+            read_or_create(home / "router.key"),
+            clock,
+        )
         self._nodes = NodeService(
             authorize=self._tokens.verify_node,
             heartbeat_s=settings.heartbeat_s,
             http_url=lambda: self.url,
             blob_root=str(settings.blob_root),
+            routers=routers,
         )
+        routers.use(self._nodes)
         build_functions = BuildFunctions(self._functions)
         self._images = ImageService(
             ImageStore(self._database),
@@ -309,9 +318,9 @@ class Server:
                 LogRpc(self._logs, subjects),
                 MountRpc(self._mounts, self._environments),
                 QueueRpc(self._queues, self._environments),
-                SandboxRpc(self._sandboxes, self._apps, self._environments, self._logs),
+                SandboxRpc(self._sandboxes, self._apps, self._environments, self._logs, routers),
                 SecretRpc(self._secrets, self._environments),
-                TasksRpc(self._tasks, self._apps, self._environments),
+                TasksRpc(self._tasks, self._apps, self._environments, routers),
                 VolumeRpc(volume_objects, self._volumes, self._environments),
                 WebRpc(self._proxy_tokens, self._environments),
                 WorkspaceRpc(
@@ -325,7 +334,9 @@ class Server:
             log_calls=settings.log_level == "debug",
         )
         self._registry = registry
-        self._nodes.use(self._scheduler, RpcForwarder(registry, self._scheduler.identify))
+        self._nodes.use(
+            self._scheduler, RpcForwarder(registry, self._scheduler.identify, self._secrets.env)
+        )
         self._grpc = GrpcServer(registry, message_bytes_max=settings.message_bytes_max)
         self._http = web.AppRunner(
             create_http_app(

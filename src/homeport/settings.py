@@ -79,6 +79,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     (those under ``localhost`` always do)."""
     web_wait_s: float = 150.0
     """A request of a web function without an answer by then is sent to wait again (303)."""
+    router_listen: str = ""
+    """Address the node's command router listens on (programs run in containers with ``exec``, and
+    their files); empty = ``host``."""
+    router_port: int = 0
+    """Port of the command router; 0 = any. Clients are told."""
+    router_host: str = ""
+    """Host name under which clients reach the command router; empty = the one they use for the
+    server. For a node on another machine than the server."""
     log_level: Level = "info"
     log_format: Format = "auto"
     """Of the server's and the node's log: for people (``console``), for programs (``json``);

@@ -25,6 +25,11 @@ RELAY_HOST = "127.77.77.77"
 """Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
 network namespace, so that client-side checks of blob hosts accept it."""
 RELAY_PORT = 7460
+ROUTER_AUDIENCE = "command-router"
+"""What tokens for a node's command router are good for; their subject is a task's id."""
+SECRETS_PATH = "homeport/secrets"
+"""``RpcRequest.path`` with which a node itself asks for the variables of secrets; ``body`` is a
+msgpack list of their ids, the answer a msgpack map."""
 STREAM_GOES_ON = -1
 """``RpcReply.status`` of a message that is not the last of its RPC."""
 FRAME_BYTES_MAX = 256 * 1024 * 1024
@@ -200,6 +205,10 @@ class Hello(Message):
     running: list[RunningTask]
     layers: list[str] = []
     """The image layers it has."""
+    router_port: int = 0
+    """Where its command router listens."""
+    router_host: str = ""
+    """The router's host name for clients; empty = the server's own."""
 
 
 class LayersDropped(Message):
@@ -368,6 +377,11 @@ class Welcome(Message):
     lost_tasks: list[str]
     known_inputs: list[tuple[str, str, int]]
     """``(task_id, input_id, retry_count)`` that the server still wants from this node's tasks."""
+    router_key: bytes = b""
+    """What the node's command router checks tokens with."""
+    router_certificate: str = ""
+    router_certificate_key: str = ""
+    """As in ``RouterCertificate``."""
 
 
 class Ack(Message):
@@ -555,6 +569,13 @@ class DropLayers(Message):
     others: bool = False
 
 
+class RouterCertificate(Message):
+    """What the command router shows to those who ask for TLS, from now on; both PEM."""
+
+    certificate: str
+    key: str
+
+
 class CancelBuild(Message):
     """Stop a build; it reports ``BuildFinished`` with an error."""
 
@@ -594,4 +615,5 @@ ServerMessage = (
     | BuildImage
     | CancelBuild
     | DropLayers
+    | RouterCertificate
 )

@@ -33,9 +33,10 @@ from homeport.node.link import NodeLink, Wire
 from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer
 from homeport.node.room import LayerRoom, default_bound
+from homeport.node.router.service import CommandRouter
 from homeport.node.runtime.bubblewrap import create_runtime
 from homeport.node.runtime.port import Runtime
-from homeport.node.supervisor import Supervisor
+from homeport.node.supervisor import Hosted, Supervisor
 from homeport.node.volumes.layers import VolumeLayers
 from homeport.node.volumes.mounted import NodeVolumes
 from homeport.node.volumes.source import VolumeSource
@@ -60,6 +61,11 @@ class NodeConfig:
     runtime: str = ""
     registry_mirrors: Mapping[str, str] = field(default_factory=dict[str, str])
     layers_bytes_max: int = 0
+    router_listen: str = "127.0.0.1"
+    """Address that the command router listens on."""
+    router_port: int = 0
+    router_host: str = ""
+    """The router's host name for clients; empty = the one they use for the server."""
 
     @property
     def root(self) -> Path:
@@ -141,6 +147,20 @@ class Agent:
         )
         volumes = VolumeSource(session, lambda: self._http_url(link), self._config.token)
         volume_layers = VolumeLayers(root / "volumes", volumes, source)
+
+        def find(task_id: str) -> Hosted | None:
+            return supervisor.find(task_id)
+
+        router = CommandRouter(
+            find,
+            link,
+            root / "outputs",
+            listen=self._config.router_listen,
+            port=self._config.router_port,
+            host=self._config.router_host,
+        )
+        await router.start()
+        stack.push_async_callback(router.stop)
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(),
@@ -160,7 +180,9 @@ class Agent:
             builds=NodeBuilds(builder, link),
             clock=SystemClock(),
             room=room,
+            router=router,
         )
+        supervisor.execute = router.execute
         linked = asyncio.create_task(link.run(supervisor))
         try:
             await self._until_stop(linked)

@@ -42,6 +42,9 @@ def main(
             runtime=runtime or settings.default_runtime,
             registry_mirrors=settings.registry_mirrors,
             layers_bytes_max=settings.layers_bytes_max,
+            router_listen=settings.router_listen or settings.host,
+            router_port=settings.router_port,
+            router_host=settings.router_host,
         )
         run(config, sweep=sweep)
     except (HomeportError, RuntimeUnavailableError) as error:

@@ -25,7 +25,7 @@ from homeport.node.builder.debian import KEYRING
 from homeport.node.cgroups import CgroupError, Layout, detect
 from homeport.node.leaks import find_leaks
 from homeport.node.runtime.create import DEFAULT, NAMES, create_runtime
-from homeport.node.runtime.handshake import init_program
+from homeport.node.runtime.handshake import program
 from homeport.node.runtime.port import (
     Bind,
     ContainerSpec,
@@ -76,7 +76,7 @@ def system_checks() -> list[Check]:
             Check("system", "failed", system.sysname, "run Homeport on Linux (a machine or a VM)")
         ]
     try:
-        init_program()
+        program("init")
     except RuntimeUnavailableError as error:
         checks = [Check("system", "failed", str(error), "use an x86-64 or arm64 machine")]
     if os.geteuid() == 0:

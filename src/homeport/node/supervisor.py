@@ -25,6 +25,7 @@ from homeport.link.messages import (
     Hello,
     InputsReturned,
     RecallInputs,
+    RouterCertificate,
     RunningTask,
     ServerMessage,
     StartSandbox,
@@ -112,6 +113,20 @@ class Hosted(Protocol):
     async def run(self) -> None: ...
 
 
+class Router(Protocol):
+    """The command router of this node."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def host(self) -> str: ...
+
+    def welcomed(self, welcome: Welcome) -> None: ...
+
+    def certify(self, certificate: str, key: str) -> None: ...
+
+
 class Supervisor:
     """The node's tasks; the ``LinkHandler`` of its link."""
 
@@ -128,6 +143,7 @@ class Supervisor:
         builds: Builds | None,
         clock: Clock,
         room: Room | None = None,
+        router: Router | None = None,
     ) -> None:
         self._node_id = node_id
         self._capacity = capacity
@@ -139,6 +155,7 @@ class Supervisor:
         self._builds = builds
         self._clock = clock
         self._room = room
+        self._router = router
         self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Hosted] = {}
         self._ended = EndedSandboxes()
@@ -177,10 +194,14 @@ class Supervisor:
             gpu_type=self._gpu_type,
             running=running,
             layers=self._room.keys() if self._room is not None else [],
+            router_port=self._router.port if self._router is not None else 0,
+            router_host=self._router.host if self._router is not None else "",
         )
 
     def welcomed(self, welcome: Welcome) -> None:
         """Drop what the server no longer wants of what ``Hello`` named."""
+        if self._router is not None:
+            self._router.welcomed(welcome)
         wanted: dict[str, set[Key]] = defaultdict(set)
         for task_id, input_id, retry_count in welcome.known_inputs:
             wanted[task_id].add((input_id, retry_count))
@@ -229,6 +250,9 @@ class Supervisor:
                 self._cancel_build(message)
             case DropLayers():
                 self._drop_layers(message)
+            case RouterCertificate():
+                if self._router is not None:
+                    self._router.certify(message.certificate, message.key)
             case _:
                 log.error("a message with no handler", message=type(message).__name__)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
+from homeport.kernel.errors import HomeportError, NotFoundError
 from homeport.link.messages import (
     RELAY_HOST,
     RELAY_PORT,
+    SECRETS_PATH,
     STREAM_GOES_ON,
     Message,
     RpcReply,
@@ -16,7 +20,13 @@ from homeport.link.messages import (
 )
 from homeport.nodes.service import Drain
 from homeport.rpc.context import TaskIdentity
-from homeport.transport.dispatch import PERMISSION_DENIED, StatusError, Trailers
+from homeport.transport.dispatch import (
+    NOT_FOUND,
+    PERMISSION_DENIED,
+    UNAVAILABLE,
+    StatusError,
+    Trailers,
+)
 
 CONTAINER_HTTP_BASE = f"http://{RELAY_HOST}:{RELAY_PORT}"
 
@@ -50,7 +60,13 @@ class Edge(Protocol):
 class RpcForwarder:
     """Runs forwarded RPCs with the identity of the task that made them."""
 
-    def __init__(self, edge: Edge, identify: Callable[[str], TaskIdentity | None]) -> None:
+    def __init__(
+        self,
+        edge: Edge,
+        identify: Callable[[str], TaskIdentity | None],
+        secrets: Callable[[list[str]], Awaitable[dict[str, str]]],
+    ) -> None:
+        self._secrets = secrets
         self._edge = edge
         self._identify = identify
 
@@ -63,6 +79,9 @@ class RpcForwarder:
         self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
     ) -> None:
         try:
+            if request.path == SECRETS_PATH:
+                reply(RpcReply(request.rpc_id, 0, await self._secret_env(request.body)))
+                return
             identity = self._identify(request.task_id)
             if identity is None:
                 raise StatusError(PERMISSION_DENIED, f"task {request.task_id} has ended")
@@ -84,3 +103,12 @@ class RpcForwarder:
                 reply(RpcReply(request.rpc_id, 0, body, "", trailers))
         except StatusError as error:
             reply(RpcReply(request.rpc_id, error.status, b"", error.message, error.trailers))
+
+    async def _secret_env(self, body: bytes) -> bytes:
+        try:
+            secret_ids = msgspec.msgpack.decode(body, type=list[str])
+            return msgspec.msgpack.encode(await self._secrets(secret_ids))
+        except NotFoundError as error:
+            raise StatusError(NOT_FOUND, error.message) from None
+        except (HomeportError, msgspec.MsgspecError) as error:
+            raise StatusError(UNAVAILABLE, f"the secrets could not be read: {error}") from None

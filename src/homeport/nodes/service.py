@@ -35,6 +35,7 @@ from homeport.link.messages import (
     TaskExited,
     Welcome,
 )
+from homeport.nodes.routers import RouterAddress, Routers
 
 log = structlog.get_logger(__name__)
 
@@ -110,6 +111,7 @@ class Session:
         self.gpu_type = ""
         self.runtimes: list[str] = []
         self.last_heard = 0.0
+        self.router: RouterAddress | None = None
         self.layers: set[str] = set()
         """The image layers it has, as far as it said."""
         self._service = service
@@ -185,7 +187,9 @@ class NodeService:
         heartbeat_s: float,
         http_url: Callable[[], str],
         blob_root: str,
+        routers: Routers,
     ) -> None:
+        self._routers = routers
         self._authorize = authorize
         self._heartbeat_s = heartbeat_s
         self._http_url = http_url
@@ -235,6 +239,8 @@ class NodeService:
         session.gpu_type = hello.gpu_type
         session.runtimes = hello.runtimes
         session.layers = set(hello.layers)
+        if hello.router_port:
+            session.router = RouterAddress(hello.router_port, hello.router_host)
         if old is not None:
             old.protocol.close("the node connected again")
         self._sessions[hello.node_id] = session
@@ -243,6 +249,7 @@ class NodeService:
             timer.cancel()
         assert self._events is not None
         adoption = self._events.node_joined(hello.node_id, hello)
+        shown = self._routers.certificate()
         session.send(
             Welcome(
                 server_id=self._server_id,
@@ -251,6 +258,9 @@ class NodeService:
                 blob_root=self._blob_root,
                 lost_tasks=adoption.lost_tasks,
                 known_inputs=adoption.known_inputs,
+                router_key=self._routers.key(hello.node_id),
+                router_certificate=shown.certificate,
+                router_certificate_key=shown.key,
             )
         )
         log.info("node joined", node_id=hello.node_id, capacity=hello.capacity)
@@ -359,6 +369,16 @@ class NodeService:
                 question.answer.set_exception(
                     UnavailableError("the connection to the node was lost; try again")
                 )
+
+    def send_all(self, message: Message) -> None:
+        """Send to every connected node."""
+        for node_id in list(self._sessions):
+            self.send(node_id, message)
+
+    def router(self, node_id: str) -> RouterAddress | None:
+        """Where that node's command router is; ``None`` if it is not connected."""
+        session = self._sessions.get(node_id)
+        return session.router if session is not None else None
 
     def nodes(self) -> dict[str, Session]:
         """The connected nodes."""

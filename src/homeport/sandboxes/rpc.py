@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Final
 
@@ -11,21 +12,18 @@ from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
-from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.kernel.errors import InvalidError, NotFoundError, UnavailableError
 from homeport.logs.model import Filter
 from homeport.logs.service import LogService
+from homeport.nodes.routers import Routers
 from homeport.rpc.context import Context
 from homeport.sandboxes import wire
-from homeport.sandboxes.model import SandboxRecord
 from homeport.sandboxes.service import SandboxService
 
 _POLL_S: Final = 60.0
 """A wait is answered within it, whatever the client asks."""
 _TASK_ID_S: Final = 55.0
 """How long a question for the task's id is held, if the client does not say."""
-
-Access = Callable[[SandboxRecord, Context], Awaitable[api_pb2.CommandRouterAccess | None]]
-"""Where and with what the node's command router is reached; ``None`` if it cannot be said yet."""
 
 
 class SandboxRpc:
@@ -37,14 +35,13 @@ class SandboxRpc:
         apps: AppService,
         environments: EnvironmentService,
         logs: LogService,
-        *,
-        access: Access | None = None,
+        routers: Routers,
     ) -> None:
         self._service = service
         self._apps = apps
         self._environments = environments
         self._logs = logs
-        self._access = access
+        self._routers = routers
 
     # ── creation ────────────────────────────────────────────────────────────────────────────
 
@@ -87,9 +84,11 @@ class SandboxRpc:
         )
         if record.node_id:
             response.task_id = record.task_id
-            access = await self._access(record, ctx) if self._access is not None else None
-            if access is not None:
-                response.command_router_access.CopyFrom(access)
+            # Without it the client asks for it when it needs it.
+            with contextlib.suppress(UnavailableError):
+                url, jwt = self._routers.access(record.task_id, record.node_id, ctx)
+                response.command_router_access.url = url
+                response.command_router_access.jwt = jwt
         return response
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────
@@ -124,6 +123,16 @@ class SandboxRpc:
         self, request: api_pb2.SandboxGetTaskIdRequest, ctx: Context
     ) -> api_pb2.SandboxGetTaskIdResponse:
         return await self.SandboxGetTaskId(request, ctx)
+
+    async def SandboxGetCommandRouterAccess(
+        self, request: api_pb2.SandboxGetCommandRouterAccessRequest, ctx: Context
+    ) -> api_pb2.SandboxGetCommandRouterAccessResponse:
+        record = await self._service.get(request.sandbox_id or request.task_id)
+        if not record.node_id and record.result is None:
+            record = await self._service.placed(record.sandbox_id, _TASK_ID_S)
+        # Also when it has ended: what it printed can still be read.
+        url, jwt = self._routers.access(record.task_id, record.node_id, ctx)
+        return api_pb2.SandboxGetCommandRouterAccessResponse(url=url, jwt=jwt)
 
     async def SandboxWaitUntilReady(
         self, request: api_pb2.SandboxWaitUntilReadyRequest, ctx: Context

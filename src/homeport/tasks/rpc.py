@@ -6,6 +6,7 @@ from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
+from homeport.nodes.routers import Routers
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
 
@@ -14,11 +15,16 @@ class TasksRpc:
     """Containers: list, look up, stop."""
 
     def __init__(
-        self, tasks: TaskService, apps: AppService, environments: EnvironmentService
+        self,
+        tasks: TaskService,
+        apps: AppService,
+        environments: EnvironmentService,
+        routers: Routers,
     ) -> None:
         self._tasks = tasks
         self._apps = apps
         self._environments = environments
+        self._routers = routers
 
     async def TaskList(
         self, request: api_pb2.TaskListRequest, ctx: Context
@@ -50,6 +56,13 @@ class TasksRpc:
         response.info.started_at = record.started_at
         response.info.finished_at = record.finished_at
         return response
+
+    async def TaskGetCommandRouterAccess(
+        self, request: api_pb2.TaskGetCommandRouterAccessRequest, ctx: Context
+    ) -> api_pb2.TaskGetCommandRouterAccessResponse:
+        node_id = self._tasks.node_of(request.task_id)
+        url, jwt = self._routers.access(request.task_id, node_id, ctx)
+        return api_pb2.TaskGetCommandRouterAccessResponse(url=url, jwt=jwt)
 
     async def ContainerStop(
         self, request: api_pb2.ContainerStopRequest, ctx: Context

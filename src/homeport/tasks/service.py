@@ -50,6 +50,11 @@ class TaskService:
     def alive(self, task_id: str) -> TaskRecord | None:
         return self._alive.get(task_id)
 
+    def node_of(self, task_id: str) -> str | None:
+        """The node that runs a live task."""
+        record = self._alive.get(task_id)
+        return record.node_id if record is not None else None
+
     def recent(self, task_id: str) -> TaskRecord | None:
         """A task that is alive or ended not long ago."""
         return self._alive.get(task_id) or self._ended.get(task_id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import cast
+from collections.abc import Coroutine
+from typing import Any, cast
 
 import structlog
 from ngh2 import (
@@ -37,6 +38,7 @@ from homeport.transport.headers import decode_headers, parse_timeout
 from homeport.transport.replies import Replies
 from homeport.transport.rpc_stream import RpcStream, mib
 from homeport.transport.shared import Shared, prepare_socket
+from homeport.transport.upload import Incoming, Uploads
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -47,15 +49,18 @@ FRAME_BYTES = 256 * 1024
 """Largest DATA frame accepted: fewer, larger frames cost Python less per byte."""
 WRITE_BYTES = 1 * _MIB
 """Most bytes framed at a time; also the transport's buffer above which framing pauses."""
+UPLOAD_MESSAGE_MAX = 8 * _MIB
+"""Largest message of a stream of requests; it has to fit the stream's window."""
 DISCARD_BYTES_MAX = 2**32 + 1024
 """The largest message that gRPC can express: no honest client has more to say."""
 PARTING_S = 1.0
 """How long a stopping server waits for a peer to say that it has read its last answer."""
 _TIMEOUT_MAX_S = 10 * 365 * 86400.0
-_CONFIGURATION = Configuration(
-    # Clients that end thousands of waiting calls at once are normal here.
-    stream_reset_rate_limit=(50_000, 5_000),
-)
+# Clients that end thousands of waiting calls at once are normal here.
+_RESET_RATE = (50_000, 5_000)
+_CONFIGURATION = Configuration(stream_reset_rate_limit=_RESET_RATE)
+_MANUAL_WINDOWS = Configuration(stream_reset_rate_limit=_RESET_RATE, auto_window_update=False)
+"""With uploads: what they have not read yet holds back their senders."""
 
 
 class GrpcProtocol(asyncio.Protocol):
@@ -68,7 +73,9 @@ class GrpcProtocol(asyncio.Protocol):
         self._shared = shared
         self._dispatcher = shared.dispatcher
         self._limits = shared.limits
-        self._http2 = Connection(Role.SERVER, _CONFIGURATION)
+        self._uploads = shared.uploads
+        configuration = _CONFIGURATION if shared.uploads is None else _MANUAL_WINDOWS
+        self._http2 = Connection(Role.SERVER, configuration)
         self._streams: dict[int, RpcStream] = {}
         self._replies = Replies(shared.dispatcher, self._http2, self._flush_soon)
         self._inbound = 0
@@ -223,6 +230,8 @@ class GrpcProtocol(asyncio.Protocol):
         self._streams[stream_id] = stream
         try:
             self._admit(stream, is_stream)
+            if self._uploads is not None and self._uploads.takes(path):
+                self._begin_upload(stream, self._uploads)
         except StatusError as error:
             self._end(stream, error.status, error.message)
         if event.end_stream:
@@ -258,11 +267,20 @@ class GrpcProtocol(asyncio.Protocol):
 
     def _on_data(self, event: DataReceived) -> None:
         stream = self._streams.get(event.stream_id)
+        data = event.data
+        if self._uploads is not None and (
+            stream is None or stream.upload is None or stream.answered
+        ):
+            self._acknowledge(event.stream_id, len(data))
         if stream is None:
             return
-        data = event.data
         if stream.answered:
             self._discard(stream, len(data))
+        elif stream.upload is not None:
+            try:
+                stream.upload.feed(data)
+            except StatusError as error:
+                self._end(stream, error.status, error.message)
         else:
             try:
                 before = stream.received
@@ -291,6 +309,9 @@ class GrpcProtocol(asyncio.Protocol):
         stream.ended = True
         if stream.answered:
             return
+        if stream.upload is not None:
+            stream.upload.end()
+            return
         self._inbound -= stream.received
         try:
             body = stream.take_body()
@@ -300,11 +321,25 @@ class GrpcProtocol(asyncio.Protocol):
             return
         stream.received = 0
         run = self._replies.run_stream if stream.is_stream else self._replies.run_unary
-        task = self._loop.create_task(run(stream, body))
-        stream.task = task
+        self._run(stream, run(stream, body))
+
+    def _run(self, stream: RpcStream, work: Coroutine[Any, Any, None]) -> None:
+        stream.task = task = self._loop.create_task(work)
         tasks = self._shared.tasks
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+
+    def _begin_upload(self, stream: RpcStream, uploads: Uploads) -> None:
+        stream_id = stream.stream_id
+        limit = min(self._limits.message_bytes_max, UPLOAD_MESSAGE_MAX)
+        stream.upload = Incoming(limit, lambda size: self._acknowledge(stream_id, size))
+        self._run(stream, self._replies.run_upload(stream, uploads, stream.upload))
+
+    def _acknowledge(self, stream_id: int, size: int) -> None:
+        """Bytes of a request are out of the way: the peer may send as many more."""
+        with contextlib.suppress(NGH2Error):  # the stream may be gone
+            self._http2.acknowledge_received_data(size, stream_id)
+        self._flush_soon()
 
     def _drop(self, stream: RpcStream) -> None:
         """The stream is closed, by either side: nobody waits for the rest."""
@@ -316,6 +351,8 @@ class GrpcProtocol(asyncio.Protocol):
         self._inbound -= stream.received
         stream.received = 0
         stream.drop_body()
+        if stream.upload is not None:
+            stream.upload.drop()
         self._replies.forget(stream)
         stream.cancel_timer()
         task, stream.task = stream.task, None

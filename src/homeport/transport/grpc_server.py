@@ -7,6 +7,7 @@ import asyncio
 from homeport.transport.connection import GrpcProtocol
 from homeport.transport.dispatch import UNAVAILABLE, Dispatcher
 from homeport.transport.shared import Limits, Shared
+from homeport.transport.upload import Uploads
 
 __all__ = ["GrpcProtocol", "GrpcServer"]
 
@@ -19,6 +20,8 @@ STOPPING = "the server is stopping; try again"
 class GrpcServer:
     """Makes a ``GrpcProtocol`` per connection; works over TCP and unix sockets alike.
 
+    ``uploads`` answers the RPCs whose request is a stream of messages; without it there are none.
+
     ``message_bytes_max`` bounds one request message; ``streams_max`` the RPCs of one connection
     at a time; ``inbound_bytes_max`` the incomplete requests one connection may have in memory,
     ``outbound_bytes_max`` the unsent answers above which it gets no new RPC.
@@ -28,6 +31,7 @@ class GrpcServer:
         self,
         dispatcher: Dispatcher,
         *,
+        uploads: Uploads | None = None,
         message_bytes_max: int = 256 * _MIB,
         streams_max: int = 5000,
         inbound_bytes_max: int = 1024 * _MIB,
@@ -39,7 +43,7 @@ class GrpcServer:
             inbound_bytes_max=max(inbound_bytes_max, message_bytes_max),
             outbound_bytes_max=outbound_bytes_max,
         )
-        self._shared = Shared(dispatcher, limits)
+        self._shared = Shared(dispatcher, limits, uploads)
 
     def protocol_factory(self) -> GrpcProtocol:
         """A protocol for one new connection (pass the method itself to ``create_server``)."""

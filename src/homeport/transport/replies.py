@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from ngh2 import Connection, NGH2Error
@@ -23,6 +23,7 @@ from homeport.transport.headers import (
     status_trailers,
 )
 from homeport.transport.rpc_stream import PREFIX, RpcStream
+from homeport.transport.upload import Incoming, Uploads
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -49,9 +50,16 @@ class Replies:
 
     async def run_unary(self, stream: RpcStream, body: bytes) -> None:
         """The task of an RPC with one answer."""
+        await self._run_one(stream, self._dispatcher.unary(stream.call, body))
+
+    async def run_upload(self, stream: RpcStream, uploads: Uploads, messages: Incoming) -> None:
+        """The task of an RPC with a stream of requests."""
+        await self._run_one(stream, uploads.upload(stream.call, messages))
+
+    async def _run_one(self, stream: RpcStream, answer: Awaitable[bytes]) -> None:
         call = stream.call
         try:
-            reply = await self._dispatcher.unary(call, body)
+            reply = await answer
         except StatusError as error:
             self.finish(stream, error.status, error.message, error.trailers)
         except asyncio.CancelledError:

@@ -10,6 +10,7 @@ from homeport.transport.dispatch import (
     IncomingCall,
     StatusError,
 )
+from homeport.transport.upload import Incoming
 
 PREFIX = 5
 """A gRPC message is preceded by one byte of flags and four of length."""
@@ -39,6 +40,7 @@ class RpcStream:
         "stream_id",
         "task",
         "timer",
+        "upload",
     )
 
     def __init__(self, stream_id: int, call: IncomingCall, is_stream: bool) -> None:
@@ -59,6 +61,8 @@ class RpcStream:
         self.timer: asyncio.TimerHandle | None = None
         self.room: asyncio.Future[None] | None = None
         """What a streaming answer waits for while too much of it is unsent."""
+        self.upload: Incoming | None = None
+        """The request, if it is a stream of messages."""
         self._head: bytes = b""
         self._length = -1
         self._parts: list[bytes] = []

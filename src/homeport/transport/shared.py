@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from homeport.transport.dispatch import Dispatcher
+from homeport.transport.upload import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Shared:
 
     dispatcher: Dispatcher
     limits: Limits
+    uploads: Uploads | None = None
     connections: set[StoppableConnection] = field(
         default_factory=lambda: set[StoppableConnection]()
     )

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from homeport.node.cgroups import OCI_SUFFIX, Cgroup, CgroupProvider
 from homeport.node.network import Lease, NetworkProvider
+from homeport.node.runtime import linux
 from homeport.node.runtime.container import RunningContainer
+from homeport.node.runtime.enter import Entered, Place, enter, enter_program
 from homeport.node.runtime.handshake import write_init
 from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared
-from homeport.node.runtime.port import Container, ContainerSpec, ContainerStartError
+from homeport.node.runtime.port import Container, ContainerSpec, ContainerStartError, ExecSpec
 from homeport.node.runtime.records import (
     ContainerDirectory,
     find_processes,
@@ -22,6 +24,7 @@ from homeport.node.runtime.records import (
     remove_tree,
     run_token,
 )
+from homeport.node.runtime.seccomp import compiled_filter
 from homeport.node.runtime.stage import Stage
 
 
@@ -50,7 +53,9 @@ class StagedRuntime:
         for name in ("containers", "skeletons"):
             (self._run_dir / name).mkdir(parents=True, exist_ok=True)
         os.chmod(self._run_dir, 0o700)
+        self._filter = linux.sealed_memory_file("homeport-seccomp", compiled_filter())
         self._init_fd = write_init()
+        self._enter_fd = enter_program()
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
         self._shared = Shared(
             self._run_dir,
@@ -98,7 +103,8 @@ class StagedRuntime:
         await self._network.close()
         await self._stage.run(self._cgroups.close)
         self._stage.close()
-        os.close(self._init_fd)
+        for fd in (self._init_fd, self._enter_fd, self._filter):
+            os.close(fd)
         self._init_fd = -1
         for name in ("stage", "skeletons", "containers"):
             remove_tree(self._run_dir / name)
@@ -124,8 +130,13 @@ class StagedRuntime:
             network=self._network,
             stage=self._stage,
             clean=self.clean,
+            user=launch.user,
+            enter=self._enter,
             on_removed=self._forget,
         )
+
+    def _enter(self, place: Place, env: dict[str, str], workdir: str, spec: ExecSpec) -> Entered:
+        return enter(place, self._enter_fd, self._filter, env, workdir, spec)
 
     def _forget(self, container_id: str) -> None:
         self._containers.pop(container_id, None)

@@ -25,7 +25,6 @@ from homeport.node.runtime.launch import (
 )
 from homeport.node.runtime.port import RuntimeUnavailableError
 from homeport.node.runtime.records import init_name
-from homeport.node.runtime.seccomp import compiled_filter
 from homeport.node.runtime.users import resolve_user
 
 _ARGUMENTS_FD: Final = FIRST_FREE_FD
@@ -59,18 +58,11 @@ class BubblewrapRuntime(StagedRuntime):
 
     def __init__(self, run_dir: Path, network: NetworkProvider, cgroups: CgroupProvider) -> None:
         self._bwrap = str(find_bwrap())
-        self._filter = linux.sealed_memory_file("homeport-seccomp", compiled_filter())
         super().__init__(run_dir, network, cgroups)
 
     @property
     def name(self) -> str:
         return "bubblewrap"
-
-    async def close(self) -> None:
-        await super().close()
-        if self._filter >= 0:
-            os.close(self._filter)
-            self._filter = -1
 
     @contextlib.contextmanager
     def invocation(self, launch: Launch, keep: Keep) -> Generator[Invocation]:
@@ -79,7 +71,7 @@ class BubblewrapRuntime(StagedRuntime):
             self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
             self._stage.network(launch.lease.netns_fd) as sys,
         ):
-            user = resolve_user(root, spec.user)
+            user = launch.user = resolve_user(root, spec.user)
             arguments = sandbox_arguments(spec, root, sys, user)
             arguments += ["--seccomp", str(_FILTER_FD)]
             arguments += ["--argv0", init_name(self._token, spec.id)]

@@ -14,10 +14,13 @@ import structlog
 
 from homeport.node.cgroups import Cgroup, CgroupError
 from homeport.node.network import Lease, NetworkProvider
+from homeport.node.runtime.arguments import environment
+from homeport.node.runtime.enter import Entered, EnteredProcess, Place, look_up
 from homeport.node.runtime.handshake import Started
-from homeport.node.runtime.port import ContainerSpec, Exit, Overlay
+from homeport.node.runtime.port import ContainerSpec, ExecError, ExecSpec, Exit, Overlay
 from homeport.node.runtime.records import ContainerDirectory, remove_tree
 from homeport.node.runtime.stage import Stage
+from homeport.node.runtime.users import User
 
 _log = structlog.get_logger(__name__)
 _STATUS_BYTES: Final = 4
@@ -39,6 +42,8 @@ class RunningContainer:
         network: NetworkProvider,
         stage: Stage,
         clean: Callable[[str], None],
+        user: User,
+        enter: Callable[[Place, dict[str, str], str, ExecSpec], Entered],
         on_removed: Callable[[str], None],
     ) -> None:
         self._spec = spec
@@ -50,6 +55,9 @@ class RunningContainer:
         self._network = network
         self._stage = stage
         self._clean = clean
+        self._user = user
+        self._enter = enter
+        self._place: Place | None = None
         self._on_removed = on_removed
         self._address = lease.address
         self._outer_pid = outer_pid
@@ -92,6 +100,27 @@ class RunningContainer:
 
     async def unmount(self, target: str) -> bool:
         return await self._stage.run(lambda: self._stage.unmount_inside(self.pid, target))
+
+    async def exec(self, spec: ExecSpec) -> EnteredProcess:
+        if self._ended.done() or self._removing is not None:
+            raise ExecError("the container has ended")
+        own = self._spec
+        env = {**environment(own, self._user), **spec.env}
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name or "\0" in value:
+                raise ExecError(f"an environment variable cannot be called {name!r}")
+        workdir = spec.workdir or own.workdir or "/"
+
+        def start() -> Entered:
+            try:
+                if self._place is None:
+                    init = self._started
+                    self._place = look_up(init.init_pid, init.init_fd, self._user)
+            except OSError as error:
+                raise ExecError("the container has ended") from error
+            return self._enter(self._place, env, workdir, spec)
+
+        return EnteredProcess(await self._stage.run(start))
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)

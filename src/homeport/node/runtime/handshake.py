@@ -35,15 +35,18 @@ class CommandError(ContainerStartError):
 
 
 @cache
-def init_program() -> bytes:
-    """The static program that becomes PID 1. Raises ``RuntimeUnavailableError``."""
+def program(name: str) -> bytes:
+    """One of our static programs (``init``, which becomes PID 1; ``enter``).
+
+    Raises ``RuntimeUnavailableError``.
+    """
     machine = os.uname().machine
-    path = Path(__file__).parent / "init" / f"init-{machine}"
+    path = Path(__file__).parent / "init" / f"{name}-{machine}"
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise RuntimeUnavailableError(
-            f"Homeport has no container init for the architecture {machine}; "
+            f"Homeport has no container {name} for the architecture {machine}; "
             "build it with homeport/node/runtime/init/build.sh"
         ) from None
 
@@ -106,4 +109,4 @@ def _receive(control: socket.socket) -> tuple[bytes, int]:
 
 def write_init() -> int:
     """A descriptor of a sealed file with init's program."""
-    return linux.sealed_memory_file("homeport-init", init_program())
+    return linux.sealed_memory_file("homeport-init", program("init"))

@@ -105,6 +105,8 @@ class Launch:
         self.work = spec.upper.with_name(spec.upper.name + ".work")
         self.cgroup: Cgroup | None = None
         self._tool = tool
+        self.user = User()
+        """Set by the tool once it has looked into the image."""
         self._made_upper = False
 
     def run(self) -> tuple[Started, int]:

@@ -13,9 +13,11 @@ from typing import Any, Final
 
 CLONE_NEWNS: Final = 0x00020000
 CLONE_FS: Final = 0x00000200
+CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 
 MS_RDONLY: Final = 1
@@ -27,6 +29,8 @@ MS_REC: Final = 16384
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _FSOPEN_CLOEXEC: Final = 1
@@ -105,6 +109,13 @@ def unmount_unused(target: str) -> bool:
     if number == errno.EBUSY:
         return False
     raise OSError(number, f"umount: {os.strerror(number)}", target)
+
+
+def punch_hole(fd: int, start: int, end: int) -> None:
+    """Free that part of a file; it reads as zeros from now on."""
+    flags = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    size = ctypes.c_int64(end - start)
+    _check(_libc.fallocate(fd, ctypes.c_int(flags), ctypes.c_int64(start), size), "fallocate")
 
 
 def clone_mount(directory: int) -> int:

@@ -87,7 +87,7 @@ class OciRuntime(StagedRuntime):
             self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
             self._stage.network(launch.lease.netns_fd),
         ):
-            user = resolve_user(root, spec.user)
+            user = launch.user = resolve_user(root, spec.user)
             config = self._config(spec, root, user)
             bundle = launch.directory.path / "bundle"
             bundle.mkdir(mode=0o700)

@@ -85,6 +85,54 @@ class ContainerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """One more process for a running container, with its user, limits and rights.
+
+    ``env`` is added to the container's own. The descriptors are the caller's; -1 = /dev/null.
+    With ``terminal`` (rows, columns) it gets a terminal of the container instead of them.
+    """
+
+    command: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    workdir: str = ""
+    """Empty: the container's own."""
+    stdin_fd: int = -1
+    stdout_fd: int = -1
+    stderr_fd: int = -1
+    terminal: tuple[int, int] | None = None
+
+
+class ExecError(Exception):
+    """The process could not be started; ``number`` is an errno if there was one."""
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Process(Protocol):
+    """A process started by ``Container.exec``; leader of a session and group of its own."""
+
+    @property
+    def pid(self) -> int:
+        """Its pid on the host."""
+        ...
+
+    @property
+    def terminal_fd(self) -> int:
+        """The master of its terminal, the caller's from now on; -1 without one."""
+        ...
+
+    async def wait(self) -> int:
+        """Its return code, negative for a signal. It need not be asked for."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL it and its process group."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """How a container ended. ``returncode`` is negative for a signal (-9 = SIGKILL).
 
@@ -123,6 +171,10 @@ class Container(Protocol):
 
     async def unmount(self, target: str) -> bool:
         """Unmount an overlay; False if a process of the container uses it (open files, cwd)."""
+        ...
+
+    async def exec(self, spec: ExecSpec) -> Process:
+        """Start one more process in it. Raises ``ExecError``."""
         ...
 
     async def wait(self) -> Exit:

@@ -1,0 +1,1 @@
+"""The task command router: programs run in containers, their input and output, their files."""

@@ -1,0 +1,333 @@
+"""The RPCs of ``modal.task_command_router.TaskCommandRouter``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from modal_proto import api_pb2
+from modal_proto import task_command_router_pb2 as pb
+
+from homeport.kernel.errors import (
+    Code,
+    ConflictError,
+    HomeportError,
+    InvalidError,
+    NotFoundError,
+    UnimplementedError,
+)
+from homeport.node.router.execution import Command, Execution
+from homeport.node.router.executions import Executions
+from homeport.node.router.output import GoneError
+from homeport.node.sandbox import Sandbox
+from homeport.transport import dispatch
+from homeport.transport.dispatch import IncomingCall, StatusError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+PREFIX: Final = "/modal.task_command_router.TaskCommandRouter/"
+_TERMINAL: Final = (24, 80)
+_UPLOADS: Final = frozenset({PREFIX + "TaskExecStdinWriteStream"})
+_SERVICE: Any = pb.DESCRIPTOR.services_by_name["TaskCommandRouter"]
+_STREAMS: Final[dict[str, bool]] = {
+    PREFIX + method.name: bool(method.server_streaming) for method in _SERVICE.methods
+}
+_REQUESTS: Final[dict[str, type[Message]]] = {
+    PREFIX + method.name: GetMessageClass(method.input_type) for method in _SERVICE.methods
+}
+_STATUS: Final = {
+    Code.INVALID: dispatch.INVALID_ARGUMENT,
+    Code.NOT_FOUND: dispatch.NOT_FOUND,
+    Code.ALREADY_EXISTS: dispatch.ALREADY_EXISTS,
+    Code.CONFLICT: dispatch.FAILED_PRECONDITION,
+    Code.UNAUTHENTICATED: dispatch.UNAUTHENTICATED,
+    Code.PERMISSION_DENIED: dispatch.PERMISSION_DENIED,
+    Code.EXHAUSTED: dispatch.RESOURCE_EXHAUSTED,
+    Code.UNIMPLEMENTED: dispatch.UNIMPLEMENTED,
+    Code.UNAVAILABLE: dispatch.UNAVAILABLE,
+    Code.DEADLINE: dispatch.DEADLINE_EXCEEDED,
+    Code.INTERNAL: dispatch.INTERNAL,
+}
+
+Authorize = Callable[[IncomingCall, str], None]
+"""Raises ``UnauthenticatedError`` unless the caller may use that container."""
+
+
+class Secrets(Protocol):
+    """Where a program's secrets come from."""
+
+    async def env(self, task_id: str, secret_ids: list[str]) -> Mapping[str, str]:
+        """The variables of these secrets; later ones override. Raises ``HomeportError``."""
+        ...
+
+
+class RouterRpc:
+    """Answers the router's RPCs; a ``Dispatcher`` and its ``Uploads``."""
+
+    def __init__(self, executions: Executions, secrets: Secrets, authorize: Authorize) -> None:
+        self._executions = executions
+        self._secrets = secrets
+        self._authorize = authorize
+        self._unary: dict[str, Callable[[Any, IncomingCall], Awaitable[Message]]] = {
+            PREFIX + name: getattr(self, name)
+            for name in (
+                "SandboxStdinWriteV2",
+                "SandboxWaitUntilReady",
+                "TaskExecStart",
+                "TaskExecWait",
+                "TaskExecPoll",
+                "TaskExecStdinWrite",
+                "TaskExecStdinStatus",
+            )
+        }
+        self._streams: dict[str, Callable[[Any], AsyncIterator[Message]]] = {
+            PREFIX + "TaskExecStdioRead": self.TaskExecStdioRead,
+            PREFIX + "SandboxStdioReadV2": self.SandboxStdioReadV2,
+        }
+
+    # ── Dispatcher, Uploads ───────────────────────────────────────────────────────────────────
+
+    def is_stream(self, path: str) -> bool | None:
+        return _STREAMS.get(path)
+
+    def takes(self, path: str) -> bool:
+        return path in _UPLOADS
+
+    async def unary(self, call: IncomingCall, body: bytes) -> bytes:
+        with _Told(call):
+            request = self._admit(call, body)
+            method = self._unary.get(call.path)
+            if method is None:
+                raise _missing(call.path)
+            return (await method(request, call)).SerializeToString()
+        raise AssertionError
+
+    async def stream(self, call: IncomingCall, body: bytes) -> AsyncIterator[bytes]:
+        with _Told(call):
+            request = self._admit(call, body)
+            method = self._streams.get(call.path)
+            if method is None:
+                raise _missing(call.path)
+            async for message in method(request):
+                yield message.SerializeToString()
+
+    async def upload(self, call: IncomingCall, messages: AsyncIterator[bytes]) -> bytes:
+        with _Told(call):
+            return (await self.TaskExecStdinWriteStream(call, messages)).SerializeToString()
+        raise AssertionError
+
+    def _admit(self, call: IncomingCall, body: bytes) -> Any:
+        kind = _REQUESTS.get(call.path)
+        if kind is None:
+            raise _missing(call.path)
+        try:
+            request: Any = kind.FromString(body)
+        except DecodeError:
+            raise InvalidError(f"the request of {_name(call.path)} is not its message") from None
+        self._authorize(call, request.task_id)
+        return request
+
+    # ── programs ──────────────────────────────────────────────────────────────────────────────
+
+    async def TaskExecStart(
+        self, request: pb.TaskExecStartRequest, _call: IncomingCall
+    ) -> pb.TaskExecStartResponse:
+        _main_only(request.container_id)
+        await self._executions.start(request.task_id, request.exec_id, await self._command(request))
+        return pb.TaskExecStartResponse()
+
+    async def _command(self, request: pb.TaskExecStartRequest) -> Command:
+        if request.workdir and not request.workdir.startswith("/"):
+            raise InvalidError(f"the working directory {request.workdir!r} is not absolute")
+        terminal = None
+        env: dict[str, str] = {}
+        if request.HasField("pty_info") and request.pty_info.enabled:
+            terminal, env = _terminal(request.pty_info)
+        env.update(await self._env(request))
+        return Command(
+            words=tuple(request.command_args),
+            env=env,
+            workdir=request.workdir,
+            timeout_s=float(request.timeout_secs),
+            terminal=terminal,
+            keep_stdout=request.stdout_config != pb.TASK_EXEC_STDOUT_CONFIG_DEVNULL,
+            keep_stderr=request.stderr_config == pb.TASK_EXEC_STDERR_CONFIG_PIPE,
+            merge_stderr=request.stderr_config == pb.TASK_EXEC_STDERR_CONFIG_STDOUT,
+        )
+
+    async def _env(self, request: pb.TaskExecStartRequest) -> dict[str, str]:
+        """What the request adds to the environment, in its order."""
+        named = [item.secret_id for item in request.secret_sources if item.secret_id]
+        named = named or list(request.secret_ids)
+        if not request.secret_sources:
+            found = await self._secrets.env(request.task_id, named) if named else {}
+            return {**found, **request.env}
+        env: dict[str, str] = {}
+        for source in request.secret_sources:
+            if source.WhichOneof("source") == "secret_id":
+                env.update(await self._secrets.env(request.task_id, [source.secret_id]))
+            else:
+                env.update(source.env.contents)
+        return env
+
+    async def TaskExecStdioRead(
+        self, request: pb.TaskExecStdioReadRequest
+    ) -> AsyncIterator[pb.TaskExecStdioReadResponse]:
+        execution = await self._executions.get(request.task_id, request.exec_id)
+        is_error = request.file_descriptor == pb.TASK_EXEC_STDIO_FILE_DESCRIPTOR_STDERR
+        output = execution.stderr if is_error else execution.stdout
+        if request.offset > output.size and output.ended:
+            raise InvalidError(f"the output ended at byte {output.size}, before {request.offset}")
+        try:
+            async for data in output.read(request.offset):
+                yield pb.TaskExecStdioReadResponse(data=data)
+        except GoneError as error:
+            raise NotFoundError(str(error)) from None
+
+    async def TaskExecWait(
+        self, request: pb.TaskExecWaitRequest, call: IncomingCall
+    ) -> pb.TaskExecWaitResponse:
+        call.interruptible = True
+        execution = await self._executions.get(request.task_id, request.exec_id)
+        code = await execution.wait()
+        if code < 0:
+            return pb.TaskExecWaitResponse(signal=-code)
+        return pb.TaskExecWaitResponse(code=code)
+
+    async def TaskExecPoll(
+        self, request: pb.TaskExecPollRequest, _call: IncomingCall
+    ) -> pb.TaskExecPollResponse:
+        code = (await self._executions.get(request.task_id, request.exec_id)).returncode
+        if code is None:
+            return pb.TaskExecPollResponse()
+        if code < 0:
+            return pb.TaskExecPollResponse(signal=-code)
+        return pb.TaskExecPollResponse(code=code)
+
+    # ── standard input ────────────────────────────────────────────────────────────────────────
+
+    async def TaskExecStdinWrite(
+        self, request: pb.TaskExecStdinWriteRequest, _call: IncomingCall
+    ) -> pb.TaskExecStdinWriteResponse:
+        execution = await self._executions.get(request.task_id, request.exec_id)
+        await _write(execution, request.offset, request.data, request.eof)
+        return pb.TaskExecStdinWriteResponse()
+
+    async def TaskExecStdinStatus(
+        self, request: pb.TaskExecStdinStatusRequest, _call: IncomingCall
+    ) -> pb.TaskExecStdinStatusResponse:
+        stdin = (await self._executions.get(request.task_id, request.exec_id)).stdin
+        stdin.take_over()
+        return pb.TaskExecStdinStatusResponse(num_bytes_written=stdin.accepted, closed=stdin.closed)
+
+    async def TaskExecStdinWriteStream(
+        self, call: IncomingCall, messages: AsyncIterator[bytes]
+    ) -> pb.TaskExecStdinWriteStreamResponse:
+        first = pb.TaskExecStdinWriteStreamRequest.FromString(await anext(messages, b""))
+        if first.WhichOneof("payload") != "start":
+            raise InvalidError("the first message of a stream of writes says where it begins")
+        start = first.start
+        self._authorize(call, start.task_id)
+        execution = await self._executions.get(start.task_id, start.exec_id)
+        stdin = execution.stdin
+        with stdin.writing():
+            if start.offset != stdin.accepted:
+                raise ConflictError(
+                    f"standard input has {stdin.accepted} bytes, not {start.offset}"
+                )
+            async for body in messages:
+                message = pb.TaskExecStdinWriteStreamRequest.FromString(body)
+                kind = message.WhichOneof("payload")
+                if kind == "data":
+                    await _write(execution, stdin.accepted, message.data, False)
+                elif kind == "end":
+                    await _write(execution, stdin.accepted, b"", True)
+        return pb.TaskExecStdinWriteStreamResponse()
+
+    # ── the sandbox's own program ─────────────────────────────────────────────────────────────
+
+    async def SandboxStdioReadV2(
+        self, request: pb.SandboxStdioReadV2Request
+    ) -> AsyncIterator[pb.SandboxStdioReadV2Response]:
+        is_error = request.file_descriptor == pb.SANDBOX_STDIO_FILE_DESCRIPTOR_STDERR
+        stdio = self._sandbox(request.task_id).stdio
+        async for start, data in stdio.read(2 if is_error else 1, request.offset):
+            yield pb.SandboxStdioReadV2Response(data=data, starting_offset=start)
+
+    async def SandboxStdinWriteV2(
+        self, request: pb.SandboxStdinWriteV2Request, _call: IncomingCall
+    ) -> pb.SandboxStdinWriteV2Response:
+        sandbox = self._sandbox(request.task_id)
+        await sandbox.write_stdin(request.offset, request.data, eof=request.eof)
+        return pb.SandboxStdinWriteV2Response()
+
+    async def SandboxWaitUntilReady(
+        self, request: pb.SandboxWaitUntilReadyTcrRequest, call: IncomingCall
+    ) -> pb.SandboxWaitUntilReadyTcrResponse:
+        call.interruptible = True
+        ready_at = await self._sandbox(request.task_id).until_ready(request.timeout)
+        return pb.SandboxWaitUntilReadyTcrResponse(ready_at=ready_at)
+
+    def _sandbox(self, task_id: str) -> Sandbox:
+        task = self._executions.find(task_id)
+        if task is None:
+            raise NotFoundError(f"the sandbox of {task_id} is not here (any more)")
+        if not isinstance(task, Sandbox):
+            raise InvalidError(f"{task_id} is a function's container, not a sandbox's")
+        return task
+
+
+async def _write(execution: Execution, offset: int, data: bytes, eof: bool) -> None:
+    try:
+        await execution.stdin.write(offset, data, eof)
+    except ConflictError:
+        if execution.stdin.broken:
+            await execution.about_to_end()
+        raise
+
+
+def _terminal(info: api_pb2.PTYInfo) -> tuple[tuple[int, int], dict[str, str]]:
+    """Its size, and the variables that tell programs about it."""
+    told = {
+        "TERM": info.env_term,
+        "COLORTERM": info.env_colorterm,
+        "TERM_PROGRAM": info.env_term_program,
+    }
+    size = (info.winsz_rows or _TERMINAL[0], info.winsz_cols or _TERMINAL[1])
+    env = {name: value for name, value in told.items() if value}
+    return size, {"TERM": "xterm-256color", **env}
+
+
+def _main_only(container_id: str) -> None:
+    if container_id not in ("", "main"):
+        raise NotFoundError(f"there is no sidecar container {container_id} here")
+
+
+def _missing(path: str) -> UnimplementedError:
+    return UnimplementedError(f"Homeport does not do {_name(path)} yet (see docs/coverage.md)")
+
+
+def _name(path: str) -> str:
+    return path.removeprefix(PREFIX)
+
+
+class _Told:
+    """Errors of the block as gRPC statuses."""
+
+    def __init__(self, call: IncomingCall) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, HomeportError):
+            raise StatusError(_STATUS[error.code], error.message) from None
+        if isinstance(error, DecodeError):
+            name = _name(self._call.path)
+            raise StatusError(
+                dispatch.INVALID_ARGUMENT, f"the request of {name} is not its message"
+            ) from None

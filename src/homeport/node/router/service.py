@@ -1,0 +1,89 @@
+"""The command router of a node: wiring, start, stop."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from homeport.kernel.clock import SystemClock
+from homeport.kernel.errors import NotFoundError, UnavailableError
+from homeport.link.messages import SECRETS_PATH, Welcome
+from homeport.node.container_rpc import Upstream
+from homeport.node.router.access import Access
+from homeport.node.router.execution import Command
+from homeport.node.router.executions import Executions, Find, RoutedTask
+from homeport.node.router.listener import RouterListener
+from homeport.node.router.rpc import RouterRpc
+from homeport.transport.dispatch import NOT_FOUND, StatusError
+from homeport.transport.grpc_server import GrpcServer
+
+_MIB: Final = 1024 * 1024
+MESSAGE_BYTES_MAX: Final = 64 * _MIB
+"""Largest request; clients write at most 16 MiB at a time."""
+SECRETS_TIMEOUT_S: Final = 30.0
+
+
+class CommandRouter:
+    """Serves clients that run programs in this node's containers."""
+
+    def __init__(
+        self, find: Find, link: Upstream, folder: Path, *, listen: str, port: int, host: str
+    ) -> None:
+        self._link = link
+        self._access = Access(SystemClock())
+        self._executions = Executions(find, folder)
+        rpc = RouterRpc(self._executions, self, self._access.authorize)
+        self._grpc = GrpcServer(rpc, uploads=rpc, message_bytes_max=MESSAGE_BYTES_MAX)
+        self._listener = RouterListener(listen, port, self._grpc.protocol_factory)
+        self.host = host
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._listener.port
+
+    async def start(self) -> None:
+        """Raises ``ConflictError`` or ``InvalidError`` about the address."""
+        await self._listener.start()
+
+    async def stop(self) -> None:
+        """End all connections; to be called when the containers have ended."""
+        await self._listener.stop()
+        await self._grpc.stop(0.0)
+        await self._executions.stop()
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """What the server wants the router to work with."""
+        self._access.use(welcome.router_key)
+        self.certify(welcome.router_certificate, welcome.router_certificate_key)
+
+    def certify(self, certificate: str, key: str) -> None:
+        """Show that certificate from now on."""
+        if certificate:
+            self._listener.certify(certificate, key)
+
+    async def execute(self, task: RoutedTask, command: list[str]) -> int:
+        """Run ``command`` in a running container; its exit code. Raises ``HomeportError``."""
+        words = Command(tuple(command), keep_stdout=False, keep_stderr=False)
+        execution_id = uuid.uuid4().hex
+        await self._executions.start(task.task_id, execution_id, words)
+        execution = await self._executions.get(task.task_id, execution_id)
+        try:
+            return await execution.wait()
+        finally:
+            execution.kill()
+            self._executions.drop(task.task_id, execution_id)
+
+    async def env(self, task_id: str, secret_ids: list[str]) -> Mapping[str, str]:
+        """The variables of secrets, asked of the server. Raises ``HomeportError``."""
+        body = msgspec.msgpack.encode(secret_ids)
+        try:
+            answer, _ = await self._link.unary(task_id, SECRETS_PATH, [], body, SECRETS_TIMEOUT_S)
+        except StatusError as error:
+            kind = NotFoundError if error.status == NOT_FOUND else UnavailableError
+            raise kind(error.message) from None
+        return msgspec.msgpack.decode(answer, type=dict[str, str])

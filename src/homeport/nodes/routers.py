@@ -1,0 +1,122 @@
+"""The way from clients to the command routers of nodes: addresses, tokens, certificates."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from homeport.kernel.certificates import Authority
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import NotFoundError, UnavailableError
+from homeport.kernel.signing import Signer
+from homeport.link.messages import ROUTER_AUDIENCE, Message, RouterCertificate
+
+TOKEN_LIFE_S: Final = 3600.0
+"""Clients ask for a new token when theirs is about to expire."""
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1", "172.21.0.1"})
+"""Hosts of the server's URL with which clients trust any router."""
+HOSTS_MAX: Final = 100
+"""Names in a router's certificate; the ones longest unused go."""
+_PYTHON_CLIENTS: Final = frozenset({1, 3})
+_PLAIN_SINCE: Final = (1, 5, 0)
+_HOST: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|[0-9A-Fa-f:]{2,39}")
+from homeport.rpc.context import Context
+from homeport.rpc.versions import at_least
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAddress:
+    """Where a node's router is. Without ``host`` it is where the client found the server."""
+
+    port: int
+    host: str = ""
+
+
+class Routers:
+    """Gives clients access to the routers of nodes.
+
+    Each node gets a key of its own, made of ``secret``, to check tokens with.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        secret: bytes,
+        clock: Clock,
+    ) -> None:
+        self._authority = authority
+        self._secret = secret
+        self._clock = clock
+        self._nodes: Nodes | None = None
+        self._hosts: OrderedDict[str, None] = OrderedDict.fromkeys(sorted(LOCAL_HOSTS))
+        self._certificate = authority.issue(self._hosts)
+
+    def use(self, nodes: Nodes) -> None:
+        """Name the nodes; called once, while wiring."""
+        self._nodes = nodes
+
+    def key(self, node_id: str) -> bytes:
+        """What that node checks tokens with."""
+        return hmac.new(self._secret, f"router {node_id}".encode(), hashlib.sha256).digest()
+
+    def certificate(self) -> RouterCertificate:
+        """What routers show to those who ask for TLS."""
+        return RouterCertificate(*self._certificate)
+
+    def access(self, task_id: str, node_id: str | None, ctx: Context) -> tuple[str, str]:
+        """URL and token of the router of a container on that node, for the caller.
+
+        Python clients since 1.5 take a URL without TLS where the server is on their own machine;
+        all others insist on TLS. Raises ``NotFoundError`` if the container does not run,
+        ``UnavailableError`` while its node is away.
+        """
+        if not node_id:
+            raise NotFoundError(f"Container {task_id!r} is not running (any more)")
+        host = ctx.metadata.get("x-modal-host") or ctx.metadata.get(":authority", "")
+        plain = ctx.client_type in _PYTHON_CLIENTS and at_least(ctx.client_version, _PLAIN_SINCE)
+        address = self._nodes.router(node_id) if self._nodes is not None else None
+        if address is None:
+            raise UnavailableError(f"the node that runs {task_id} is out of reach; try again")
+        name = address.host or host_of(host)
+        scheme = "http" if plain and name in LOCAL_HOSTS else "https"
+        if scheme == "https":
+            self._certify(name)
+        signer = Signer(self.key(node_id), self._clock)
+        token = signer.issue(task_id, ROUTER_AUDIENCE, TOKEN_LIFE_S)
+        return f"{scheme}://{name}:{address.port}", token
+
+    def _certify(self, name: str) -> None:
+        """Have the routers' certificate name ``name`` before a client sees it."""
+        if name in self._hosts:
+            self._hosts.move_to_end(name)
+            return
+        self._hosts[name] = None
+        while len(self._hosts) > HOSTS_MAX:
+            self._hosts.popitem(last=False)
+        self._certificate = self._authority.issue(self._hosts)
+        if self._nodes is not None:
+            self._nodes.send_all(self.certificate())
+
+
+class Nodes(Protocol):
+    """The connected nodes."""
+
+    def router(self, node_id: str) -> RouterAddress | None: ...
+
+    def send_all(self, message: Message) -> None: ...
+
+
+def host_of(authority: str) -> str:
+    """The host of ``host:port``, for a URL; ``localhost`` if there is none that can be used."""
+    name = authority.strip()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if ":" in name:  # clients do not take an IPv6 address in this URL
+        return "localhost"
+    return name.lower() if _HOST.fullmatch(name) else "localhost"
