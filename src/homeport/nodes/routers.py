@@ -14,6 +14,8 @@ from homeport.kernel.clock import Clock
 from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.kernel.signing import Signer
 from homeport.link.messages import ROUTER_AUDIENCE, Message, RouterCertificate
+from homeport.rpc.context import Context
+from homeport.rpc.versions import at_least
 
 TOKEN_LIFE_S: Final = 3600.0
 """Clients ask for a new token when theirs is about to expire."""
@@ -24,8 +26,6 @@ HOSTS_MAX: Final = 100
 _PYTHON_CLIENTS: Final = frozenset({1, 3})
 _PLAIN_SINCE: Final = (1, 5, 0)
 _HOST: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|[0-9A-Fa-f:]{2,39}")
-from homeport.rpc.context import Context
-from homeport.rpc.versions import at_least
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,10 +162,11 @@ class RouterRpc:
         """What the request adds to the environment, in its order."""
         named = [item.secret_id for item in request.secret_sources if item.secret_id]
         named = named or list(request.secret_ids)
-        if not request.secret_sources:
-            found = await self._secrets.env(request.task_id, named) if named else {}
-            return {**found, **request.env}
         env: dict[str, str] = {}
+        if not request.secret_sources:
+            if named:
+                env.update(await self._secrets.env(request.task_id, named))
+            return {**env, **request.env}
         for source in request.secret_sources:
             if source.WhichOneof("source") == "secret_id":
                 env.update(await self._secrets.env(request.task_id, [source.secret_id]))
