@@ -27,7 +27,7 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
 	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
-	tests/conformance/test_volumes_mounted.py \
+	tests/conformance/test_volumes_mounted.py tests/conformance/test_network_file_systems.py \
 	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
 	tests/conformance/test_schedules.py \
 	tests/conformance/test_queue_crowd.py tests/chaos

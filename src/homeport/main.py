@@ -69,11 +69,14 @@ from homeport.mounts.global_mounts import GlobalMounts
 from homeport.mounts.rpc import MountRpc
 from homeport.mounts.service import MountService
 from homeport.mounts.store import MountStore
+from homeport.nfs.model import NETWORK_FILE_SYSTEM
+from homeport.nfs.rpc import NetworkFileSystemRpc
+from homeport.nfs.service import NetworkFileSystems
 from homeport.nodes.forward import RpcForwarder
 from homeport.nodes.routers import Routers
 from homeport.nodes.service import NodeService
 from homeport.objects.model import Kind
-from homeport.objects.service import Erasing, Objects
+from homeport.objects.service import Erasing, Objects, nothing_to_erase
 from homeport.objects.store import ObjectStore
 from homeport.queues import store as queue_store
 from homeport.queues.model import QUEUE
@@ -185,6 +188,16 @@ class Server:
             self._blobs,
             clock=clock,
         )
+        self._nfs_objects = self._objects_of(NETWORK_FILE_SYSTEM, nothing_to_erase)
+        self._nfs = NetworkFileSystems(
+            self._nfs_objects,
+            settings.nfs_root,
+            self._files,
+            self._blobs,
+            self._database,
+            operations,
+            fsync=settings.durability == "power",
+        )
         self._functions = FunctionService(FunctionStore(self._database))
         self._tasks = TaskService(TaskStore(self._database), clock)
         routers = Routers(
@@ -221,7 +234,13 @@ class Server:
             self._logs,
             self._secrets,
             SandboxLauncher(
-                settings, self._images, self._mounts, self._secrets, self._volumes, volume_objects
+                settings,
+                self._images,
+                self._mounts,
+                self._secrets,
+                self._volumes,
+                volume_objects,
+                self._nfs,
             ),
             clock,
         )
@@ -278,6 +297,7 @@ class Server:
             self._mounts,
             self._secrets,
             self._volumes,
+            self._nfs,
             lambda object_id: volume_handle(volume_objects.find(object_id)),
         )
         names = NamedImages(
@@ -317,6 +337,9 @@ class Server:
                 ImagesRpc(self._images, names),
                 LogRpc(self._logs, subjects),
                 MountRpc(self._mounts, self._environments),
+                NetworkFileSystemRpc(
+                    self._nfs_objects, self._nfs, self._environments, volume_objects
+                ),
                 QueueRpc(self._queues, self._environments),
                 SandboxRpc(self._sandboxes, self._apps, self._environments, self._logs, routers),
                 SecretRpc(self._secrets, self._environments),
@@ -445,6 +468,7 @@ class Server:
         await self._operations.start()
         for objects in self._objects:
             await objects.start()
+        await self._nfs.start()
         await self._queues.start()
         await self._logs.start()
         await self._blobs.start()

@@ -101,6 +101,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "blobs"
 
     @property
+    def nfs_root(self) -> Path:
+        return self.home / "nfs"
+
+    @property
     def node_root(self) -> Path:
         return self.home / "node"
 

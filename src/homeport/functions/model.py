@@ -76,6 +76,13 @@ class WebPoint(msgspec.Struct, frozen=True, kw_only=True):
     """The server in the container speaks HTTP/2 without TLS."""
 
 
+class DirectoryMount(msgspec.Struct, frozen=True):
+    """A network file system at ``path`` in a function's containers."""
+
+    object_id: str
+    path: str
+
+
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One function (or class service function, or bound variant) as the scheduler sees it."""
 
@@ -112,6 +119,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     schedule: Schedule | None = None
     """When it runs by itself, as long as its app is deployed."""
     web: list[WebPoint] = []
+    directories: list[DirectoryMount] = []
 
     @property
     def slots(self) -> int:

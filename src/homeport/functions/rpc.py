@@ -300,7 +300,6 @@ def _refuse_unbuilt(function: api_pb2.Function) -> None:
     name = function.function_name
     wanted = {
         "modal.Server": function.is_server,
-        "NetworkFileSystem mounts": bool(function.shared_volume_mounts),
         "CloudBucketMount": bool(function.cloud_bucket_mounts or function.s3_mounts),
         "Proxy": bool(function.proxy_id),
         "clustered functions": function._experimental_group_size > 1,  # pyright: ignore[reportPrivateUsage]

@@ -15,6 +15,7 @@ from modal_proto import api_pb2
 from homeport.functions.model import (
     SCALEDOWN_WINDOW_DEFAULT_S,
     Autoscaler,
+    DirectoryMount,
     FunctionRecord,
     FunctionSpec,
     Layout,
@@ -152,6 +153,12 @@ def spec_of(
     """What the scheduler needs of a definition."""
     timeout_s = float(function.timeout_secs or 300)
     resources = function.resources
+    volumes = _volumes(function)
+    directories = [
+        DirectoryMount(mount.shared_volume_id, _place(mount.mount_path))
+        for mount in function.shared_volume_mounts
+    ]
+    _check_places([mount.path for mount in (*volumes, *directories)])
     return FunctionSpec(
         function_id=function_id,
         app_id=app_id,
@@ -184,9 +191,10 @@ def spec_of(
         untrusted=function.untrusted,
         base_function_id=base_function_id,
         serialized_params=serialized_params,
-        volumes=_volumes(function),
         schedule=schedule,
         web=list(web),
+        volumes=volumes,
+        directories=directories,
     )
 
 
@@ -205,25 +213,28 @@ def schedule_of(message: api_pb2.Schedule) -> Schedule | None:
 
 
 def _volumes(function: api_pb2.Function) -> list[VolumeMount]:
-    """Raises ``InvalidError`` for places where no volume can be mounted."""
-    mounts = [
+    return [
         VolumeMount(
-            mount.volume_id,
-            posixpath.normpath("/" + mount.mount_path.lstrip("/")),
-            mount.read_only,
-            mount.sub_path.strip("/"),
+            mount.volume_id, _place(mount.mount_path), mount.read_only, mount.sub_path.strip("/")
         )
         for mount in function.volume_mounts
     ]
-    for mount in mounts:
-        others = [other.path for other in mounts if other is not mount]
-        if mount.path in others or any(mount.path.startswith(path + "/") for path in others):
+
+
+def _place(path: str) -> str:
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _check_places(paths: Sequence[str]) -> None:
+    """Raise ``InvalidError`` for places where nothing can be mounted."""
+    for number, path in enumerate(paths):
+        others = [*paths[:number], *paths[number + 1 :]]
+        if path in others or any(path.startswith(other + "/") for other in others):
             raise InvalidError(
-                f"a volume cannot be mounted at {mount.path}, inside or in place of another one"
+                f"a volume cannot be mounted at {path}, inside or in place of another one"
             )
-        if mount.path in _SYSTEM_PATHS or mount.path.startswith(("/proc/", "/sys/", "/__modal/")):
-            raise InvalidError(f"a volume cannot be mounted at {mount.path}")
-    return mounts
+        if path in _SYSTEM_PATHS or path.startswith(("/proc/", "/sys/", "/__modal/")):
+            raise InvalidError(f"a volume cannot be mounted at {path}")
 
 
 def _retry_policy(function: api_pb2.Function) -> RetryPolicy | None:

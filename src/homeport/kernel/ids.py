@@ -38,6 +38,7 @@ QUEUE: Final = "qu"
 VOLUME: Final = "vo"
 VOLUME_CHANGE: Final = "vc"
 SANDBOX: Final = "sb"
+SHARED_VOLUME: Final = "sv"
 
 _ID: Final = re.compile(r"^([a-z]{2})-([0-9A-Za-z]{16,32})$")
 

@@ -181,6 +181,13 @@ class TerminalRef(msgspec.Struct, frozen=True, array_like=True):
     env: dict[str, str] = {}
 
 
+class HostDirectory(msgspec.Struct, frozen=True, array_like=True):
+    """A directory of the server's machine at ``path`` in the container, as it is."""
+
+    source: str
+    path: str
+
+
 class RunningTask(msgspec.Struct, array_like=True):
     """A task the node still has, as said in ``Hello``: with every input it holds for it."""
 
@@ -423,6 +430,7 @@ class StartTask(Message):
     untrusted: bool
     """No control-plane access: forwarded RPCs are refused."""
     volumes: list[VolumeRef] = []
+    directories: list[HostDirectory] = []
     commit_layer: str = ""
     """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
 
@@ -457,6 +465,7 @@ class StartSandbox(Message):
     """TCP ports that may be asked for from outside."""
     allowed_cidrs: list[str] | None = None
     """The only networks it may reach; ``None`` = all."""
+    directories: list[HostDirectory] = []
 
 
 class WriteStdin(Message):

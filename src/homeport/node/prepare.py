@@ -79,6 +79,13 @@ class Prepared:
     def socket_path(self) -> Path:
         return self.folder / "run" / SOCKET_NAME
 
+    def data(self) -> tuple[Bind, ...]:
+        """What it has mounted of data: network file systems, and where volumes come."""
+        directories = (
+            Bind(Path(ref.source), ref.path, read_only=False) for ref in self.start.directories
+        )
+        return (*directories, *self.volumes.binds())
+
     def spec(self, start: StartTask, stdout_fd: int, stderr_fd: int) -> ContainerSpec:
         """The function container to start, with its output going to these descriptors."""
         return ContainerSpec(
@@ -90,7 +97,10 @@ class Prepared:
             workdir=start.workdir or FUNCTION_WORKDIR,
             hostname="homeport",
             limits=start.limits,
-            binds=(Bind(self.folder / "run", CONTROL_DIR), *self.volumes.binds()),
+            binds=(
+                Bind(self.folder / "run", CONTROL_DIR),
+                *self.data(),
+            ),
             overlays=self.volumes.overlays(),
             network="none" if start.block_network else "nat",
             stdout_fd=stdout_fd,
@@ -137,6 +147,7 @@ class Preparer:
         runtime = self._runtime(start.runtime)
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
+        await asyncio.to_thread(_check_directories, start)
         folder = self._root / start.task_id
         making = asyncio.ensure_future(asyncio.to_thread(self._make, folder, start))
         try:
@@ -216,6 +227,16 @@ class Preparer:
             run = folder / "run"
             run.mkdir()
             (run / ARGUMENTS_NAME).write_bytes(start.arguments)
+
+
+def _check_directories(start: Start) -> None:
+    for ref in start.directories:
+        if not os.path.isdir(ref.source):
+            raise UnavailableError(
+                f"the network file system at {ref.path} is the directory {ref.source} of the "
+                "server's machine, which this node does not have: share that directory with it "
+                "under the same path (by NFS, for example)"
+            )
 
 
 def _remove_link(upper: Path, path: str) -> None:

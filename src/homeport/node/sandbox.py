@@ -236,7 +236,7 @@ class Sandbox:
             await container.remove()
 
     async def _launch(self, prepared: Prepared) -> Container:
-        binds = prepared.volumes.binds()
+        binds = prepared.data()
         if self.start.terminal is not None:
             stdin, stdout, stderr = self._terminal()
             # programs look for the name of their terminal under /dev

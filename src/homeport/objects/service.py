@@ -36,6 +36,12 @@ Recording = Callable[[Connection, StoredObject], None]
 """Writes what a feature records about a new object."""
 Erasing = Callable[[Connection, Sequence[str]], None]
 """Deletes what a feature recorded about the objects with these ids."""
+
+
+def nothing_to_erase(connection: Connection, object_ids: Sequence[str]) -> None:
+    """The ``Erasing`` of a feature without rows of its own."""
+
+
 Gone = Callable[[Sequence[StoredObject]], Awaitable[None]]
 
 
@@ -120,6 +126,10 @@ class Objects:
                 f"{self.kind.noun} {name[:100]!r} not found in environment {environment.name!r}"
             )
         return found
+
+    def has_name(self, environment: Environment, name: str) -> bool:
+        """Whether an object of the kind is called that."""
+        return (environment.environment_id, name) in self._by_name
 
     def all(self) -> list[StoredObject]:
         """Every object of the kind, ephemeral ones too."""

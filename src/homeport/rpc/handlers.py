@@ -13,6 +13,7 @@ from homeport.functions.rpc import FunctionsRpc
 from homeport.images.rpc import ImagesRpc
 from homeport.logs.rpc import LogRpc
 from homeport.mounts.rpc import MountRpc
+from homeport.nfs.rpc import NetworkFileSystemRpc
 from homeport.queues.rpc import QueueRpc
 from homeport.sandboxes.rpc import SandboxRpc
 from homeport.secrets.rpc import SecretRpc
@@ -31,6 +32,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     ImagesRpc,
     LogRpc,
     MountRpc,
+    NetworkFileSystemRpc,
     QueueRpc,
     SandboxRpc,
     SecretRpc,

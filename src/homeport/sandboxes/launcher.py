@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Limits
-from homeport.link.messages import ImageConfig, MountRef, StartSandbox
+from homeport.link.messages import HostDirectory, ImageConfig, MountRef, StartSandbox
 from homeport.sandboxes.model import SandboxRecord, SandboxSpec, SecretRef
 from homeport.settings import Settings
 
@@ -46,6 +47,10 @@ class VolumeObjects(Protocol):
     def get(self, object_id: str) -> object: ...
 
 
+class Directories(Protocol):
+    async def directory(self, object_id: str) -> Path: ...
+
+
 class SandboxLauncher:
     """Builds ``StartSandbox`` messages."""
 
@@ -57,6 +62,7 @@ class SandboxLauncher:
         secrets: Secrets,
         volumes: Volumes,
         volume_objects: VolumeObjects,
+        directories: Directories,
     ) -> None:
         self._settings = settings
         self._images = images
@@ -64,6 +70,7 @@ class SandboxLauncher:
         self._secrets = secrets
         self._volumes = volumes
         self._volume_objects = volume_objects
+        self._directories = directories
 
     async def prepare(
         self, record: SandboxRecord, memory_limit_mb: int, milli_cpu: int
@@ -109,6 +116,10 @@ class SandboxLauncher:
             terminal=spec.terminal,
             ports=[port.number for port in spec.ports],
             allowed_cidrs=spec.allowed_cidrs,
+            directories=[
+                HostDirectory(str(await self._directories.directory(object_id)), path)
+                for object_id, path in spec.directories
+            ],
         )
 
     async def check(self, sandbox_id: str, spec: SandboxSpec) -> None:
@@ -122,6 +133,8 @@ class SandboxLauncher:
             await self._mounts.digest(mount_id)
         for volume in spec.volumes:
             self._volume_objects.get(volume.volume_id)
+        for object_id, _ in spec.directories:
+            await self._directories.directory(object_id)
 
     async def variables(self, sandbox_id: str, refs: Sequence[SecretRef]) -> dict[str, str]:
         """The variables of these secrets; later ones override. Raises ``NotFoundError``."""

@@ -71,6 +71,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: float = 0.0
     workdir: str = ""
     volumes: list[VolumeRef] = []
+    directories: list[tuple[str, str]] = []
+    """Network file systems: (id, where)."""
     block_network: bool = False
     allowed_cidrs: list[str] | None = None
     ports: list[Port] = []

@@ -29,6 +29,11 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
     _refuse_missing(definition)
     resources = definition.resources
     access = definition.network_access
+    volumes = _volumes(definition.volume_mounts)
+    directories = [
+        (mount.shared_volume_id, _place(mount.mount_path)) for mount in definition.nfs_mounts
+    ]
+    _check_places([*(ref.path for ref in volumes), *(path for _, path in directories)])
     closed = access.network_access_type == api_pb2.NetworkAccess.BLOCKED
     return SandboxSpec(
         image_id=definition.image_id,
@@ -43,7 +48,8 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
         timeout_s=float(definition.timeout_secs) or TIMEOUT_DEFAULT_S,
         idle_timeout_s=float(definition.idle_timeout_secs),
         workdir=posixpath.normpath(definition.workdir) if definition.workdir else "",
-        volumes=_volumes(definition.volume_mounts),
+        volumes=volumes,
+        directories=directories,
         block_network=closed or definition.block_network,
         allowed_cidrs=_allowed_cidrs(access),
         ports=[
@@ -57,7 +63,6 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
 
 def _refuse_missing(definition: api_pb2.Sandbox) -> None:
     wanted = {
-        "network file systems (network_file_systems=)": definition.nfs_mounts,
         "cloud bucket mounts": definition.cloud_bucket_mounts or definition.s3_mounts,
         "static addresses (proxy=)": definition.proxy_id,
         "private IPv6 networks (i6pn)": definition.i6pn_enabled,
@@ -86,23 +91,32 @@ def _volumes(mounts: Iterable[api_pb2.VolumeMount]) -> list[VolumeRef]:
     refs = [
         VolumeRef(
             mount.volume_id,
-            posixpath.normpath("/" + mount.mount_path.lstrip("/")),
+            _place(mount.mount_path),
             mount.read_only,
             mount.sub_path.strip("/"),
         )
         for mount in mounts
     ]
     for ref in refs:
-        others = [other.path for other in refs if other is not ref]
-        if ref.path in others or any(ref.path.startswith(path + "/") for path in others):
-            raise InvalidError(
-                f"a volume cannot be mounted at {ref.path}, inside or in place of another one"
-            )
-        if ref.path in _SYSTEM_PATHS or ref.path.startswith(("/proc/", "/sys/", "/__modal/")):
-            raise InvalidError(f"a volume cannot be mounted at {ref.path}")
         if sum(other.volume_id == ref.volume_id for other in refs) > 1:
             raise InvalidError("a volume can be mounted in a sandbox only once")
     return refs
+
+
+def _place(path: str) -> str:
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _check_places(paths: Sequence[str]) -> None:
+    """Raise ``InvalidError`` for places where nothing can be mounted."""
+    for number, path in enumerate(paths):
+        others = [*paths[:number], *paths[number + 1 :]]
+        if path in others or any(path.startswith(other + "/") for other in others):
+            raise InvalidError(
+                f"a volume cannot be mounted at {path}, inside or in place of another one"
+            )
+        if path in _SYSTEM_PATHS or path.startswith(("/proc/", "/sys/", "/__modal/")):
+            raise InvalidError(f"a volume cannot be mounted at {path}")
 
 
 def _allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:

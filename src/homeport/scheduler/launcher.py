@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from homeport.apps.service import AppService
@@ -11,7 +12,7 @@ from homeport.functions.service import FunctionService
 from homeport.functions.wire import container_arguments, layout_message
 from homeport.kernel.errors import HomeportError, InvalidError
 from homeport.kernel.resources import Limits
-from homeport.link.messages import ImageConfig, MountRef, StartTask, VolumeRef
+from homeport.link.messages import HostDirectory, ImageConfig, MountRef, StartTask, VolumeRef
 from homeport.settings import Settings
 
 BUILDERS_WITH_CLIENT_IN_IMAGE = frozenset({"2023.12", "2024.04", "2024.10"})
@@ -55,6 +56,10 @@ class Volumes(Protocol):
     async def make_directory(self, volume_id: str, path: str) -> None: ...
 
 
+class Directories(Protocol):
+    async def directory(self, object_id: str) -> Path: ...
+
+
 class Launcher:
     """Builds ``StartTask`` messages."""
 
@@ -67,6 +72,7 @@ class Launcher:
         mounts: Mounts,
         secrets: Secrets,
         volumes: Volumes,
+        directories: Directories,
         volume_handle: Callable[[str], bytes],
     ) -> None:
         self._settings = settings
@@ -76,6 +82,7 @@ class Launcher:
         self._mounts = mounts
         self._secrets = secrets
         self._volumes = volumes
+        self._directories = directories
         self._volume_handle = volume_handle
 
     async def prepare(
@@ -129,6 +136,10 @@ class Launcher:
             block_network=spec.block_network,
             untrusted=spec.untrusted,
             volumes=await self._volume_refs(spec, image.config.workdir),
+            directories=[
+                HostDirectory(str(await self._directories.directory(mount.object_id)), mount.path)
+                for mount in spec.directories
+            ],
         )
 
     async def _mount_refs(

@@ -11,6 +11,9 @@ import fcntl
 import os
 from typing import Any, Final
 
+from homeport.kernel.confined import open_in_root as open_in_root
+from homeport.kernel.confined import real_path_in_root as real_path_in_root
+
 CLONE_NEWNS: Final = 0x00020000
 CLONE_FS: Final = 0x00000200
 CLONE_NEWCGROUP: Final = 0x02000000
@@ -49,10 +52,6 @@ _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
-_SYS_OPENAT2: Final = 437
-
-RESOLVE_IN_ROOT: Final = 0x10
-_RESOLVE_NO_MAGICLINKS: Final = 0x02
 
 _F_ADD_SEALS: Final = 1033
 _F_SEAL_ALL: Final = 0x0F  # seal, shrink, grow, write
@@ -178,44 +177,6 @@ class NewMount:
     def _config(self, command: int, key: bytes | None, value: bytes | None) -> None:
         what = f"{key.decode()} {os.fsdecode(value or b'')}".strip() if key else "mounting it"
         _syscall(what, _SYS_FSCONFIG, self._fd, command, key, value, 0)
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
-def open_in_root(root: int, path: str, flags: int = os.O_RDONLY, mode: int = 0) -> int:
-    """Open ``path`` as a process with ``root`` (a directory fd) as its root would see it.
-
-    Symbolic links, also absolute ones, never lead out of ``root``.
-    """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    return _syscall(
-        "openat2",
-        _SYS_OPENAT2,
-        root,
-        os.fsencode(path),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-
-
-def real_path_in_root(root: int, path: str) -> str | None:
-    """``path`` inside ``root`` with its symbolic links resolved; ``None`` if it does not exist."""
-    try:
-        fd = open_in_root(root, path, os.O_PATH)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        base = os.readlink(f"/proc/self/fd/{root}")
-        found = os.readlink(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
-    return found[len(base) :] or "/"
 
 
 def memory_file(name: str, content: bytes, flags: int = os.MFD_CLOEXEC) -> int:
