@@ -20,6 +20,7 @@ import uvloop
 from aiohttp import web
 
 from homeport import __version__
+from homeport.apps.deployments import Deployments
 from homeport.apps.retention import EndedApps
 from homeport.apps.rpc import AppsRpc
 from homeport.apps.service import AppService
@@ -43,6 +44,7 @@ from homeport.environments.service import EnvironmentService
 from homeport.functions.rpc import FunctionsRpc
 from homeport.functions.service import FunctionService
 from homeport.functions.store import FunctionStore
+from homeport.functions.variants import rebound
 from homeport.gateway.http import create_http_app
 from homeport.gateway.http1 import Http1
 from homeport.gateway.listener import Listener
@@ -312,6 +314,7 @@ class Server:
         self._scheduler.use(self._calls, self._apps, launcher)
         build_functions.use(self._calls)
         self._tasks.use(self._scheduler)
+        deployments = Deployments(self._apps, self._functions, clock, rebound=rebound)
         subjects = Subjects(self._apps, self._tasks)
         registry = Registry(
             [
@@ -320,6 +323,7 @@ class Server:
                     self._functions,
                     self._environments,
                     self._tasks,
+                    deployments,
                     public_url=lambda: self.url,
                 ),
                 BlobRpc(self._blobs),
@@ -333,6 +337,8 @@ class Server:
                     self._scheduler,
                     self._web_routes,
                     clock,
+                    deployments,
+                    self._secrets.mark,
                 ),
                 ImagesRpc(self._images, names),
                 LogRpc(self._logs, subjects),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.conformance.harness.clients import Client
@@ -70,26 +73,33 @@ def test_logs(runner: Runner, client: Client, name: str, called: Checks) -> None
     assert "doubling 21 in edition one" in done.stdout
 
 
-def edition(runner: Runner, client: Client, name: str) -> str:
-    runner._results.pop((client.version, "deployed_caller"), None)
-    return runner.checks(client, "deployed_caller", name, script=True).value("edition")
+def edition(runner: Runner, client: Client, name: str, expected: str) -> str:
+    """What is called by name, when it is what is expected or has had the time to become it."""
+    done = runner.script(client, "deployed_edition.py", name, expected)
+    return done.succeeded().stdout.strip()
 
 
 def versions(runner: Runner, client: Client, name: str) -> list[str]:
     return [row["version"] for row in runner.rows(client, "app", "history", name)]
 
 
-@pytest.mark.xfail(reason="AppRollback is not built yet: it answers UNIMPLEMENTED", strict=True)
 def test_redeploy_and_roll_back(runner: Runner, client: Client, name: str, called: Checks) -> None:
+    called.value("function")
     deploy(runner, client, name, "two", "--tag", "second")
-    assert edition(runner, client, name) == "two"
+    assert edition(runner, client, name, "two") == "two"
     rows = runner.rows(client, "app", "history", name)
     assert [row["version"] for row in rows] == ["v2", "v1"]
     assert rows[0]["tag"] == "second"
     assert rows[0]["client"] == client.version
     runner.cli(client, "app", "rollback", name).succeeded()
-    assert edition(runner, client, name) == "one"
+    assert edition(runner, client, name, "one") == "one"
     assert versions(runner, client, name)[0] == "v3"
+    runner.cli(client, "app", "rollback", name, "v2").succeeded()
+    assert edition(runner, client, name, "two") == "two"
+    refused = runner.cli(client, "app", "rollback", name, "v17")
+    assert refused.returncode != 0
+    assert "has no version v17" in refused.output
+    assert versions(runner, client, name)[0] == "v4"
 
 
 def test_stop(runner: Runner, client: Client) -> None:
@@ -103,4 +113,69 @@ def test_stop(runner: Runner, client: Client) -> None:
     states = {r["state"] for r in runner.rows(client, "app", "list") if r["description"] == name}
     assert states == {"stopped"}
     deploy(runner, client, name, "again")
+    runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()
+
+
+def test_unchanged_is_not_deployed_again(runner: Runner, client: Client) -> None:
+    name = f"unchanged-{client.version.replace('.', '-')}"
+    deploy(runner, client, name, "one")
+    deploy(runner, client, name, "one")
+    assert versions(runner, client, name) == ["v1"]
+    deploy(runner, client, name, "one", "--tag", "named")
+    assert versions(runner, client, name) == ["v2", "v1"]
+    runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()
+
+
+@pytest.mark.since("1.5.4")
+def test_versions_can_be_called(runner: Runner, client: Client) -> None:
+    name = f"pinned-{client.version.replace('.', '-')}"
+    deploy(runner, client, name, "one")
+    deploy(runner, client, name, "two")
+    for version, expected in (("1", "one"), ("2", "two"), ("0", "two")):
+        done = runner.script(client, "deployed_edition.py", name, expected, version)
+        assert done.succeeded().stdout.strip() == expected
+    missing = runner.script(client, "deployed_edition.py", name, "", "9")
+    assert "has no version v9" in missing.output
+    runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()
+
+
+@pytest.mark.since("1.5.4")
+def test_rollover_and_staged(runner: Runner, client: Client) -> None:
+    name = f"rollover-{client.version.replace('.', '-')}"
+    deploy(runner, client, name, "one")
+    first = runner.script(client, "deployed_edition.py", name, "one", "0", "task").succeeded()
+    runner.cli(client, "app", "rollover", name, "--strategy", "recreate").succeeded()
+    second = runner.script(client, "deployed_edition.py", name, "one", "0", "task").succeeded()
+    assert first.stdout != second.stdout
+    assert versions(runner, client, name) == ["v2", "v1"]
+    deploy(runner, client, name, "three", "--staged")
+    assert edition(runner, client, name, "one") == "one"
+    runner.cli(client, "app", "promote", name, "v3").succeeded()
+    assert edition(runner, client, name, "three") == "three"
+    deploy(runner, client, name, "four", "--strategy", "recreate")
+    assert edition(runner, client, name, "four") == "four"
+    runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()
+
+
+REDEPLOYS = int(os.environ.get("HOMEPORT_TEST_REDEPLOYS", "3"))
+
+
+def test_redeployed_under_load(runner: Runner, client: Client, tmp_path: Path) -> None:
+    """Not one call fails, and each version comes to serve."""
+    name = f"loaded-{client.version.replace('.', '-')}"
+    editions = [f"number-{n}" for n in range(REDEPLOYS)]
+    deploy(runner, client, name, editions[0])
+    stop = tmp_path / "stop"
+    load = runner.start_script(client, "deploy_load.py", name, str(stop), "4")
+    try:
+        load.wait_for(lambda output: "calling" in output)
+        for each in editions[1:]:
+            deploy(runner, client, name, each)
+            assert edition(runner, client, name, each) == each
+    finally:
+        stop.touch()
+    found = json.loads(load.ended(120).succeeded().stdout.splitlines()[-1])
+    assert found["failures"] == []
+    assert found["calls"] > 50
+    assert set(editions) <= {*found["editions"]} | {editions[0]}
     runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()

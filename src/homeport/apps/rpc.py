@@ -7,13 +7,14 @@ from collections.abc import Callable
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
+from homeport.apps.deployments import Deployments
 from homeport.apps.model import App, AppState, Deployment
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Layout
 from homeport.functions.service import FunctionService
 from homeport.functions.wire import function_summary, layout_message
-from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
 
@@ -27,6 +28,7 @@ class AppsRpc:
         functions: FunctionService,
         environments: EnvironmentService,
         tasks: TaskService,
+        deployments: Deployments,
         *,
         public_url: Callable[[], str],
     ) -> None:
@@ -34,6 +36,7 @@ class AppsRpc:
         self._functions = functions
         self._environments = environments
         self._tasks = tasks
+        self._deployments = deployments
         self._public_url = public_url
 
     def _environment(self, name: str, ctx: Context) -> str:
@@ -65,28 +68,44 @@ class AppsRpc:
         self, request: api_pb2.AppPublishRequest, ctx: Context
     ) -> api_pb2.AppPublishResponse:
         state = AppState(request.app_state) if request.app_state else None
-        if request.staged:
-            raise UnimplementedError("Homeport does not stage deployments yet")
         self._check_layout(request)
-        app = await self._apps.publish(
+        app, is_changed = await self._deployments.publish(
             request.app_id,
             state=state,
             name=request.name,
             layout=Layout(dict(request.function_ids), dict(request.class_ids)),
             definitions=dict(request.definition_ids),
             tags=dict(request.tags),
+            staged=request.staged,
             deployment=Deployment(
                 version=0,
-                deployed_at=self._tasks.now(),
+                deployed_at=0.0,
                 client_version=request.client_version or ctx.client_version,
                 tag=request.deployment_tag,
                 commit_hash=request.commit_info.commit_hash,
                 commit_dirty=request.commit_info.dirty,
             ),
         )
-        return api_pb2.AppPublishResponse(
-            url=self._page(app.app_id), deployed_at=app.deployed_at or self._tasks.now()
-        )
+        deployed_at = (app.deployed_at or self._tasks.now()) if is_changed else 0.0
+        return api_pb2.AppPublishResponse(url=self._page(app.app_id), deployed_at=deployed_at)
+
+    async def AppRollback(
+        self, request: api_pb2.AppRollbackRequest, ctx: Context
+    ) -> api_pb2.AppRollbackResponse:
+        app = await self._deployments.roll_back(request.app_id, request.version, ctx.client_version)
+        return api_pb2.AppRollbackResponse(url=self._page(app.app_id), deployed_at=app.deployed_at)
+
+    async def AppRollover(
+        self, request: api_pb2.AppRolloverRequest, ctx: Context
+    ) -> api_pb2.AppRolloverResponse:
+        app = await self._deployments.roll_over(request.app_id, ctx.client_version)
+        return api_pb2.AppRolloverResponse(url=self._page(app.app_id), deployed_at=app.deployed_at)
+
+    async def AppPromote(
+        self, request: api_pb2.AppPromoteRequest, ctx: Context
+    ) -> api_pb2.AppPromoteResponse:
+        app = await self._deployments.promote(request.app_id, request.version, ctx.client_version)
+        return api_pb2.AppPromoteResponse(url=self._page(app.app_id), deployed_at=app.deployed_at)
 
     def _check_layout(self, request: api_pb2.AppPublishRequest) -> None:
         for function_id in request.function_ids.values():
@@ -201,6 +220,8 @@ class AppsRpc:
                 deployed_at=item.deployed_at,
                 deployed_by="homeport",
                 tag=item.tag,
+                rollback_version=item.rollback_version,
+                rollback_allowed=item.definitions is not None and item.version != app.version,
             )
             if item.commit_hash:
                 entry.commit_info.commit_hash = item.commit_hash

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -13,9 +13,11 @@ from homeport.apps.model import App, AppState, Deployment
 from homeport.apps.store import AppStore
 from homeport.environments.model import Environment
 from homeport.functions.model import Layout
+from homeport.functions.service import NO_CHANGE, Switch
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, InvalidError, NotFoundError
+from homeport.storage.database import Step
 
 log = structlog.get_logger(__name__)
 
@@ -203,9 +205,9 @@ class AppService:
         self._logs.reopen(app_id)
         return await self._save(app)
 
-    async def _save(self, app: App) -> App:
+    async def _save(self, app: App, beside: Sequence[Step] = ()) -> App:
         self._apps[app.app_id] = app
-        await self._store.save(app)
+        await self._store.save(app, beside)
         return app
 
     async def delete(self, app_id: str) -> None:
@@ -225,21 +227,21 @@ class AppService:
         state: AppState | None,
         name: str,
         layout: Layout,
-        definitions: dict[str, str],
         tags: dict[str, str],
-        deployment: Deployment,
+        deployment: Deployment | None = None,
+        switch: Switch = NO_CHANGE,
+        renewed: int | None = None,
     ) -> App:
-        """Make ``layout`` the app's content (RPC ``AppPublish``).
+        """Make ``layout`` the app's content, and ``switch`` the definitions of its functions.
 
         ``state`` None keeps the state (hot reload). With DEPLOYED, ``name`` becomes the
-        app's; an app deployed under it before is stopped.
+        app's; an app deployed under it before is stopped. ``renewed`` is the version if its
+        containers are to be replaced although their definitions are the same.
         """
         app = self.require_live(app_id)
-        changes: dict[str, object] = {
-            "layout": layout,
-            "definitions": definitions,
-            "tags": tags or app.tags,
-        }
+        changes: dict[str, object] = {"layout": layout, "tags": tags or app.tags}
+        if renewed is not None:
+            changes["renewed"] = renewed
         if state is not None:
             changes["state"] = state
         if state is AppState.DEPLOYED:
@@ -247,15 +249,21 @@ class AppService:
                 raise InvalidError("a deployment needs a name: modal deploy --name NAME")
             changes["name"] = name or app.name
             changes["description"] = name or app.description
-            version = msgspec.structs.replace(deployment, version=app.version + 1)
-            changes["deployments"] = [*app.deployments, version]
+            if deployment is not None:
+                app = app.with_deployment(deployment)
             previous = self.deployed(name or app.name, app.environment)
             if previous is not None and previous.app_id != app_id:
                 await self.stop_app(previous.app_id, "replaced by a new deployment")
-        app = await self._save(msgspec.structs.replace(app, **changes))
+        app = await self._save(msgspec.structs.replace(app, **changes), switch.steps)
+        switch.make_live()
         await self._runtime.publish(app)
         await self._tell(app)
         return app
+
+    async def record(self, app_id: str, deployment: Deployment, switch: Switch) -> App:
+        """Note a version without making it the live one."""
+        app = self.require_live(app_id).with_deployment(deployment)
+        return await self._save(app, switch.steps)
 
     async def set_tags(self, app_id: str, tags: dict[str, str]) -> None:
         await self._save(msgspec.structs.replace(self.get(app_id), tags=tags))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from homeport.apps.model import App
-from homeport.storage.database import Database, metadata
+from homeport.storage.database import Database, Step, metadata
 
 apps = sa.Table(
     "apps",
@@ -40,7 +42,8 @@ class AppStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def save(self, app: App) -> None:
+    async def save(self, app: App, beside: Sequence[Step] = ()) -> None:
+        """Record the app, and ``beside`` in the same commit."""
         row = {
             "app_id": app.app_id,
             "name": app.name,
@@ -49,7 +52,7 @@ class AppStore:
             "created_at": app.created_at,
             "record": _encoder.encode(app),
         }
-        await self._database.append(_upsert, [row])
+        await self._database.append_all([(_upsert, [row]), *beside])
 
     async def delete(self, app_id: str) -> None:
         await self._database.append(_delete, [{"id": app_id}])

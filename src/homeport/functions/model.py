@@ -148,6 +148,10 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     spec: FunctionSpec | None = None
     definition: bytes = b""
     data: bytes = b""
+    definition_id: str = ""
+    """The same for the same definition, with the same values of its secrets."""
+    options: bytes = b""
+    """Of a bound variant: the serialized ``FunctionOptions`` it was made with."""
 
     def require_spec(self) -> FunctionSpec:
         """The spec; raises ``InvalidError`` for a function that was only announced."""

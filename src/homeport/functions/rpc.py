@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from modal_proto import api_pb2
 
+from homeport.apps.deployments import Deployments
+from homeport.apps.model import App
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Autoscaler, ClassRecord, FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
+from homeport.functions.variants import bound, pinned
 from homeport.functions.wire import (
     autoscaler_message,
     autoscaler_of,
-    canonical_params,
     created_handle,
     definition_id,
     function_data,
@@ -21,7 +24,6 @@ from homeport.functions.wire import (
     precreated_handle,
     schedule_of,
     spec_of,
-    with_options,
 )
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
@@ -70,6 +72,8 @@ class FunctionsRpc:
         pools: Pools,
         routes: WebRoutes,
         clock: Clock,
+        deployments: Deployments,
+        secret_mark: Callable[[Sequence[str]], Awaitable[bytes]],
     ) -> None:
         self._functions = functions
         self._apps = apps
@@ -77,6 +81,8 @@ class FunctionsRpc:
         self._pools = pools
         self._routes = routes
         self._clock = clock
+        self._deployments = deployments
+        self._secret_mark = secret_mark
 
     async def FunctionPrecreate(
         self, request: api_pb2.FunctionPrecreateRequest, ctx: Context
@@ -119,21 +125,24 @@ class FunctionsRpc:
             web=web,
         )
         warnings = self._pools.check_placeable(spec)
-        handle = created_handle(function, app.app_id)
+        handle = created_handle(function, app.app_id, await self._secret_mark(spec.secret_ids))
         describe(handle, function)
         data = function_data(function)
-        await self._functions.save(
-            FunctionRecord(
-                function_id=function_id,
-                app_id=app.app_id,
-                tag=function.function_name,
-                handle=handle.SerializeToString(),
-                created_at=self._clock.now(),
-                spec=spec,
-                definition=function.SerializeToString(),
-                data=data.SerializeToString(),
-            )
+        record = FunctionRecord(
+            function_id=function_id,
+            app_id=app.app_id,
+            tag=function.function_name,
+            handle=handle.SerializeToString(),
+            created_at=self._clock.now(),
+            spec=spec,
+            definition=function.SerializeToString(),
+            data=data.SerializeToString(),
+            definition_id=handle.definition_id,
         )
+        if function_id in app.layout.function_ids.values():
+            await self._functions.draft(record)  # the published one serves until the next publish
+        else:
+            await self._functions.save(record)
         mark_taken(function, stolen)
         return api_pb2.FunctionCreateResponse(
             function_id=function_id,
@@ -148,14 +157,24 @@ class FunctionsRpc:
     ) -> api_pb2.FunctionGetResponse:
         environment = self._environments.resolve(request.environment_name or ctx.environment).name
         app = self._apps.require_deployed(request.app_name, environment)
-        function_id = app.layout.function_ids.get(request.object_tag)
-        if function_id is None:
+        record = await self._look_up(app, request.object_tag, request.app_version)
+        if record is None:
             raise NotFoundError(_missing_function(request, sorted(app.layout.function_ids)))
-        record = self._functions.get(function_id)
-        response = api_pb2.FunctionGetResponse(function_id=function_id)
+        response = api_pb2.FunctionGetResponse(function_id=record.function_id)
         response.handle_metadata.ParseFromString(record.handle)
         response.function.ParseFromString(record.data)
         return response
+
+    async def _look_up(self, app: App, tag: str, version: int) -> FunctionRecord | None:
+        """A function of the app as it is now, or (``version`` > 0) as it was in a version of it."""
+        if not version:
+            function_id = app.layout.function_ids.get(tag)
+            return None if function_id is None else self._functions.get(function_id)
+        found = await self._deployments.definition_of(app, version, tag)
+        if found is None:
+            return None
+        record = pinned(found)
+        return self._functions.find(record.function_id) or await self._functions.save(record)
 
     async def FunctionGetById(
         self, request: api_pb2.FunctionGetByIdRequest, ctx: Context
@@ -170,7 +189,8 @@ class FunctionsRpc:
         self, request: api_pb2.FunctionBindParamsRequest, ctx: Context
     ) -> api_pb2.FunctionBindParamsResponse:
         base = self._functions.get(request.function_id)
-        record = self._bound(base, request)
+        options = request.function_options.SerializeToString(deterministic=True)
+        record = bound(base, request.serialized_params, options, self._clock.now())
         if self._functions.find(record.function_id) is None or self._is_outdated(record):
             self._pools.check_placeable(record.require_spec())
             await self._functions.save(record)
@@ -181,42 +201,6 @@ class FunctionsRpc:
     def _is_outdated(self, record: FunctionRecord) -> bool:
         known = self._functions.get(record.function_id)
         return known.definition != record.definition
-
-    def _bound(
-        self, base: FunctionRecord, request: api_pb2.FunctionBindParamsRequest
-    ) -> FunctionRecord:
-        """The variant of ``base`` for these parameters and options; its id follows from them."""
-        base_spec = base.require_spec()
-        definition = with_options(
-            api_pb2.Function.FromString(base.definition), request.function_options
-        )
-        function_id = ids.derive(
-            ids.FUNCTION,
-            base.function_id,
-            canonical_params(request.serialized_params),
-            request.function_options.SerializeToString(deterministic=True),
-        )
-        handle = created_handle(definition, base.app_id)
-        describe(handle, definition)
-        handle.base_function_id = base.function_id
-        return FunctionRecord(
-            function_id=function_id,
-            app_id=base.app_id,
-            tag=base.tag,
-            handle=handle.SerializeToString(),
-            created_at=self._clock.now(),
-            spec=spec_of(
-                definition,
-                function_id=function_id,
-                app_id=base.app_id,
-                client_version=base_spec.client_version,
-                base_function_id=base.function_id,
-                serialized_params=request.serialized_params,
-                web=base_spec.web,
-            ),
-            definition=definition.SerializeToString(),
-            data=function_data(definition).SerializeToString(),
-        )
 
     # ── classes ─────────────────────────────────────────────────────────────────────────────
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import NamedTuple
 
 from homeport.functions.model import ClassRecord, FunctionRecord
 from homeport.functions.store import FunctionStore
 from homeport.kernel.errors import NotFoundError
+from homeport.storage.database import Step
+
+
+class Switch(NamedTuple):
+    """From one set of definitions to another."""
+
+    steps: list[Step]
+    """To be committed with the app that is published."""
+    make_live: Callable[[], None]
+    """To be called when they are."""
+
+
+NO_CHANGE = Switch([], lambda: None)
 
 
 class FunctionService:
@@ -55,6 +69,58 @@ class FunctionService:
         for listener in self._on_change:
             listener(record)
         return record
+
+    async def draft(self, record: FunctionRecord) -> FunctionRecord:
+        """Keep a new definition of a published function until its app is published again."""
+        await self._store.keep(record)
+        return record
+
+    async def version(self, function_id: str, definition_id: str) -> FunctionRecord:
+        """The record of one version of a function; raises ``NotFoundError``."""
+        live = self._functions.get(function_id)
+        if live is not None and live.definition_id == definition_id:
+            return live
+        record = await self._store.version(function_id, definition_id)
+        if record is None:
+            raise NotFoundError(
+                f"The definition of function {function_id} that this version needs is not kept "
+                "any more: deploy the app again."
+            )
+        return record
+
+    async def switch(
+        self,
+        definitions: Mapping[str, str],
+        rebound: Callable[[FunctionRecord, FunctionRecord], FunctionRecord],
+    ) -> Switch:
+        """What has to change for these definitions (by function id) to be the live ones.
+
+        Bound variants of a function follow it: ``rebound`` makes them anew. Raises
+        ``NotFoundError``.
+        """
+        kept = [await self.version(*item) for item in definitions.items()]
+        changed: list[FunctionRecord] = []
+        for record in kept:
+            if record is not self._functions.get(record.function_id):
+                changed.append(record)
+                changed += [
+                    rebound(variant, record)
+                    for variant in self.of_app(record.app_id)
+                    if variant.spec and variant.spec.base_function_id == record.function_id
+                ]
+        steps = [self._store.saved(changed), self._store.kept(kept)]
+        return Switch(steps, lambda: self._make_live(changed))
+
+    def _make_live(self, records: Sequence[FunctionRecord]) -> None:
+        for record in records:
+            self._functions[record.function_id] = record
+        for record in records:
+            for listener in self._on_change:
+                listener(record)
+
+    async def forget_versions(self, app_id: str, needed: Set[tuple[str, str]]) -> None:
+        """Keep of an app's versions only these pairs of function and definition."""
+        await self._store.prune_versions(app_id, needed)
 
     async def announce(self, record: FunctionRecord) -> FunctionRecord:
         """Give a function its id before its definition exists (RPC ``FunctionPrecreate``).

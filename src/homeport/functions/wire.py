@@ -90,13 +90,15 @@ def precreated_handle(
     return handle
 
 
-def created_handle(function: api_pb2.Function, app_id: str) -> api_pb2.FunctionHandleMetadata:
-    """The handle of a function with its definition."""
+def created_handle(
+    function: api_pb2.Function, app_id: str, salt: bytes = b""
+) -> api_pb2.FunctionHandleMetadata:
+    """The handle of a function with its definition (``salt``: see ``definition_id``)."""
     handle = api_pb2.FunctionHandleMetadata(
         function_name=function.function_name,
         function_type=function.function_type,
         app_id=app_id,
-        definition_id=definition_id(function),
+        definition_id=definition_id(function, salt),
         is_method=function.is_method,
         supported_input_formats=function.supported_input_formats,
         supported_output_formats=function.supported_output_formats,
@@ -127,15 +129,18 @@ def _add_methods(
             entry.function_schema.CopyFrom(method.function_schema)
 
 
-def definition_id(function: api_pb2.Function) -> str:
-    """The same id for the same definition: mount ids come in set order, so they are sorted."""
+def definition_id(function: api_pb2.Function, salt: bytes = b"") -> str:
+    """The same id for the same definition: mount ids come in set order, so they are sorted.
+
+    ``salt`` tells definitions apart that differ in what they refer to.
+    """
     copy = api_pb2.Function()
     copy.CopyFrom(function)
     mounts = sorted(copy.mount_ids)
     del copy.mount_ids[:]
     copy.mount_ids.extend(mounts)
     copy.ClearField("web_url_info")
-    digest = hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
+    digest = hashlib.sha256(copy.SerializeToString(deterministic=True) + salt).hexdigest()
     return f"de-{digest[:22]}"
 
 

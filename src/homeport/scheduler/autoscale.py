@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from homeport.functions.model import SCALEDOWN_WINDOW_DEFAULT_S, Autoscaler
 
@@ -52,6 +52,11 @@ class PoolView:
     """Whether the app may start containers."""
     keep_min: bool
     """Whether ``min_containers`` is in force (the app is published)."""
+    outdated: int = 0
+    """Containers of an earlier version that still serve: what they run counts as ``running``, they
+    themselves neither as ``ready`` nor ``starting``, and those without inputs as ``idle``."""
+    can_start: bool = True
+    """Whether the last start went well: else nothing is replaced for the sake of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Plan:
 
     start: int = 0
     stop: tuple[str, ...] = ()
+    retire: int = 0
+    """Outdated containers that are not needed any more."""
     check_at: float | None = None
 
 
@@ -69,9 +76,31 @@ def plan(view: PoolView) -> Plan:
         return Plan()
     live = view.ready + view.starting
     wanted = _wanted(view)
+    if view.outdated:
+        return _roll(view, wanted)
     if wanted > live:
         return _scale_up(view, wanted - live)
     return _scale_down(view, wanted)
+
+
+def _roll(view: PoolView, wanted: int) -> Plan:
+    """Put containers of the present version in the place of outdated ones.
+
+    Each that is ready lets one go that is wanted; those that nobody wants go with the first. With a
+    maximum, one goes first, so that there is never one too many.
+    """
+    if view.can_start:
+        wanted = max(wanted, 1)
+    live = view.ready + view.starting
+    retire = max(0, view.outdated - max(0, wanted - view.ready)) if view.ready else 0
+    room = wanted
+    if view.settings.max_containers:
+        room = view.settings.max_containers - view.outdated + retire
+        if wanted > live and room <= live and not retire:
+            retire = 1
+    missing = min(wanted, room) - live
+    step = _scale_up(view, missing) if missing > 0 else _scale_down(view, wanted)
+    return replace(step, retire=retire)
 
 
 def _wanted(view: PoolView) -> int:
@@ -116,7 +145,7 @@ def _scale_down(view: PoolView, wanted: int) -> Plan:
     keep = (view.settings.min_containers or 0) if view.keep_min else 0
     if (view.running or view.stalled) and view.settings.buffer_containers:
         keep = max(keep, wanted)
-    surplus = view.ready + view.starting - max(keep, 0)
+    surplus = view.ready + view.starting + view.outdated - max(keep, 0)
     stop: list[str] = []
     check_at: float | None = None
     for task in sorted(view.idle, key=lambda item: item.idle_since):

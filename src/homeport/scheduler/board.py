@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from homeport.apps.model import AppState
 from homeport.apps.service import AppService
 from homeport.functions.model import FunctionRecord
 from homeport.kernel.clock import Clock
@@ -32,6 +33,16 @@ class Board:
             pool = Pool(record, self._clock.monotonic())
             self.pools[record.function_id] = pool
         return pool
+
+    def edition(self, record: FunctionRecord) -> str:
+        """What tells containers of the present definition from those to be replaced."""
+        app = self._apps.find(record.app_id)
+        return f"{record.definition_id}/{app.renewed if app is not None else 0}"
+
+    def is_deployed(self, app_id: str) -> bool:
+        """Whether the app serves callers of its own, who are not to notice a new version."""
+        app = self._apps.find(app_id)
+        return app is not None and app.state is AppState.DEPLOYED
 
     def may_run(self, record: FunctionRecord) -> bool:
         """Whether the function may run: its app lives, or an image is built by it.

@@ -50,7 +50,7 @@ class Dispatch:
     def step(self, pool: Pool) -> None:
         """Hand out what can be handed out, then see to the number of containers."""
         if pool.waiting:
-            for task in sorted(pool.tasks.values(), key=lambda item: len(item.held)):
+            for task in sorted(pool.tasks.values(), key=lambda t: (t.outdated, len(t.held))):
                 if not pool.waiting:
                     break
                 self._fill(task, limit=pool.spec.slots)
@@ -96,18 +96,29 @@ class Dispatch:
         decision = plan(_view(pool, now, self._board.may_run(pool.record)))
         for task_id in decision.stop:
             self._fleet.stop(pool.tasks[task_id], graceful=True)
+        if decision.retire:
+            self._retire(pool, decision.retire)
         if decision.start and now < pool.not_before:
             self._look_again(pool, pool.not_before)
             return
         for _ in range(decision.start):
             if not self._fleet.start(pool):
                 self._starved[pool.record.function_id] = pool
-                self.reclaim(pool)
+                if any(task.is_outdated for task in pool.tasks.values()):
+                    self._retire(pool, 1)
+                else:
+                    self.reclaim(pool)
                 break
         else:
             self._starved.pop(pool.record.function_id, None)
         if decision.check_at is not None:
             self._look_again(pool, decision.check_at)
+
+    def _retire(self, pool: Pool, count: int) -> None:
+        """End ``count`` outdated containers, those with the least to do first."""
+        outdated = [task for task in pool.tasks.values() if task.is_outdated]
+        for task in sorted(outdated, key=lambda task: len(task.held))[:count]:
+            self._fleet.stop(task, graceful=True)
 
     def _look_again(self, pool: Pool, at: float) -> None:
         """Plan once more at ``at``, or before: a timer that is set for earlier stays."""
@@ -198,17 +209,20 @@ def _item(item: Input, *, final: bool) -> InputItem:
 
 def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
     spec = pool.spec
-    ready = [task for task in pool.tasks.values() if task.status is TaskStatus.READY]
-    starting = sum(1 for task in pool.tasks.values() if task.status is TaskStatus.STARTING)
+    serving = [task for task in pool.tasks.values() if task.status is TaskStatus.READY]
+    ready = [task for task in serving if not task.outdated]
+    starting = sum(
+        task.status is TaskStatus.STARTING and not task.outdated for task in pool.tasks.values()
+    )
     target = (spec.target_concurrent or max(1, spec.max_concurrent)) * max(1, spec.batch_max_size)
     return PoolView(
         now=now,
         waiting=pool.waiting_count,
-        running=sum(len(task.held) for task in ready if not task.stalled),
+        running=sum(len(task.held) for task in serving if not task.stalled),
         ready=len(ready),
         stalled=sum(1 for task in ready if task.stalled),
         starting=starting,
-        idle=tuple(IdleTask(task.task_id, task.idle_since) for task in ready if not task.held),
+        idle=tuple(IdleTask(task.task_id, task.idle_since) for task in serving if not task.held),
         slots=spec.slots,
         target_slots=min(target, spec.slots),
         settings=pool.settings,
@@ -217,4 +231,6 @@ def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
         single_use=spec.single_use,
         is_live=is_live and pool.is_live,
         keep_min=pool.keep_min,
+        outdated=sum(task.is_outdated for task in pool.tasks.values()),
+        can_start=not pool.start_failures,
     )

@@ -84,6 +84,7 @@ class Fleet:
                 app_id=pool.record.app_id,
                 node_id=node_id,
                 enqueued_at=self._clock.now(),
+                edition=task.edition,
             )
         )
         launch = asyncio.create_task(self._launch(task))
@@ -91,12 +92,15 @@ class Fleet:
         launch.add_done_callback(self._launches.discard)
         return True
 
-    def adopt(self, pool: Pool, node_id: str, task_id: str, *, ready: bool) -> Task:
+    def adopt(self, pool: Pool, node_id: str, task_id: str, *, ready: bool, edition: str) -> Task:
         """Take a container back that a former server process started."""
         whole = self._reservations.whole(node_id)
         spot = place(pool.spec, [whole], self._reservations.defaults)
         task = self._task(pool, node_id, task_id, spot[1] if spot else Resources())
         task.status = TaskStatus.READY if ready else TaskStatus.STARTING
+        if edition:
+            task.outdated = edition != task.edition
+            task.edition = edition
         task.idle_since = task.progress_at = task.created_at
         self._admit(task)
         return task
@@ -106,7 +110,7 @@ class Fleet:
             task_id=task_id,
             pool=pool,
             node_id=node_id,
-            definition=pool.record.definition,
+            edition=self._board.edition(pool.record),
             reserved=reserved,
             memory_limit_mb=self._reservations.memory_limit_mb(
                 node_id, pool.spec.memory_mb, pool.spec.memory_mb_max
@@ -137,6 +141,18 @@ class Fleet:
         if not self._nodes.send(task.node_id, message):
             self.remove(task)
             self.start_failed(task.pool, "the node it was to start on is gone", final=False)
+
+    def replace(self, pool: Pool) -> None:
+        """Containers of earlier definitions make way for those of the present one.
+
+        In a deployed app they serve on until then; otherwise they end when they are done.
+        """
+        edition = self._board.edition(pool.record)
+        rolling = self._board.is_deployed(pool.record.app_id)
+        for task in list(pool.tasks.values()):
+            task.outdated = task.edition != edition
+            if task.outdated and not rolling:
+                self.stop(task, graceful=True)
 
     def stop(self, task: Task, *, graceful: bool) -> None:
         if task.status is TaskStatus.STOPPING and (graceful or not task.graceful):

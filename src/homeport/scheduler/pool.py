@@ -37,7 +37,8 @@ class Task:
     task_id: str
     pool: Pool
     node_id: str
-    definition: bytes
+    edition: str
+    """Which definition it runs (see ``Board.edition``)."""
     reserved: Resources
     memory_limit_mb: int
     created_at: float
@@ -54,6 +55,8 @@ class Task:
     stalled: bool = False
     """It gave inputs back that waited too long behind those it runs, and finished none since."""
     init_failed: bool = False
+    outdated: bool = False
+    """It runs an earlier version: it serves until containers of the present one can."""
     graceful: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,6 +68,11 @@ class Task:
         spec = self.pool.spec
         room = spec.slots + self.pool.prefetch - len(self.held)
         return min(room, self.inputs_left) if self.inputs_left >= 0 else room
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it is of an earlier version and not yet told to end."""
+        return self.outdated and self.status is not TaskStatus.STOPPING
 
     @property
     def is_idle(self) -> bool:

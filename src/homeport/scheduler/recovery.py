@@ -128,7 +128,8 @@ class Recovery:
             return None
         if not self._board.may_run(function):
             return None
-        return self._fleet.adopt(self._board.pool(function), node_id, task_id, ready=ready)
+        pool = self._board.pool(function)
+        return self._fleet.adopt(pool, node_id, task_id, ready=ready, edition=record.edition)
 
     def _match_inputs(self, task: Task, held: list[tuple[str, int]], adoption: Adoption) -> None:
         """Agree with a node on which inputs of a task are still wanted."""

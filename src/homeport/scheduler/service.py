@@ -219,6 +219,10 @@ class Scheduler:
                 pool = self._board.pool(record)
                 pool.keep_min = True
                 self._dispatch.step(pool)
+        for pool in list(self._board.pools.values()):
+            if pool.record.app_id == app.app_id:  # the app may want new containers of all
+                self._fleet.replace(pool)
+                self._dispatch.step(pool)
         if app.state is AppState.DEPLOYED:
             self._retire_removed(app.app_id, wanted)
 
@@ -305,9 +309,8 @@ class Scheduler:
         pool = self._board.pools.get(record.function_id)
         if pool is None or record.spec is None:
             return
-        changed = pool.record.definition != record.definition
+        changed = pool.record.definition_id != record.definition_id
         pool.redefine(record)
         if changed:
-            for task in list(pool.tasks.values()):
-                if task.definition != record.definition:
-                    self._fleet.stop(task, graceful=True)
+            self._fleet.replace(pool)
+            self._dispatch.step(pool)

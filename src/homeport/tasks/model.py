@@ -15,6 +15,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     enqueued_at: float
     started_at: float = 0.0
     finished_at: float = 0.0
+    edition: str = ""
+    """Which definition of its function it runs, and since which renewal of its app."""
 
     @property
     def is_alive(self) -> bool:

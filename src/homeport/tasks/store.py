@@ -20,6 +20,7 @@ tasks = sa.Table(
     sa.Column("enqueued_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float, nullable=False, index=True),
+    sa.Column("edition", sa.String, nullable=False, server_default=""),
 )
 
 _insert = insert(tasks)

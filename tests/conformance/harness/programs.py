@@ -221,9 +221,9 @@ class Runner:
         """``modal <arguments>`` in the background."""
         return self._start([str(client.python), "-m", "modal", *arguments])
 
-    def start_script(self, client: Client, program: str) -> Started:
-        """``python program.py`` in the background."""
-        return self._start([str(client.python), _path(program)])
+    def start_script(self, client: Client, program: str, *arguments: str) -> Started:
+        """``python program.py <arguments>`` in the background."""
+        return self._start([str(client.python), _path(program), *arguments])
 
     def _start(self, command: list[str]) -> Started:
         report = self.folder / "started.jsonl"

@@ -21,6 +21,11 @@ def which():
 
 
 @app.function()
+def task():
+    return os.environ["MODAL_TASK_ID"]
+
+
+@app.function()
 def count(n):
     yield from range(n)
 

@@ -243,7 +243,6 @@ def test_apps_that_were_deployed_stay(tmp_path: Path) -> None:
             state=AppState.DEPLOYED,
             name="shop",
             layout=Layout(),
-            definitions={},
             tags={},
             deployment=Deployment(0, 1.0, "1.6.4", ""),
         )

@@ -144,3 +144,68 @@ def test_a_plan_never_passes_the_maximum_and_never_starts_and_stops_at_once(
     if max_containers is not None and result.start:
         assert ready + starting + result.start <= max_containers
     assert not (result.start and result.stop)
+
+
+BUSY = {"outdated": 3, "running": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "retire"),
+    [
+        # One for those that idle, as many as are busy, and none is let go before one is ready.
+        ({"outdated": 1}, 1, 0),
+        (BUSY, 3, 0),
+        ({**BUSY, "starting": 3}, 0, 0),
+        # Each that is ready lets one go.
+        ({**BUSY, "starting": 2, "ready": 1}, 0, 1),
+        ({**BUSY, "ready": 3}, 0, 3),
+        ({"outdated": 3, "ready": 1}, 0, 3),
+        # With a maximum one goes first.
+        ({"outdated": 1, "running": 1, "settings": Autoscaler(max_containers=1)}, 0, 1),
+        ({"outdated": 2, "running": 2, "settings": Autoscaler(max_containers=2)}, 0, 1),
+        ({"outdated": 1, "running": 2, "settings": Autoscaler(max_containers=2)}, 1, 0),
+        ({"outdated": 1, "ready": 1, "running": 2, "settings": Autoscaler(max_containers=2)}, 0, 1),
+        # A version that cannot start replaces nothing for the sake of it.
+        ({"outdated": 1, "can_start": False}, 0, 0),
+        ({"outdated": 1, "can_start": False, "waiting": 1}, 1, 0),
+    ],
+)
+def test_rolling(changes: dict[str, object], start: int, retire: int) -> None:
+    found = plan(view(**changes))
+    assert (found.start, found.retire) == (start, retire)
+
+
+def test_outdated_that_nothing_replaces_end_like_others() -> None:
+    idle = (IdleTask("old", 900.0),)
+    found = plan(view(outdated=1, can_start=False, idle=idle))
+    assert found.stop == ("old",)
+
+
+@given(
+    outdated=st.integers(1, 20),
+    ready=st.integers(0, 20),
+    starting=st.integers(0, 20),
+    running=st.integers(0, 60),
+    waiting=st.integers(0, 60),
+    maximum=st.integers(0, 20),
+)
+def test_rolling_keeps_to_its_bounds(
+    outdated: int, ready: int, starting: int, running: int, waiting: int, maximum: int
+) -> None:
+    settings = Autoscaler(max_containers=maximum or None)
+    found = plan(
+        view(
+            outdated=outdated,
+            ready=ready,
+            starting=starting,
+            running=running,
+            waiting=waiting,
+            settings=settings,
+        )
+    )
+    assert 0 <= found.retire <= outdated
+    if not ready:
+        assert found.retire <= (1 if maximum else 0)
+    before = outdated + ready + starting
+    if maximum and before <= maximum:
+        assert before - found.retire + found.start <= maximum

@@ -1,0 +1,21 @@
+"""Prints the edition of a deployed app once it is the expected one (or half a minute has passed)."""
+
+import sys
+import time
+
+import modal
+
+
+def main(name, expected, version="0", what=""):
+    options = {"version": int(version)} if version != "0" else {}
+    which = modal.Function.from_name(name, "which", **options)
+    deadline = time.monotonic() + 30
+    while (found := which.remote()) != expected and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if what == "task":
+        found = modal.Function.from_name(name, "task").remote()
+    print(found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
