@@ -22,7 +22,7 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_entrypoints.py tests/conformance/test_generators.py \
 	tests/conformance/test_failures.py tests/conformance/test_nested.py \
 	tests/conformance/test_dicts.py tests/conformance/test_queues.py \
-	tests/conformance/test_images.py tests/conformance/test_images_rebuilt.py \
+	tests/conformance/test_images.py tests/conformance/test_images_rebuilt.py tests/conformance/test_image_volumes.py \
 	tests/conformance/test_images_recovery.py \
 	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \

@@ -222,6 +222,7 @@ class Server:
             mount_digest=self._mounts.digest,
             secret_env=self._secrets.env,
             read_blob=self._blobs.read,
+            prepare_volume=self._volumes.prepare_mount,
             function_builder=build_functions,
             has_layers=self._nodes.has_layers,
             build_timeout_s=settings.build_timeout_s,

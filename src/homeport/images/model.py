@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from homeport.kernel import ids
-from homeport.link.messages import ImageConfig
+from homeport.link.messages import ImageConfig, VolumeRef
 
 CONTEXT_FILES_BYTES_MAX: Final = 32 * 1024 * 1024
 """Inline context files of one recipe: they are kept with the record and travel in one message."""
@@ -60,6 +60,8 @@ class Recipe(msgspec.Struct, frozen=True, array_like=True):
     builder_version: str
     registry_secret_digest: str = ""
     function: FunctionStep | None = None
+    volumes: list[VolumeRef] = []
+    """Mounted while its RUNs run. What is in them decides nothing, as with a cache."""
 
 
 class BuildInputs(msgspec.Struct, frozen=True, array_like=True):
@@ -87,6 +89,7 @@ class ImageRequest(msgspec.Struct, frozen=True):
     ignore_cache: bool = False
     function: FunctionStep | None = None
     inputs: BuildInputs = BuildInputs()
+    volumes: list[VolumeRef] = []
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):

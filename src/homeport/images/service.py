@@ -89,7 +89,8 @@ class ImageService:
     """Images of the installation.
 
     ``mount_digest`` maps a mount id to its content's digest, ``secret_env`` secret ids to their
-    variables, ``read_blob`` a blob id to its bytes; ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node, and
+    variables, ``read_blob`` a blob id to its bytes; ``prepare_volume`` sees to it that a volume has a
+    directory (its path, empty for the volume itself). ``log_sink`` also gets all build output. A build waits ``node_wait_s`` for a node, and
     is cancelled when nobody has followed it for ``patience_s`` (its clients were interrupted).
     """
 
@@ -101,6 +102,7 @@ class ImageService:
         mount_digest: Callable[[str], Awaitable[str]],
         secret_env: Callable[[Sequence[str]], Awaitable[dict[str, str]]],
         read_blob: Callable[[str], Awaitable[bytes]],
+        prepare_volume: Callable[[str, str], Awaitable[None]],
         function_builder: FunctionBuilder | None = None,
         build_timeout_s: float = BUILD_TIMEOUT_S,
         has_layers: Callable[[Sequence[str]], bool] = lambda keys: True,
@@ -115,6 +117,7 @@ class ImageService:
         self._mount_digest = mount_digest
         self._secret_env = secret_env
         self._read_blob = read_blob
+        self._prepare_volume = prepare_volume
         self._function_builder = function_builder
         self._limits = limits or Limits()
         self._has_layers = has_layers
@@ -301,6 +304,8 @@ class ImageService:
         digest = (
             await self._mount_digest(request.context_mount_id) if request.context_mount_id else ""
         )
+        for ref in request.volumes:
+            await self._prepare_volume(ref.volume_id, ref.sub_path)
         registry = await self._registry_env(request.inputs.registry_secret_id)
         recipe = Recipe(
             dockerfile=request.dockerfile,
@@ -312,6 +317,7 @@ class ImageService:
             builder_version=request.builder_version,
             registry_secret_digest=contents_digest(registry),
             function=await self._function(request.function),
+            volumes=request.volumes,
         )
         return recipe, env
 
@@ -487,6 +493,7 @@ class ImageService:
             no_cache=no_cache,
             registry_kind=record.inputs.registry_kind,
             registry_env=await self._registry_env(record.inputs.registry_secret_id),
+            volumes=recipe.volumes,
         )
 
     def _outcome(self, record: ImageRecord, finished: BuildFinished) -> ImageRecord:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
@@ -15,8 +17,8 @@ from homeport.images.model import (
     NamedImage,
 )
 from homeport.images.service import BuildEvent
-from homeport.kernel.errors import UnimplementedError
-from homeport.link.messages import LogEntry
+from homeport.kernel.errors import InvalidError
+from homeport.link.messages import LogEntry, VolumeRef
 
 _REGISTRY_KINDS = {
     api_pb2.REGISTRY_AUTH_TYPE_AWS: "aws",
@@ -26,10 +28,8 @@ _REGISTRY_KINDS = {
 
 
 def image_request(request: api_pb2.ImageGetOrCreateRequest) -> ImageRequest:
-    """What the client asks for. Raises ``UnimplementedError`` for what cannot be built yet."""
+    """What the client asks for. Raises ``InvalidError`` for volumes where none can be mounted."""
     image = request.image
-    if image.volume_mounts:
-        raise UnimplementedError("Homeport does not mount volumes into image builds yet")
     return ImageRequest(
         dockerfile=list(image.dockerfile_commands),
         bases=[(base.docker_tag, base.image_id) for base in image.base_images],
@@ -42,12 +42,35 @@ def image_request(request: api_pb2.ImageGetOrCreateRequest) -> ImageRequest:
         force_build=request.force_build,
         ignore_cache=request.ignore_cache,
         function=_function_step(image),
+        volumes=_volumes(image),
         inputs=BuildInputs(
             request.build_function_id,
             _REGISTRY_KINDS.get(image.image_registry_config.registry_auth_type, ""),
             image.image_registry_config.secret_id,
         ),
     )
+
+
+def _volumes(image: api_pb2.Image) -> list[VolumeRef]:
+    """Those of RUN steps; a function's are in its own definition."""
+    if image.HasField("build_function"):
+        return []
+    refs = [
+        VolumeRef(
+            mount.volume_id,
+            posixpath.normpath("/" + mount.mount_path.lstrip("/")),
+            mount.read_only,
+            mount.sub_path.strip("/"),
+        )
+        for mount in image.volume_mounts
+    ]
+    for ref in refs:
+        others = [other.path for other in refs if other is not ref]
+        if ref.path == "/" or any((ref.path + "/").startswith(path + "/") for path in others):
+            raise InvalidError(
+                f"a volume cannot be mounted at {ref.path}, inside or in place of something else"
+            )
+    return sorted(refs, key=lambda ref: ref.path)
 
 
 def _function_step(image: api_pb2.Image) -> FunctionStep | None:

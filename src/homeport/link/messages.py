@@ -566,6 +566,8 @@ class BuildImage(Message):
     """How to sign in to the registry of a FROM: ``aws``, ``gcp``, ``static``; empty = as the node
     is signed in itself. ``registry_env`` holds the credentials under the client's names."""
     registry_env: dict[str, str] = {}
+    volumes: list[VolumeRef] = []
+    """Mounted while a RUN runs."""
 
 
 class DropLayers(Message):

@@ -137,6 +137,8 @@ class Agent:
             session, lambda: self._http_url(link), lambda: link.blob_root, self._config.token
         )
         mounts = MountStore(root / "mounts", source)
+        volume_source = VolumeSource(session, lambda: self._http_url(link), self._config.token)
+        volumes = NodeVolumes(VolumeLayers(root / "volumes", volume_source, source), volume_source)
         builder = ImageBuilder(
             runtime,
             layers,
@@ -144,9 +146,8 @@ class Agent:
             root / "builder",
             mirrors=self._config.registry_mirrors,
             memory_mb=capacity().memory_mb,
+            volumes=volumes,
         )
-        volumes = VolumeSource(session, lambda: self._http_url(link), self._config.token)
-        volume_layers = VolumeLayers(root / "volumes", volumes, source)
 
         def find(task_id: str) -> Hosted | None:
             return supervisor.find(task_id)
@@ -174,7 +175,7 @@ class Agent:
                 layers,
                 mounts,
                 BytecodeStore(mounts),
-                NodeVolumes(volume_layers, volumes),
+                volumes,
             ),
             relay=relay,
             builds=NodeBuilds(builder, link),

@@ -15,7 +15,7 @@ from homeport.link.messages import MountRef, StartSandbox, StartTask
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 from homeport.node.snapshot import clean
-from homeport.node.volumes.mounted import PLACE, ContainerVolumes, NodeVolumes
+from homeport.node.volumes.mounted import ContainerVolumes, NodeVolumes, remove_link
 
 CONTROL_DIR = "/__modal/run"
 """Where a container finds its socket and its arguments (beside ``/__modal/deps`` of the mounts)."""
@@ -174,7 +174,7 @@ class Preparer:
         image = prepared.layers[: len(start.layers)]
         upper = prepared.upper
         for ref in start.volumes:
-            await asyncio.to_thread(_remove_link, upper, ref.path)
+            await asyncio.to_thread(remove_link, upper, ref.path)
         await asyncio.to_thread(clean, upper, image, prepared.layers[len(start.layers) :])
         parent = start.layers[-1] if start.layers else ""
         metadata = LayerMetadata(parent=parent, instruction="run_function", created_at=now)
@@ -237,13 +237,6 @@ def _check_directories(start: Start) -> None:
                 "server's machine, which this node does not have: share that directory with it "
                 "under the same path (by NFS, for example)"
             )
-
-
-def _remove_link(upper: Path, path: str) -> None:
-    """A volume's link belongs to the container, not to the layer that it leaves."""
-    link = upper / path.lstrip("/")
-    if link.is_symlink() and os.readlink(link).startswith(PLACE + "/"):
-        link.unlink()
 
 
 def environment(start: StartTask) -> dict[str, str]:

@@ -74,6 +74,12 @@ class VolumeService:
         self._blobs = blobs
         self._clock = clock or SystemClock()
 
+    async def prepare_mount(self, volume_id: str, sub_path: str) -> None:
+        """See to it that this directory of the volume can be mounted. Raises ``NotFoundError``."""
+        self._objects.get(volume_id)
+        if sub_path:
+            await self.make_directory(volume_id, sub_path)
+
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
     async def entry(self, volume_id: str, path: str) -> VolumeEntry:

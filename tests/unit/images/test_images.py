@@ -34,9 +34,8 @@ from homeport.kernel.errors import (
     InvalidError,
     NotFoundError,
     UnavailableError,
-    UnimplementedError,
 )
-from homeport.link.messages import BuildFinished, BuildImage, ImageConfig, LogEntry
+from homeport.link.messages import BuildFinished, BuildImage, ImageConfig, LogEntry, VolumeRef
 from homeport.storage.database import Database
 from homeport.storage.operations import OperationLog
 
@@ -110,6 +109,7 @@ class Studio:
         self.secrets: dict[str, dict[str, str]] = {}
         self.mounts: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
+        self.directories: list[tuple[str, str]] = []
         self.service = self._new()
 
     def _new(self) -> ImageService:
@@ -119,11 +119,17 @@ class Studio:
             mount_digest=self._digest,
             secret_env=self._env,
             read_blob=self._blob,
+            prepare_volume=self._prepare_volume,
             function_builder=self.functions,
             has_layers=lambda keys: not self.lost.intersection(keys),
             node_wait_s=self.node_wait_s,
             patience_s=self.patience_s,
         )
+
+    async def _prepare_volume(self, volume_id: str, path: str) -> None:
+        if not volume_id.startswith("vo-"):
+            raise NotFoundError("no such volume")
+        self.directories.append((volume_id, path))
 
     async def _blob(self, blob_id: str) -> bytes:
         return self.blobs[blob_id]
@@ -518,22 +524,26 @@ def test_what_clients_are_told(tmp_path: Path) -> None:
     run(tmp_path, check)
 
 
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        (
-            api_pb2.ImageGetOrCreateRequest(
-                image=api_pb2.Image(volume_mounts=[api_pb2.VolumeMount(volume_id="vo-1")])
-            ),
-            "volumes",
-        ),
-    ],
-)
-def test_what_cannot_be_built_yet_is_named(
-    request_: api_pb2.ImageGetOrCreateRequest, words: str
-) -> None:
-    with pytest.raises(UnimplementedError, match=words):
-        wire.image_request(request_)
+def test_volumes_of_a_recipe(tmp_path: Path) -> None:
+    def request(*paths: str) -> api_pb2.ImageGetOrCreateRequest:
+        mounts = [api_pb2.VolumeMount(volume_id="vo-1", mount_path=path) for path in paths]
+        return api_pb2.ImageGetOrCreateRequest(image=api_pb2.Image(volume_mounts=mounts))
+
+    for paths in (["/"], ["/a", "a/b"], ["/a/", "/a"]):
+        with pytest.raises(InvalidError, match="cannot be mounted"):
+            wire.image_request(request(*paths))
+    refs = wire.image_request(request("/b", "a/")).volumes
+    assert [ref.path for ref in refs] == ["/a", "/b"]
+
+    async def check(studio: Studio) -> None:
+        image = await studio.built(volumes=[VolumeRef("vo-1", "/a", sub_path="sub")])
+        assert studio.directories == [("vo-1", "sub")]
+        assert studio.builder.messages[-1].volumes == [VolumeRef("vo-1", "/a", sub_path="sub")]
+        assert (await studio.built()).image_id != image.image_id
+        with pytest.raises(NotFoundError):
+            await studio.ask(volumes=[VolumeRef("gone", "/a")])
+
+    run(tmp_path, check)
 
 
 # ── functions as steps ──────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ from homeport.node.builder.registry import Access, Registry
 from homeport.node.builder.runmounts import CacheDirectories
 from homeport.node.builder.running import entry
 from homeport.node.builder.stage import BuildVariables, Built, Stage, only_flags
-from homeport.node.builder.steps import BuildTools, LayerMaker
+from homeport.node.builder.steps import BuildTools, LayerMaker, Volumes
 from homeport.node.layers import LayerStore
 from homeport.node.runtime.port import DEFAULT_PATH, Runtime
 
@@ -85,6 +85,7 @@ class ImageBuilder:
         mirrors: Mapping[str, str] | None = None,
         disk: DiskGuard | None = None,
         memory_mb: int = 0,
+        volumes: Volumes | None = None,
     ) -> None:
         self._memory_mb = memory_mb
         self._mounts = mounts
@@ -98,6 +99,7 @@ class ImageBuilder:
             fetcher=Fetcher(work_dir / "cache" / "downloads"),
             caches=CacheDirectories(work_dir / "cache" / "mounts"),
             disk=disk or guard_of(layers.root),
+            volumes=volumes,
             network=network,
         )
         registry = Registry(layers, work_dir / "registry", self._tools.clock, mirrors)
@@ -138,6 +140,7 @@ class ImageBuilder:
             limits=_limited(message.limits, self._memory_mb),
             emit=emit,
             salt=ids.new("bd") if message.no_cache else "",
+            volumes=tuple(message.volumes),
         )
 
 

@@ -10,12 +10,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.resources import Limits
+from homeport.link.messages import VolumeRef
 from homeport.node.builder.context import BuildContext, Selection, content_digest
 from homeport.node.builder.copying import CopyPlan, LayerWriter, home_of
 from homeport.node.builder.disk import DiskGuard
@@ -39,6 +41,7 @@ from homeport.node.runtime.port import (
     Runtime,
     RuntimeUnavailableError,
 )
+from homeport.node.volumes.mounted import ContainerVolumes, remove_link
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +71,12 @@ class RunStep:
     secrets: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+class Volumes(Protocol):
+    """The volumes of this node (``NodeVolumes``)."""
+
+    async def prepare(self, refs: Sequence[VolumeRef], folder: Path) -> ContainerVolumes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class BuildTools:
     """What every build of a node shares."""
@@ -81,12 +90,16 @@ class BuildTools:
     fetcher: Fetcher
     caches: CacheDirectories
     disk: DiskGuard
+    volumes: Volumes | None = None
     network: str = "nat"
 
 
 @dataclass(slots=True)
 class LayerMaker:
-    """Makes the layers of one build. ``salt`` is empty, or unique when the cache must not serve."""
+    """Makes the layers of one build. ``salt`` is empty, or unique when the cache must not serve.
+
+    ``volumes`` are mounted while a RUN runs; what is in them decides nothing, as with a cache.
+    """
 
     tools: BuildTools
     context: BuildContext
@@ -94,6 +107,7 @@ class LayerMaker:
     limits: Limits
     emit: Emit
     salt: str = ""
+    volumes: tuple[VolumeRef, ...] = ()
     held: list[str] = field(default_factory=list[str])
     """Layers that must not go while the build goes on."""
     _views: dict[tuple[str, ...], MergedView] = field(
@@ -123,6 +137,7 @@ class LayerMaker:
             step.network,
             self._freshness(step),
             *([mounts, step.script] if mounts or step.script else []),
+            *(json.dumps([ref.volume_id, ref.path, ref.sub_path]) for ref in self.volumes),
         )
         return await self._ensure(key, lambda emit: self._do_run(key, list(parents), step, emit))
 
@@ -210,8 +225,11 @@ class LayerMaker:
         try:
             view = self.view(parents)
             binds, env = self._surroundings(step, view)
-            async with preparer.prepare(list(step.mounts)) as mounts:
-                binds = (*binds, *mounts.binds, *_script(step, directory))
+            async with (
+                preparer.prepare(list(step.mounts)) as mounts,
+                self._mounted(directory / "volumes") as volumes,
+            ):
+                binds = (*binds, *mounts.binds, *_script(step, directory), *volumes.binds())
                 spec = ContainerSpec(
                     id=ids.new("bd"),
                     layers=tuple(self.tools.layers.path(parent) for parent in parents),
@@ -224,14 +242,35 @@ class LayerMaker:
                     limits=self.limits,
                     binds=binds,
                     tmpfs=mounts.tmpfs,
+                    overlays=volumes.overlays(),
                     network=step.network or self.tools.network,
                 )
                 await self._run_spec(spec, emit)
-            for target in (*(bind.target for bind in binds), *mounts.tmpfs):
+            places = [ref.path for ref in self.volumes]
+            for path in places:
+                remove_link(upper, path)
+            for target in (*(bind.target for bind in binds), *mounts.tmpfs, *places):
                 _remove_mountpoint(upper, view, target)
             await self._commit(upper, key, parents, step.instruction)
         finally:
             await self.tools.layers.discard(directory)
+
+    @asynccontextmanager
+    async def _mounted(self, folder: Path) -> AsyncGenerator[ContainerVolumes]:
+        """The build's volumes for one RUN; what it wrote is committed, however it ends."""
+        volumes = ContainerVolumes([])
+        if self.volumes:
+            if self.tools.volumes is None:
+                raise BuildError("this node cannot mount volumes")
+            volumes = await self.tools.volumes.prepare(self.volumes, folder)
+        try:
+            yield volumes
+            await volumes.finish()
+        except Exception:
+            await volumes.finish()
+            raise
+        finally:
+            await volumes.close()
 
     async def _run_spec(self, spec: ContainerSpec, emit: Emit) -> None:
         try:

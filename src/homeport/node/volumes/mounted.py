@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,13 @@ _SCAN_SHARE: Final = 20.0
 FINAL_S: Final = 600.0
 """How long an ended container's last changes wait for a server that does not answer."""
 _FINAL_PAUSE_S: Final = 2.0
+
+
+def remove_link(upper: Path, path: str) -> None:
+    """A volume's link belongs to the container, not to the layer that it leaves."""
+    link = upper / path.lstrip("/")
+    if link.is_symlink() and os.readlink(link).startswith(PLACE + "/"):
+        link.unlink()
 
 
 class MountedVolume:
