@@ -16,6 +16,7 @@ from homeport.node.container_rpc import Upstream
 from homeport.node.router.access import Access
 from homeport.node.router.execution import Command
 from homeport.node.router.executions import Executions, Find, RoutedTask
+from homeport.node.router.files import PATH, FileTools
 from homeport.node.router.listener import RouterListener
 from homeport.node.router.rpc import RouterRpc
 from homeport.transport.dispatch import NOT_FOUND, StatusError
@@ -35,7 +36,8 @@ class CommandRouter:
     ) -> None:
         self._link = link
         self._access = Access(SystemClock())
-        self._executions = Executions(find, folder)
+        self._files = FileTools()
+        self._executions = Executions(find, folder, {PATH: self._files.start})
         rpc = RouterRpc(self._executions, self, self._access.authorize)
         self._grpc = GrpcServer(rpc, uploads=rpc, message_bytes_max=MESSAGE_BYTES_MAX)
         self._listener = RouterListener(listen, port, self._grpc.protocol_factory)
@@ -54,6 +56,7 @@ class CommandRouter:
         """End all connections; to be called when the containers have ended."""
         await self._listener.stop()
         await self._grpc.stop(0.0)
+        self._files.close()
         await self._executions.stop()
 
     def welcomed(self, welcome: Welcome) -> None:

@@ -13,6 +13,7 @@ from homeport.node.network import Lease, NetworkProvider
 from homeport.node.runtime import linux
 from homeport.node.runtime.container import RunningContainer
 from homeport.node.runtime.enter import Entered, Place, enter, enter_program
+from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import write_init
 from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared
 from homeport.node.runtime.port import Container, ContainerSpec, ContainerStartError, ExecSpec
@@ -56,6 +57,7 @@ class StagedRuntime:
         self._filter = linux.sealed_memory_file("homeport-seccomp", compiled_filter())
         self._init_fd = write_init()
         self._enter_fd = enter_program()
+        self._files = FileTemplate()
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
         self._shared = Shared(
             self._run_dir,
@@ -103,6 +105,7 @@ class StagedRuntime:
         await self._network.close()
         await self._stage.run(self._cgroups.close)
         self._stage.close()
+        self._files.close()
         for fd in (self._init_fd, self._enter_fd, self._filter):
             os.close(fd)
         self._init_fd = -1
@@ -131,6 +134,7 @@ class StagedRuntime:
             stage=self._stage,
             clean=self.clean,
             user=launch.user,
+            files=self._files,
             enter=self._enter,
             on_removed=self._forget,
         )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from homeport.node.cgroups import Cgroup, CgroupError
 from homeport.node.network import Lease, NetworkProvider
 from homeport.node.runtime.arguments import environment
 from homeport.node.runtime.enter import Entered, EnteredProcess, Place, look_up
+from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import Started
 from homeport.node.runtime.port import ContainerSpec, ExecError, ExecSpec, Exit, Overlay
 from homeport.node.runtime.records import ContainerDirectory, remove_tree
@@ -43,6 +45,7 @@ class RunningContainer:
         stage: Stage,
         clean: Callable[[str], None],
         user: User,
+        files: FileTemplate,
         enter: Callable[[Place, dict[str, str], str, ExecSpec], Entered],
         on_removed: Callable[[str], None],
     ) -> None:
@@ -57,6 +60,7 @@ class RunningContainer:
         self._clean = clean
         self._user = user
         self._enter = enter
+        self._files = files
         self._place: Place | None = None
         self._on_removed = on_removed
         self._address = lease.address
@@ -112,15 +116,23 @@ class RunningContainer:
         workdir = spec.workdir or own.workdir or "/"
 
         def start() -> Entered:
-            try:
-                if self._place is None:
-                    init = self._started
-                    self._place = look_up(init.init_pid, init.init_fd, self._user)
-            except OSError as error:
-                raise ExecError("the container has ended") from error
-            return self._enter(self._place, env, workdir, spec)
+            return self._enter(self._look_up(), env, workdir, spec)
 
         return EnteredProcess(await self._stage.run(start))
+
+    async def serve_files(self, channel: socket.socket) -> None:
+        if self._ended.done() or self._removing is not None:
+            raise ExecError("the container has ended")
+        await self._stage.run(lambda: self._files.serve(self._look_up(), channel.fileno()))
+
+    def _look_up(self) -> Place:
+        try:
+            if self._place is None:
+                init = self._started
+                self._place = look_up(init.init_pid, init.init_fd, self._user)
+        except OSError as error:
+            raise ExecError("the container has ended") from error
+        return self._place
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)

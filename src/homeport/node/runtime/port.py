@@ -7,6 +7,7 @@ raises ``RuntimeUnavailableError`` with the fix.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -175,6 +176,14 @@ class Container(Protocol):
 
     async def exec(self, spec: ExecSpec) -> Process:
         """Start one more process in it. Raises ``ExecError``."""
+        ...
+
+    async def serve_files(self, channel: socket.socket) -> None:
+        """Have a process answer file commands on ``channel`` (see ``files_worker.py``).
+
+        It sees the container's files and has its user's rights to them, no others; it ends when
+        the other end of ``channel`` is closed, or with the container. Raises ``ExecError``.
+        """
         ...
 
     async def wait(self) -> Exit:

@@ -50,9 +50,28 @@ NAMESPACE_FLAGS: Final = (
 DENIED_FAMILIES: Final = (40, int(socket.AF_ALG))  # AF_VSOCK, AF_ALG
 
 
-@cache
+FILES_DENIED: Final = (
+    "execve", "execveat", "fork", "vfork", "kill", "tkill", "tgkill", "ptrace", "pidfd_open",
+    "pidfd_send_signal", "pidfd_getfd", "process_vm_readv", "process_vm_writev", "socket",
+    "connect", "bind", "mknod", "mknodat", "chroot", "prlimit64", "setpriority",
+    "rt_sigqueueinfo", "rt_tgsigqueueinfo", "sched_setaffinity", "sched_setscheduler",
+)  # fmt: skip
+"""What reaching files does not need, for a process that is not in a container's namespaces."""
+_CLONE_THREAD: Final = 0x00010000
+
+
 def compiled_filter() -> bytes:
     """The filter as the kernel's BPF program. Raises ``RuntimeUnavailableError``."""
+    return _compiled(only_files=False)
+
+
+def compiled_file_filter() -> bytes:
+    """The same without anything that is not about files; threads can be made, processes not."""
+    return _compiled(only_files=True)
+
+
+@cache
+def _compiled(*, only_files: bool) -> bytes:
     try:
         pyseccomp = importlib.import_module("pyseccomp")
     except (ImportError, RuntimeError, OSError) as error:
@@ -67,8 +86,14 @@ def compiled_filter() -> bytes:
     for flag in NAMESPACE_FLAGS:
         _deny(module, rules, errno.EPERM, "clone", module.Arg(0, module.MASKED_EQ, flag, flag))
     _deny(module, rules, errno.ENOSYS, "clone3")
-    for family in DENIED_FAMILIES:
-        _deny(module, rules, errno.EPERM, "socket", module.Arg(0, module.EQ, family))
+    if only_files:
+        for name in FILES_DENIED:
+            _deny(module, rules, errno.EPERM, name)
+        thread = module.Arg(0, module.MASKED_EQ, _CLONE_THREAD, 0)
+        _deny(module, rules, errno.EPERM, "clone", thread)
+    else:
+        for family in DENIED_FAMILIES:
+            _deny(module, rules, errno.EPERM, "socket", module.Arg(0, module.EQ, family))
     fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
     with os.fdopen(fd, "w+b") as file:
         rules.export_bpf(file)
