@@ -15,6 +15,7 @@ from homeport.functions.model import Layout
 from homeport.functions.service import FunctionService
 from homeport.functions.wire import function_summary, layout_message
 from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.kernel.numbers import member
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
 
@@ -67,7 +68,7 @@ class AppsRpc:
     async def AppPublish(
         self, request: api_pb2.AppPublishRequest, ctx: Context
     ) -> api_pb2.AppPublishResponse:
-        state = AppState(request.app_state) if request.app_state else None
+        state = member(AppState, request.app_state, "app_state") if request.app_state else None
         self._check_layout(request)
         app, is_changed = await self._deployments.publish(
             request.app_id,

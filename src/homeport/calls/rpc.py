@@ -16,6 +16,7 @@ from homeport.functions.service import FunctionService
 from homeport.functions.wire import retry_policy_message
 from homeport.kernel import ids
 from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.numbers import member, wait_s
 from homeport.link.messages import (
     STATUS_SUCCESS,
     STATUS_TERMINATED,
@@ -51,8 +52,14 @@ class CallsRpc:
         call = await self._calls.create(
             function_id=record.function_id,
             app_id=record.app_id,
-            type_=CallType(request.function_call_type or CallType.UNARY),
-            invocation=Invocation(request.function_call_invocation_type or Invocation.SYNC),
+            type_=member(
+                CallType, request.function_call_type or CallType.UNARY, "function_call_type"
+            ),
+            invocation=member(
+                Invocation,
+                request.function_call_invocation_type or Invocation.SYNC,
+                "function_call_invocation_type",
+            ),
             parent_input_id=request.parent_input_id,
             inputs=input_specs(request.pipelined_inputs),
             key=ctx.idempotency_key,
@@ -88,7 +95,7 @@ class CallsRpc:
         call = self._calls.find(request.function_call_id)
         if call is None:
             return _gone(request)
-        timeout_s = min(request.timeout, POLL_MAX_S)
+        timeout_s = wait_s(request.timeout, POLL_MAX_S)
         if request.HasField("start_idx"):
             outputs, unfinished = await self._calls.outputs_between(
                 call.call_id, request.start_idx, request.end_idx, timeout_s

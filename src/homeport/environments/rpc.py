@@ -9,6 +9,7 @@ from homeport.environments.model import Environment
 from homeport.environments.service import EnvironmentService
 from homeport.kernel import ids
 from homeport.kernel.errors import InvalidError, UnimplementedError
+from homeport.objects.wire import creation_name
 from homeport.rpc.context import Context
 from homeport.rpc.versions import check_builder, image_builder_version_for, knows_builder
 from homeport.workspace.service import WorkspaceService
@@ -34,9 +35,7 @@ class EnvironmentsRpc:
         elif how == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
             environment = await self._create(name, ctx)
         else:
-            raise InvalidError(
-                f"an environment is not created as {api_pb2.ObjectCreationType.Name(how)}"
-            )
+            raise InvalidError(f"an environment is not created as {creation_name(how)}")
         return api_pb2.EnvironmentGetOrCreateResponse(
             environment_id=environment.environment_id,
             metadata=api_pb2.EnvironmentMetadata(

@@ -11,6 +11,10 @@ STARTUP_TIMEOUT_DEFAULT_S = 300.0
 SCALEDOWN_WINDOW_DEFAULT_S = 60.0
 
 
+RETRY_DELAY_MAX_S = 86400.0
+"""The longest wait before another attempt where a policy sets no bound: more is not meant."""
+
+
 class RetryPolicy(msgspec.Struct, frozen=True):
     """How often a failed input is tried again, and when (RPC field ``retry_policy``)."""
 
@@ -21,8 +25,11 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
     def delay_s(self, attempt: int) -> float:
         """Seconds to wait before retry number ``attempt`` (from 1)."""
-        delay = self.initial_delay_s * self.backoff ** max(0, attempt - 1)
-        return min(delay, self.max_delay_s) if self.max_delay_s > 0 else delay
+        try:
+            delay = self.initial_delay_s * self.backoff ** max(0, attempt - 1)
+        except OverflowError:
+            delay = RETRY_DELAY_MAX_S
+        return min(delay, self.max_delay_s if self.max_delay_s > 0 else RETRY_DELAY_MAX_S)
 
 
 class Autoscaler(msgspec.Struct, frozen=True):

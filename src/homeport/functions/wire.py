@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -246,6 +247,10 @@ def _retry_policy(function: api_pb2.Function) -> RetryPolicy | None:
     if not function.HasField("retry_policy"):
         return None
     policy = function.retry_policy
+    if not math.isfinite(policy.backoff_coefficient) or policy.backoff_coefficient < 0:
+        raise InvalidError(
+            f"the backoff coefficient of a retry policy cannot be {policy.backoff_coefficient}"
+        )
     return RetryPolicy(
         retries=policy.retries,
         initial_delay_s=policy.initial_delay_ms / 1000,
@@ -322,7 +327,10 @@ def canonical_params(serialized: bytes) -> bytes:
     values = _pickled_params(serialized) or _proto_params(serialized)
     if values is None:
         return serialized
-    return msgspec.msgpack.encode(sorted(values.items(), key=lambda item: item[0]))
+    try:
+        return msgspec.msgpack.encode(sorted(values.items(), key=lambda item: item[0]))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return serialized
 
 
 def _pickled_params(serialized: bytes) -> dict[str, Any] | None:
@@ -330,9 +338,9 @@ def _pickled_params(serialized: bytes) -> dict[str, Any] | None:
         return None
     try:
         args, kwargs = _PlainUnpickler(BytesIO(serialized)).load()
+        return {"": list(args), **kwargs} if args else dict(kwargs)
     except Exception:  # any malformed pickle: not ours to judge, the container will
         return None
-    return {"": list(args), **kwargs} if args else dict(kwargs)
 
 
 def _proto_params(serialized: bytes) -> dict[str, Any] | None:

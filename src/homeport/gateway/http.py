@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from homeport.blobs.service import BlobService
 from homeport.gateway.blobs import BlobRoutes
@@ -24,6 +26,25 @@ _READ_BYTES: Final = 512 * 1024
 """Body bytes buffered per connection before the sender is held back (twice this at most)."""
 _BODY_BYTES_MAX: Final = 1024 * 1024
 """Bodies that are read whole: lists of parts. Uploads are streams and not bound by it."""
+
+
+class _NotOurs(logging.Filter):
+    """Says in one line that somebody sent what is not HTTP, or hung up: no error of ours."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | ConnectionError):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            record.msg, record.args = f"HTTP request came to nothing: {type(error).__name__}", None
+            record.exc_info = None
+        return True
+
+
+def _logger() -> logging.Logger:
+    logger = logging.getLogger("homeport.gateway.http1")
+    if not logger.filters:
+        logger.addFilter(_NotOurs())
+    return logger
 
 
 def create_http_app(
@@ -47,6 +68,7 @@ def create_http_app(
         client_max_size=_BODY_BYTES_MAX,
         handler_args={
             "access_log": None,
+            "logger": _logger(),
             "read_bufsize": _READ_BYTES,
             "auto_decompress": False,  # hashes are of the bytes that were sent
         },

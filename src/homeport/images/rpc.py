@@ -12,6 +12,7 @@ from homeport.images import wire
 from homeport.images.names import NamedImages
 from homeport.images.service import ImageService
 from homeport.kernel.errors import NotFoundError
+from homeport.kernel.numbers import wait_s
 from homeport.rpc.context import Context, caller_of
 
 
@@ -33,7 +34,7 @@ class ImagesRpc:
     ) -> AsyncIterator[api_pb2.ImageJoinStreamingResponse]:
         events = self._service.follow(
             request.image_id,
-            timeout_s=request.timeout,
+            timeout_s=wait_s(request.timeout),
             last_entry_id=request.last_entry_id,
             with_finished_log=request.include_logs_for_finished,
         )

@@ -11,12 +11,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
 from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.numbers import wait_s
 from homeport.logs import wire
 from homeport.logs.model import Bucket, TaskRef
 from homeport.logs.service import LogService
 from homeport.logs.wire import LogRequest
 from homeport.rpc.context import Context
 
+_LATEST_NS: Final = 2**63 - 1
 _DEFAULT_NS: Final = 86400 * 10**9
 """How far back a question without a start looks."""
 
@@ -48,7 +50,7 @@ class LogRpc:
             app_id,
             wire.filter_of(request),
             after_id=_entry_id(request.last_entry_id),
-            timeout_s=request.timeout,
+            timeout_s=wait_s(request.timeout),
             task_finished=task is not None and task.finished,
         )
         async with aclosing(events):
@@ -107,9 +109,12 @@ def _entry_id(text: str) -> int | None:
 def _range_ns(
     request: api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest,
 ) -> tuple[int, int]:
-    until = request.until.ToNanoseconds() if request.HasField("until") else time.time_ns()
-    since = request.since.ToNanoseconds() if request.HasField("since") else until - _DEFAULT_NS
-    return since, until
+    try:
+        until = request.until.ToNanoseconds() if request.HasField("until") else time.time_ns()
+        since = request.since.ToNanoseconds() if request.HasField("since") else until - _DEFAULT_NS
+    except ValueError as error:
+        raise InvalidError(f"the time range is not one: {error}") from None
+    return max(since, 0), min(max(until, 0), _LATEST_NS)
 
 
 def _bucket(bucket: Bucket) -> api_pb2.AppCountLogsResponse.LogBucket:

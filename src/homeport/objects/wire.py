@@ -21,12 +21,16 @@ def creation_of(kind: Kind, number: api_pb2.ObjectCreationType.ValueType) -> Cre
     """What a ``…GetOrCreate`` asks for. Raises ``InvalidError`` for what has no meaning here."""
     creation = _CREATION.get(number)
     if creation is None:
-        try:
-            name = api_pb2.ObjectCreationType.Name(number)
-        except ValueError:
-            name = str(number)
-        raise InvalidError(f"a {kind.noun} is not created as {name}")
+        raise InvalidError(f"a {kind.noun} is not created as {creation_name(number)}")
     return creation
+
+
+def creation_name(number: api_pb2.ObjectCreationType.ValueType) -> str:
+    """What the protocol calls that way of creation; the number if it does not know it."""
+    try:
+        return api_pb2.ObjectCreationType.Name(number)
+    except ValueError:
+        return str(number)
 
 
 def creation_info(item: StoredObject) -> api_pb2.CreationInfo:

@@ -6,6 +6,7 @@ from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.environments.service import EnvironmentService
+from homeport.kernel.numbers import wait_s
 from homeport.objects.model import StoredObject
 from homeport.objects.wire import creation_info, creation_of
 from homeport.queues.model import QUEUE
@@ -89,7 +90,7 @@ class QueueRpc:
             request.queue_id,
             request.partition_key,
             count=request.n_values,
-            timeout_s=request.timeout,
+            timeout_s=wait_s(request.timeout),
             operation=ctx.operation,
         )
         return api_pb2.QueueGetResponse(values=values)
@@ -101,7 +102,7 @@ class QueueRpc:
             request.queue_id,
             request.partition_key,
             last_entry_id=request.last_entry_id,
-            timeout_s=request.item_poll_timeout,
+            timeout_s=wait_s(request.item_poll_timeout),
         )
         return api_pb2.QueueNextItemsResponse(
             items=[api_pb2.QueueItem(entry_id=entry_id, value=value) for entry_id, value in found]

@@ -176,7 +176,7 @@ class Tokens:
 
 
 def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _new_id(kind: Kind) -> str:

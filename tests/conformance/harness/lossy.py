@@ -19,7 +19,7 @@ SERVICE = "/modal.client.ModalClient/"
 STREAMS = ("DictContents", "VolumeListFiles", "VolumeListFiles2")
 
 
-class _RawCodec(CodecBase):
+class RawCodec(CodecBase):
     __content_subtype__ = "proto"
 
     def encode(self, message: Any, message_type: Any) -> bytes:
@@ -71,7 +71,7 @@ class Proxy:
         return answer
 
     async def stream(self, call: IncomingCall, body: bytes) -> AsyncIterator[bytes]:
-        channel = Channel("127.0.0.1", self._port, codec=_RawCodec())
+        channel = Channel("127.0.0.1", self._port, codec=RawCodec())
         cardinality = (
             Cardinality.UNARY_STREAM if self.is_stream(call.path) else Cardinality.UNARY_UNARY
         )

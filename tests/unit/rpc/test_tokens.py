@@ -99,6 +99,8 @@ def test_verification(tmp_path: Path) -> None:
             assert not tokens.verify(*first.node_token.split(".", 1))
             assert not tokens.verify_node(f"{token.token_id}.{secret}")
             assert not tokens.verify_node("")
+            not_text = f"{first.node_token[:-1]}\udcff"  # as HTTP headers of any bytes are read
+            assert not tokens.verify_node(not_text)
             await tokens.disable([token.token_id])
             assert not tokens.verify(token.token_id, secret)
             await tokens.enable([token.token_id])

@@ -1,0 +1,113 @@
+"""One object of each kind, made by sound requests, for hostile ones to name."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from modal_proto import api_pb2
+
+Call = Callable[[str, Any], Awaitable[Any]]
+"""Makes a sound request of the RPC with that name; its answer."""
+
+_IF_MISSING = api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
+
+
+async def build(call: Call) -> None:
+    """Make what is not there (any more)."""
+    app = await call("AppCreate", api_pb2.AppCreateRequest(description="world"))
+    image = await call(
+        "ImageGetOrCreate",
+        api_pb2.ImageGetOrCreateRequest(
+            app_id=app.app_id,
+            image=api_pb2.Image(dockerfile_commands=["FROM scratch"]),
+            builder_version="2024.10",
+        ),
+    )
+    functions = {
+        name: await _function(call, app.app_id, image.image_id, name, is_class=name == "C.*")
+        for name in ("f", "C.*")
+    }
+    made = await call("ClassCreate", api_pb2.ClassCreateRequest(app_id=app.app_id))
+    await call(
+        "AppPublish",
+        api_pb2.AppPublishRequest(
+            app_id=app.app_id,
+            name="one",
+            app_state=api_pb2.APP_STATE_DEPLOYED,
+            function_ids=functions,
+            class_ids={"C": made.class_id},
+        ),
+    )
+    await call("FunctionGet", api_pb2.FunctionGetRequest(app_name="one", object_tag="f"))
+    await call("ClassGet", api_pb2.ClassGetRequest(app_name="one", object_tag="C"))
+    await _map(call, functions["f"])
+    bind = api_pb2.FunctionBindParamsRequest(function_id=functions["C.*"], serialized_params=b"")
+    await call("FunctionBindParams", bind)
+    dict_ = await call(
+        "DictGetOrCreate",
+        api_pb2.DictGetOrCreateRequest(deployment_name="one", object_creation_type=_IF_MISSING),
+    )
+    update = api_pb2.DictEntry(key=b"key", value=b"value")
+    await call("DictUpdate", api_pb2.DictUpdateRequest(dict_id=dict_.dict_id, updates=[update]))
+    queue = await call(
+        "QueueGetOrCreate",
+        api_pb2.QueueGetOrCreateRequest(deployment_name="one", object_creation_type=_IF_MISSING),
+    )
+    await call("QueuePut", api_pb2.QueuePutRequest(queue_id=queue.queue_id, values=[b"value"]))
+    for number, version in (("one", 1), ("two", 2)):
+        volume = await call(
+            "VolumeGetOrCreate",
+            api_pb2.VolumeGetOrCreateRequest(
+                deployment_name=number,
+                object_creation_type=_IF_MISSING,
+                version=api_pb2.VolumeFsVersion.ValueType(version),
+            ),
+        )
+    id_ = volume.volume_id
+    file = api_pb2.VolumePutFiles2Request.File(path="a", size=0)
+    await call("VolumePutFiles2", api_pb2.VolumePutFiles2Request(volume_id=id_, files=[file]))
+    await call("VolumeListFiles2", api_pb2.VolumeListFiles2Request(volume_id=id_, path="/"))
+    await call("VolumeGetFile2", api_pb2.VolumeGetFile2Request(volume_id=id_, path="a"))
+    await call(
+        "VolumeCopyFiles2",
+        api_pb2.VolumeCopyFiles2Request(volume_id=id_, src_paths=["a"], dst_path="b"),
+    )
+    await call("VolumeRemoveFile2", api_pb2.VolumeRemoveFile2Request(volume_id=id_, path="b"))
+    await call(
+        "SecretGetOrCreate",
+        api_pb2.SecretGetOrCreateRequest(
+            deployment_name="one", object_creation_type=_IF_MISSING, env_dict={"KEY": "value"}
+        ),
+    )
+    await call(
+        "BlobCreate",
+        api_pb2.BlobCreateRequest(
+            content_md5="A" * 22 + "==", content_sha256_base64="A" * 43 + "=", content_length=9
+        ),
+    )
+
+
+async def _function(call: Call, app_id: str, image_id: str, name: str, *, is_class: bool) -> str:
+    function = api_pb2.Function(
+        module_name="world",
+        function_name=name,
+        image_id=image_id,
+        function_type=api_pb2.Function.FUNCTION_TYPE_FUNCTION,
+        is_class=is_class,
+    )
+    request = api_pb2.FunctionCreateRequest(app_id=app_id, function=function)
+    return (await call("FunctionCreate", request)).function_id
+
+
+async def _map(call: Call, function_id: str) -> None:
+    for kind in (api_pb2.FUNCTION_CALL_TYPE_MAP, api_pb2.FUNCTION_CALL_TYPE_UNARY):
+        item = api_pb2.FunctionPutInputsItem(
+            idx=0, input=api_pb2.FunctionInput(args=b"", data_format=api_pb2.DATA_FORMAT_PICKLE)
+        )
+        await call(
+            "FunctionMap",
+            api_pb2.FunctionMapRequest(
+                function_id=function_id, function_call_type=kind, pipelined_inputs=[item]
+            ),
+        )
