@@ -114,7 +114,7 @@ def _range_ns(
         since = request.since.ToNanoseconds() if request.HasField("since") else until - _DEFAULT_NS
     except ValueError as error:
         raise InvalidError(f"the time range is not one: {error}") from None
-    return max(since, 0), min(max(until, 0), _LATEST_NS)
+    return max(since, -_LATEST_NS), min(until, _LATEST_NS)
 
 
 def _bucket(bucket: Bucket) -> api_pb2.AppCountLogsResponse.LogBucket:
