@@ -28,15 +28,15 @@ from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from tests.chaos.hostile import Hostile, Pool
-from tests.chaos.world import build
+from tests.chaos.world import METHODS, build
 from tests.conformance.harness.bare import BareServer
 from tests.conformance.harness.lossy import RawCodec
+from tests.conformance.harness.server import Server
 
 from homeport.rpc.handlers import HANDLER_CLASSES
-from homeport.rpc.methods import Method, client_service, handler_names, methods_of
+from homeport.rpc.methods import Method, handler_names
 from homeport.transport import dispatch
 
-METHODS: Final = methods_of([client_service()])
 ANSWERED: Final = {name for kind in HANDLER_CLASSES for name in handler_names(kind)}
 WAITING: Final = frozenset(
     {
@@ -47,6 +47,14 @@ WAITING: Final = frozenset(
         "ImageJoinStreaming",
         "QueueGet",
         "QueueNextItems",
+        "SandboxCreate",
+        "SandboxCreateV2",
+        "SandboxGetLogs",
+        "SandboxGetTaskId",
+        "SandboxGetTaskIdV2",
+        "SandboxWait",
+        "SandboxWaitUntilReady",
+        "SandboxWaitV2",
     }
 )
 """Reviewed: these wait for something to happen, so their time may pass. All others must answer."""
@@ -102,7 +110,10 @@ class Request:
 class Fuzzer:
     """Sends ``count`` requests of ``seed`` to ``port``, ``AT_ONCE`` at a time."""
 
-    def __init__(self, port: int, metadata: Mapping[str, str], seed: str) -> None:
+    def __init__(
+        self, port: int, metadata: Mapping[str, str], seed: str, *, has_node: bool
+    ) -> None:
+        self._has_node = has_node
         self._port = port
         self._metadata = metadata
         self._seed = seed
@@ -136,14 +147,14 @@ class Fuzzer:
             self._sound.setdefault(name, []).append(message)
             body = message.SerializeToString()
             request = Request(-1, METHODS[name], body, self._metadata, False)
-            (answer,) = await self._answers(channel, request, ANSWER_S)
+            *_, answer = await self._answers(channel, request, ANSWER_S * 4)
             answer = request.method.response.FromString(answer)
             self._pool.take(answer)
             return answer
 
         self._sound.clear()
         try:
-            await build(call)
+            await build(call, has_node=self._has_node)
         except (GRPCError, TimeoutError, OSError, StreamTerminatedError) as error:
             self.report.defects.append(f"a sound request fails: {error!r}")
         finally:
@@ -233,7 +244,7 @@ def _batched(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
         yield numbers[start : start + AT_ONCE]
 
 
-def metadata_of(server: BareServer) -> dict[str, str]:
+def metadata_of(server: BareServer | Server) -> dict[str, str]:
     """What a sound client with the server's token says."""
     known = server.environment()
     return {
@@ -250,11 +261,13 @@ def memory_bytes(pid: int) -> int:
     return pages * 4096
 
 
-def fuzz(server: BareServer, seed: str, count: int) -> Report:
+def fuzz(server: BareServer | Server, seed: str, count: int) -> Report:
     """Send ``count`` hostile requests to a running server, then see how it is."""
     port = int(server.url.rpartition(":")[2])
     log = len(server.log.read_bytes())
-    report = asyncio.run(Fuzzer(port, metadata_of(server), seed).run(range(count)))
+    has_node = isinstance(server, Server)
+    fuzzer = Fuzzer(port, metadata_of(server), seed, has_node=has_node)
+    report = asyncio.run(fuzzer.run(range(count)))
     report.defects.extend(said(server.log.read_bytes()[log:]))
     memory = memory_bytes(server.pid)
     if memory > MEMORY_BYTES_MAX:
@@ -281,7 +294,7 @@ with modal.Dict.ephemeral() as kept, modal.Queue.ephemeral() as line:
 """
 
 
-def sound_call(server: BareServer) -> str:
+def sound_call(server: BareServer | Server) -> str:
     """What goes wrong in a program of the official client; empty if nothing does."""
     done = subprocess.run(
         [sys.executable, "-c", _SOUND],
@@ -298,9 +311,11 @@ def main() -> None:
     parser.add_argument("--seed", default="1")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--home", type=Path)
+    parser.add_argument("--node", action="store_true", help="with a node, which runs containers")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = BareServer(chosen.home or Path(folder) / "home")
+        home = chosen.home or Path(folder) / "home"
+        server = Server(home) if chosen.node else BareServer(home)
         server.start()
         try:
             started = time.monotonic()

@@ -34,11 +34,12 @@ _KINDS: Final = {
     "dict": "di",
     "queue": "qu",
     "volume": "vo",
+    "shared_volume": "sv",
     "sandbox": "sb",
     "object": "ap",
 }
 """Which ids fit a field, by the last of these words in its name."""
-_WORD: Final = re.compile("|".join(_KINDS))
+_WORD: Final = re.compile("|".join(sorted(_KINDS, key=len, reverse=True)))
 _NAMES: Final = (
     "one",
     "two",

@@ -7,14 +7,17 @@ from typing import Any
 
 from modal_proto import api_pb2
 
+from homeport.rpc.methods import client_service, methods_of
+
 Call = Callable[[str, Any], Awaitable[Any]]
 """Makes a sound request of the RPC with that name; its answer."""
 
+METHODS = methods_of([client_service()])
 _IF_MISSING = api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
 
 
-async def build(call: Call) -> None:
-    """Make what is not there (any more)."""
+async def build(call: Call, *, has_node: bool) -> None:
+    """Make what is not there (any more); sandboxes if there is a node to build their image."""
     app = await call("AppCreate", api_pb2.AppCreateRequest(description="world"))
     image = await call(
         "ImageGetOrCreate",
@@ -28,6 +31,8 @@ async def build(call: Call) -> None:
         name: await _function(call, app.app_id, image.image_id, name, is_class=name == "C.*")
         for name in ("f", "C.*")
     }
+    if has_node:
+        await _sandboxes(call, app.app_id)
     made = await call("ClassCreate", api_pb2.ClassCreateRequest(app_id=app.app_id))
     await call(
         "AppPublish",
@@ -80,12 +85,42 @@ async def build(call: Call) -> None:
             deployment_name="one", object_creation_type=_IF_MISSING, env_dict={"KEY": "value"}
         ),
     )
+    shared = await call(
+        "SharedVolumeGetOrCreate",
+        api_pb2.SharedVolumeGetOrCreateRequest(
+            deployment_name="shared", object_creation_type=_IF_MISSING
+        ),
+    )
+    file = api_pb2.SharedVolumePutFileRequest(
+        shared_volume_id=shared.shared_volume_id, path="a", data=b"data"
+    )
+    await call("SharedVolumePutFile", file)
+    await call("WebhookTokenCreate", api_pb2.WebhookTokenCreateRequest(name="one"))
     await call(
         "BlobCreate",
         api_pb2.BlobCreateRequest(
             content_md5="A" * 22 + "==", content_sha256_base64="A" * 43 + "=", content_length=9
         ),
     )
+
+
+async def _sandboxes(call: Call, app_id: str) -> None:
+    image = await call(
+        "ImageGetOrCreate",
+        api_pb2.ImageGetOrCreateRequest(
+            app_id=app_id,
+            image=api_pb2.Image(dockerfile_commands=["FROM debian:bookworm-slim"]),
+            builder_version="2024.10",
+        ),
+    )
+    wait = api_pb2.ImageJoinStreamingRequest(image_id=image.image_id, timeout=100)
+    await call("ImageJoinStreaming", wait)
+    for name in ("SandboxCreate", "SandboxCreateV2"):
+        request = METHODS[name].request(app_id=app_id)
+        request.definition.image_id = image.image_id
+        request.definition.entrypoint_args.extend(["sleep", "5"])
+        request.definition.timeout_secs = 60
+        await call(name, request)
 
 
 async def _function(call: Call, app_id: str, image_id: str, name: str, *, is_class: bool) -> str:

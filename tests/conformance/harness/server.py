@@ -86,6 +86,11 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Of the server process."""
+        return int(json.loads(self.homeport("status", "--json").stdout)["server_pid"])
+
     def containers(self, kind: str = "") -> set[str]:
         """Ids of the containers whose processes exist: ``ta-…`` of functions, ``bd-…`` of builds."""
         found = {
