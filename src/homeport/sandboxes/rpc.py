@@ -13,6 +13,7 @@ from modal_proto import api_pb2
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.kernel.errors import InvalidError, NotFoundError, UnavailableError
+from homeport.kernel.numbers import wait_s
 from homeport.logs.model import Filter
 from homeport.logs.service import LogService
 from homeport.nodes.routers import Routers
@@ -96,7 +97,7 @@ class SandboxRpc:
     async def SandboxWait(
         self, request: api_pb2.SandboxWaitRequest, ctx: Context
     ) -> api_pb2.SandboxWaitResponse:
-        record = await self._service.wait(request.sandbox_id, min(request.timeout, _POLL_S))
+        record = await self._service.wait(request.sandbox_id, wait_s(request.timeout, _POLL_S))
         response = api_pb2.SandboxWaitResponse(metadata=wire.metadata(record))
         if record.result is not None:
             response.result.CopyFrom(wire.result_message(record.result))
@@ -110,7 +111,7 @@ class SandboxRpc:
     async def SandboxGetTaskId(
         self, request: api_pb2.SandboxGetTaskIdRequest, ctx: Context
     ) -> api_pb2.SandboxGetTaskIdResponse:
-        timeout_s = request.timeout if request.HasField("timeout") else _TASK_ID_S
+        timeout_s = wait_s(request.timeout) if request.HasField("timeout") else _TASK_ID_S
         record = await self._service.placed(request.sandbox_id, min(timeout_s, _POLL_S))
         response = api_pb2.SandboxGetTaskIdResponse()
         if record.node_id:
@@ -137,7 +138,7 @@ class SandboxRpc:
     async def SandboxWaitUntilReady(
         self, request: api_pb2.SandboxWaitUntilReadyRequest, ctx: Context
     ) -> api_pb2.SandboxWaitUntilReadyResponse:
-        ready_at = await self._service.until_ready(request.sandbox_id, request.timeout)
+        ready_at = await self._service.until_ready(request.sandbox_id, wait_s(request.timeout))
         return api_pb2.SandboxWaitUntilReadyResponse(ready_at=ready_at)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────
@@ -166,7 +167,7 @@ class SandboxRpc:
             record.app_id,
             Filter(task_id=record.task_id, fd=int(request.file_descriptor)),
             after_id=_entry_id(request.last_entry_id, record.log_position),
-            timeout_s=min(request.timeout, _POLL_S),
+            timeout_s=wait_s(request.timeout, _POLL_S),
             task_finished=record.is_over,
         )
         async with aclosing(events):

@@ -19,6 +19,7 @@ from homeport.kernel.errors import (
     NotFoundError,
     UnimplementedError,
 )
+from homeport.kernel.numbers import wait_s
 from homeport.node.router.execution import Command, Execution
 from homeport.node.router.executions import Executions
 from homeport.node.router.output import GoneError
@@ -269,7 +270,7 @@ class RouterRpc:
         self, request: pb.SandboxWaitUntilReadyTcrRequest, call: IncomingCall
     ) -> pb.SandboxWaitUntilReadyTcrResponse:
         call.interruptible = True
-        ready_at = await self._sandbox(request.task_id).until_ready(request.timeout)
+        ready_at = await self._sandbox(request.task_id).until_ready(wait_s(request.timeout))
         return pb.SandboxWaitUntilReadyTcrResponse(ready_at=ready_at)
 
     def _sandbox(self, task_id: str) -> Sandbox:
