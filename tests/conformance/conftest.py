@@ -82,7 +82,11 @@ def server(
     """The server all tests of a session share. Afterwards nothing of it may be left."""
     home = Path(os.environ.get("HOMEPORT_TEST_HOME") or tmp_path_factory.mktemp("homeport"))
     recorded = home / "recorded-rpcs.json"
-    environ = {"HOMEPORT_RECORD_RPCS": str(recorded), "HOMEPORT_ABANDONED_CALL_S": "1"}
+    environ = {
+        "HOMEPORT_RECORD_RPCS": str(recorded),
+        "HOMEPORT_ABANDONED_CALL_S": "1",
+        "HOMEPORT_WEB_WAIT_S": "4",
+    }
     server = Server(home, environ)
     server.start()
     try:

@@ -20,7 +20,7 @@ import msgspec
 
 from homeport.kernel.resources import Limits, Resources
 
-PROTOCOL = 1
+PROTOCOL = 2
 RELAY_HOST = "127.77.77.77"
 """Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
 network namespace, so that client-side checks of blob hosts accept it."""
@@ -30,6 +30,8 @@ ROUTER_AUDIENCE = "command-router"
 SECRETS_PATH = "homeport/secrets"
 """``RpcRequest.path`` with which a node itself asks for the variables of secrets; ``body`` is a
 msgpack list of their ids, the answer a msgpack map."""
+STREAM_WINDOW = 4 * 1024 * 1024
+"""Bytes of one forwarded stream that may be on their way."""
 STREAM_GOES_ON = -1
 """``RpcReply.status`` of a message that is not the last of its RPC."""
 FRAME_BYTES_MAX = 256 * 1024 * 1024
@@ -340,6 +342,16 @@ class Answer(Message):
     message: str = ""
 
 
+class RpcRead(Message):
+    """``size`` more bytes of the answers of that streaming RPC were taken by its container.
+
+    The server sends at most ``STREAM_WINDOW`` bytes beyond what was taken.
+    """
+
+    rpc_id: int
+    size: int
+
+
 class BuildLog(Message):
     """Output of an image build, in order."""
 
@@ -607,6 +619,7 @@ NodeMessage = (
     | Logs
     | RpcRequest
     | RpcCancel
+    | RpcRead
     | BuildLog
     | BuildFinished
     | LayersDropped

@@ -21,6 +21,7 @@ from homeport.kernel.errors import HomeportError
 from homeport.link.framing import FrameProtocol, LinkClosedError
 from homeport.link.messages import (
     STREAM_GOES_ON,
+    STREAM_WINDOW,
     Ack,
     BuildFinished,
     Hello,
@@ -31,6 +32,7 @@ from homeport.link.messages import (
     Outputs,
     Ping,
     RpcCancel,
+    RpcRead,
     RpcReply,
     RpcRequest,
     ServerMessage,
@@ -84,9 +86,13 @@ class LinkHandler(Protocol):
 class _Pending:
     """A forwarded RPC without its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, rpc_id: int, wire: Wire | None) -> None:
+        self.rpc_id = rpc_id
+        self.wire = wire
         self.replies: asyncio.Queue[RpcReply] = asyncio.Queue()
         self.size = 0
+        self.taken = 0
+        """Bytes that were read since the server was told."""
 
 
 class NodeLink:
@@ -324,10 +330,18 @@ class NodeLink:
                 call.size -= len(reply.body)
                 if reply.status == STREAM_GOES_ON:
                     yield reply.body
+                    self._taken(call, len(reply.body))
                 elif reply.status == OK:
                     return
                 else:
                     raise StatusError(reply.status, reply.message, reply.trailers)
+
+    def _taken(self, call: _Pending, size: int) -> None:
+        """Let the server send more of a stream, in steps of half of what it may send ahead."""
+        call.taken += size
+        if call.taken >= STREAM_WINDOW // 2 and call.wire is self._wire:
+            self.send(RpcRead(call.rpc_id, call.taken))
+            call.taken = 0
 
     @contextlib.asynccontextmanager
     async def _call(
@@ -340,7 +354,8 @@ class NodeLink:
     ) -> AsyncGenerator[_Pending]:
         await self._hold()
         self._rpc_id += 1
-        rpc_id, call, wire = self._rpc_id, _Pending(), self._wire
+        rpc_id, wire = self._rpc_id, self._wire
+        call = _Pending(rpc_id, wire)
         self._pending[rpc_id] = call
         request = RpcRequest(rpc_id, task_id, path, metadata, body, timeout_s or 0.0)
         try:

@@ -18,7 +18,7 @@ from homeport.link.messages import (
     RpcReply,
     RpcRequest,
 )
-from homeport.nodes.service import Drain
+from homeport.nodes.service import Window
 from homeport.rpc.context import TaskIdentity
 from homeport.transport.dispatch import (
     NOT_FOUND,
@@ -71,12 +71,12 @@ class RpcForwarder:
         self._identify = identify
 
     def forward(
-        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+        self, request: RpcRequest, reply: Callable[[Message], None], window: Window
     ) -> asyncio.Task[None]:
-        return asyncio.create_task(self._run(request, reply, drain))
+        return asyncio.create_task(self._run(request, reply, window))
 
     async def _run(
-        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+        self, request: RpcRequest, reply: Callable[[Message], None], window: Window
     ) -> None:
         try:
             if request.path == SECRETS_PATH:
@@ -96,7 +96,7 @@ class RpcForwarder:
             if self._edge.is_stream(request.path):
                 async for body in self._edge.forwarded_stream(*arguments):
                     reply(RpcReply(request.rpc_id, STREAM_GOES_ON, body))
-                    await drain()
+                    await window.sent(len(body))
                 reply(RpcReply(request.rpc_id, 0, b""))
             else:
                 body, trailers = await self._edge.forwarded_unary(*arguments)

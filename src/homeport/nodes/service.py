@@ -16,6 +16,7 @@ from homeport.kernel.resources import Resources
 from homeport.link.framing import FrameProtocol, LinkClosedError
 from homeport.link.messages import (
     PROTOCOL,
+    STREAM_WINDOW,
     Ack,
     Answer,
     BuildFinished,
@@ -31,6 +32,7 @@ from homeport.link.messages import (
     NodeMessage,
     Ping,
     RpcCancel,
+    RpcRead,
     RpcRequest,
     TaskExited,
     Welcome,
@@ -77,12 +79,35 @@ class Forwarder(Protocol):
     """Who answers RPCs that containers make through their node."""
 
     def forward(
-        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+        self, request: RpcRequest, reply: Callable[[Message], None], window: Window
     ) -> asyncio.Task[None]: ...
 
 
-class Drain(Protocol):
-    async def __call__(self) -> None: ...
+class Window:
+    """How much of one streaming RPC's answers may be on their way to its container.
+
+    ``drain`` waits until the connection takes more.
+    """
+
+    def __init__(self, drain: Callable[[], Awaitable[None]]) -> None:
+        self._drain = drain
+        self._unread = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def sent(self, size: int) -> None:
+        """So many bytes were sent; wait until there is room for more."""
+        self._unread += size
+        if self._unread > STREAM_WINDOW:
+            self._room.clear()
+        await self._drain()
+        await self._room.wait()
+
+    def read(self, size: int) -> None:
+        """So many bytes were taken."""
+        self._unread -= size
+        if self._unread <= STREAM_WINDOW:
+            self._room.set()
 
 
 ASK_S = 600.0
@@ -115,7 +140,7 @@ class Session:
         self.layers: set[str] = set()
         """The image layers it has, as far as it said."""
         self._service = service
-        self._rpcs: dict[int, asyncio.Task[None]] = {}
+        self._rpcs: dict[int, tuple[asyncio.Task[None], Window]] = {}
         self._acks: deque[tuple[int, Durable]] = deque()
         self.protocol: FrameProtocol[NodeMessage] = FrameProtocol(
             NodeMessage, self._received, self._closed
@@ -139,13 +164,18 @@ class Session:
         elif not self.node_id:
             self.protocol.close("the first message must be Hello")
         elif isinstance(message, RpcRequest):
-            task = self._service.forward(message, self._send_quietly, self.protocol.drain)
-            self._rpcs[message.rpc_id] = task
+            window = Window(self.protocol.drain)
+            task = self._service.forward(message, self._send_quietly, window)
+            self._rpcs[message.rpc_id] = (task, window)
             task.add_done_callback(lambda _t, key=message.rpc_id: self._rpcs.pop(key, None))
+        elif isinstance(message, RpcRead):
+            running = self._rpcs.get(message.rpc_id)
+            if running is not None:
+                running[1].read(message.size)
         elif isinstance(message, RpcCancel):
             running = self._rpcs.get(message.rpc_id)
             if running is not None:
-                running.cancel()
+                running[0].cancel()
         elif not isinstance(message, Ping):
             durable = self._service.said(self, message)
             if isinstance(message, Logs) and (room := self._service.room()) is not None:
@@ -172,7 +202,7 @@ class Session:
             self._send_quietly(Ack(acked))
 
     def _closed(self, error: Exception | None) -> None:
-        for task in list(self._rpcs.values()):
+        for task, _ in list(self._rpcs.values()):
             task.cancel()
         self._service.left(self, error)
 
@@ -322,10 +352,10 @@ class NodeService:
         return self._events.room() if self._events is not None else None
 
     def forward(
-        self, request: RpcRequest, reply: Callable[[Message], None], drain: Drain
+        self, request: RpcRequest, reply: Callable[[Message], None], window: Window
     ) -> asyncio.Task[None]:
         assert self._forwarder is not None
-        return self._forwarder.forward(request, reply, drain)
+        return self._forwarder.forward(request, reply, window)
 
     def send(self, node_id: str, message: Message) -> bool:
         """Send to a node; ``False`` when it is not connected (its next ``Hello`` settles it)."""

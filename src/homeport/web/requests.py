@@ -125,16 +125,14 @@ class WebRequests:
 
         An upload takes as long as it takes: the time counts from its end.
         """
+        loop = asyncio.get_running_loop()
         while not exchange.has_news:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._wait_s):
-                    await exchange.news()
-                    break
-            if (
-                upload.is_whole
-                and asyncio.get_running_loop().time() >= upload.ended_at + self._wait_s
-            ):
+            since = upload.ended_at if upload.is_whole else loop.time()
+            if loop.time() >= since + self._wait_s:
                 return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(since + self._wait_s):
+                    await exchange.news()
         return True
 
     async def _pass_back(self, call: Call, exchange: Exchange, send: Send) -> None:
