@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,12 @@ from homeport.functions.rpc import FunctionsRpc
 from homeport.functions.service import FunctionService
 from homeport.functions.store import FunctionStore
 from homeport.functions.variants import rebound
+from homeport.gateway.access import Access
+from homeport.gateway.direct import Direct
 from homeport.gateway.http import create_http_app
 from homeport.gateway.http1 import Http1
 from homeport.gateway.listener import Listener
+from homeport.gateway.splice import Splice
 from homeport.gateway.web import WebGateway
 from homeport.housekeeping import Housekeeping
 from homeport.images.model import ImageRecord
@@ -289,7 +292,8 @@ class Server:
             domain=settings.web_domain,
             port=lambda: self._port,
         )
-        self._proxy_tokens = ProxyTokens(self._database, self._environments, clock)
+        signer = Signer.from_file(home / "signing.key", clock)
+        self._proxy_tokens = ProxyTokens(self._database, self._environments, signer, clock)
         streams = DataStreams()
         self._calls.on_forget(streams.drop)
         launcher = Launcher(
@@ -352,12 +356,12 @@ class Server:
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments, routers),
                 VolumeRpc(volume_objects, self._volumes, self._environments),
-                WebRpc(self._proxy_tokens, self._environments),
+                WebRpc(self._proxy_tokens, self._environments, self._functions, self._web_routes),
                 WorkspaceRpc(
                     self._workspace,
                     self._environments,
                     self._tokens,
-                    Signer.from_file(home / "signing.key", clock),
+                    signer,
                 ),
             ],
             authenticator=Authenticator(self._tokens),
@@ -381,13 +385,17 @@ class Server:
             ),
             access_log=None,
         )
+        access = Access(self._proxy_tokens)
         self._web = Http1(
             WebGateway(
                 self._web_routes,
                 WebRequests(self._calls, wait_s=settings.web_wait_s, blob=self._blobs.file),
-                self._proxy_tokens,
-                app_page=lambda app_id: f"{self.url}/apps/{app_id}",
+                access,
+                app_page=self._app_page,
             )
+        )
+        self._splice = Splice(
+            Direct(self._web_routes, self._calls, self._scheduler, access, app_page=self._app_page)
         )
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
@@ -497,7 +505,7 @@ class Server:
             grpc=self._grpc.protocol_factory,
             http=self._http_protocol,
             link=self._nodes.accept,
-            web=lambda host: self._web.protocol if self._web_routes.is_ours(host) else None,
+            web=self._web_protocol,
             sock=self._listening,
         )
         await self._listener.start()
@@ -516,6 +524,16 @@ class Server:
             "apps": sum(1 for _ in self._apps.all_live()),
             "containers": len(self._tasks.list()),
         }
+
+    def _app_page(self, app_id: str) -> str:
+        return f"{self.url}/apps/{app_id}"
+
+    def _web_protocol(self, host: str) -> Callable[[], asyncio.Protocol] | None:
+        """Who serves a connection whose first request is for ``host``."""
+        if not self._web_routes.is_ours(host):
+            return None
+        target = self._web_routes.find(host)
+        return self._splice.protocol if target and target.is_direct else self._web.protocol
 
     def _http_protocol(self) -> asyncio.Protocol:
         server = self._http.server
@@ -538,7 +556,7 @@ class Server:
             await self._listener.stop()
         await self._housekeeping.stop()
         await self._schedules.stop()
-        await self._web.stop(STOP_GRACE_S)
+        await asyncio.gather(self._web.stop(STOP_GRACE_S), self._splice.stop(STOP_GRACE_S))
         await self._scheduler.stop()
         await self._sandboxes.stop()
         await self._calls.stop()

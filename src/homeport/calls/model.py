@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from homeport.calls.exchange import Exchange
+from homeport.calls.lease import Lease
 from homeport.link.messages import Result
 
 
@@ -99,9 +100,16 @@ class Call:
     finished_at: float = 0.0
     exchange: Exchange | None = None
     """The connection its one input is bound to: nothing of such a call is recorded."""
+    lease: Lease | None = None
+    """The connection that has a place in a container for its one input; not recorded either."""
     readers: int = 0
     """How many read what its generator yields."""
     _waiters: set[asyncio.Future[None]] = field(default_factory=set[asyncio.Future[None]])
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it lives with a connection: nothing of it is recorded."""
+        return self.exchange is not None or self.lease is not None
 
     @property
     def unfinished(self) -> int:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from homeport.calls.exchange import Exchange
+from homeport.calls.lease import Lease
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
 from homeport.calls.store import CallStore
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, ExhaustedError, InvalidError, NotFoundError
-from homeport.link.messages import STATUS_TERMINATED, Result
+from homeport.link.messages import STATUS_SUCCESS, STATUS_TERMINATED, Result
 from homeport.storage.database import Step
 
 MAP_LINGER_S = 0.03
@@ -58,6 +59,10 @@ class Executor(Protocol):
         """End these inputs; those that no task holds are finished at once."""
         ...
 
+    def give_back(self, item: Input) -> None:
+        """The holder of this lease is done: it comes back as a success."""
+        ...
+
     def work_finished(self, app_id: str) -> None:
         """The app has no unfinished input any more."""
         ...
@@ -82,6 +87,8 @@ class CallService:
         self._inputs_pending_max = inputs_pending_max
         self._result_retention_s = result_retention_s
         self._abandoned_call_s = abandoned_call_s
+        self._call_ids = ids.Series(ids.CALL)
+        self._input_ids = ids.Series(ids.INPUT)
         self._calls: dict[str, Call] = {}
         self._inputs: dict[str, Input] = {}
         self._unfinished_of_app: dict[str, int] = {}
@@ -219,8 +226,32 @@ class CallService:
 
         Nothing of it is recorded, so ``release`` has to be called when the connection is done.
         """
+        call = self._bound_call(function_id, app_id, method_name, args)
+        call.exchange = exchange
+        self._executor.enqueue([call.inputs[0]])
+        return call
+
+    def open_lease(self, *, function_id: str, app_id: str) -> Lease:
+        """A place in a container, for a connection that needs no input; ``give_back`` it."""
+        call = self._bound_call(function_id, app_id, "", None)
+        lease = call.lease = Lease()
+        lease.call = call
+        self._executor.enqueue([call.inputs[0]])
+        return lease
+
+    def give_back(self, lease: Lease) -> None:
+        """The place of a lease is free again, or no longer wanted. Idempotent."""
+        assert lease.call is not None
+        lease.on_change = _nothing
+        item = lease.call.inputs[0]
+        if item.output is None:
+            self._executor.give_back(item)
+
+    def _bound_call(
+        self, function_id: str, app_id: str, method_name: str, args: bytes | None
+    ) -> Call:
         call = Call(
-            call_id=ids.new(ids.CALL),
+            call_id=self._call_ids.next() if args is None else ids.new(ids.CALL),
             function_id=function_id,
             app_id=app_id,
             type=CallType.UNARY,
@@ -228,10 +259,9 @@ class CallService:
             parent_input_id="",
             created_at=self._clock.now(),
             is_closed=True,
-            exchange=exchange,
         )
         item = Input(
-            input_id=ids.new(ids.INPUT),
+            input_id=self._input_ids.next(),
             call=call,
             idx=0,
             args=args,
@@ -243,7 +273,6 @@ class CallService:
         self._calls[call.call_id] = call
         self._inputs[item.input_id] = item
         self._count(app_id, 1)
-        self._executor.enqueue([item])
         return call
 
     def release(self, call: Call) -> None:
@@ -323,6 +352,9 @@ class CallService:
                 continue
             if call.exchange is not None:
                 call.exchange.finish(items[0])
+            elif call.lease is not None:
+                call.lease.finish(items[0])
+                self._forget(call_id)
             elif not call.cleared:
                 durable.append(self._store.add_outputs(call_id, items))
             if self._count(call.app_id, -len(items)) == 0:
@@ -468,7 +500,7 @@ class CallService:
             call = pending.pop()
             call.cancelled = True
             call.is_closed = True
-            if call.exchange is None:
+            if not call.is_bound:
                 await self._store.update_call(call)
             pending.extend(self.children_of({item.input_id for item in call.inputs.values()}))
             self._cancel_inputs(list(call.inputs.values()), terminate_containers)
@@ -483,7 +515,7 @@ class CallService:
             if call.app_id == app_id and not call.cancelled:
                 call.cancelled = True
                 call.is_closed = True
-                if call.exchange is None:
+                if not call.is_bound:
                     self._store.update_call(call)
                 self._cancel_inputs(list(call.inputs.values()), terminate_containers=True)
 
@@ -528,6 +560,19 @@ def terminated(item: Input, now: float, reason: str = "") -> Output:
     )
 
 
+def success(item: Input, now: float) -> Output:
+    """The output of a lease that was given back."""
+    return Output(
+        input_id=item.input_id,
+        idx=item.idx,
+        result=Result(STATUS_SUCCESS),
+        data_format=0,
+        task_id=item.task_id,
+        started_at=item.call.created_at,
+        finished_at=now,
+    )
+
+
 def _within_budget(outputs: Sequence[Output]) -> list[Output]:
     taken: list[Output] = []
     size = 0
@@ -537,3 +582,7 @@ def _within_budget(outputs: Sequence[Output]) -> list[Output]:
             break
         taken.append(output)
     return taken
+
+
+def _nothing() -> None:
+    pass

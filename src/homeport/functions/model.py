@@ -129,6 +129,11 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     directories: list[DirectoryMount] = []
 
     @property
+    def is_direct(self) -> bool:
+        """Whether connections go to a port of its containers, past their work loop."""
+        return bool(self.web) and all(point.port for point in self.web) and not self.block_network
+
+    @property
     def slots(self) -> int:
         """Inputs one container runs at once (a batch counts each of its inputs)."""
         return max(1, self.max_concurrent) * max(1, self.batch_max_size)

@@ -284,6 +284,11 @@ def _refuse_unbuilt(function: api_pb2.Function) -> None:
     name = function.function_name
     wanted = {
         "modal.Server": function.is_server,
+        "HTTP/2 to servers (h2_enabled)": function.http_config.h2_enabled,
+        "servers that run an image's own command": function.http_config.HasField(
+            "lift_and_shift_config"
+        ),
+        "NetworkFileSystem mounts": bool(function.shared_volume_mounts),
         "CloudBucketMount": bool(function.cloud_bucket_mounts or function.s3_mounts),
         "Proxy": bool(function.proxy_id),
         "clustered functions": function._experimental_group_size > 1,  # pyright: ignore[reportPrivateUsage]

@@ -27,6 +27,8 @@ from homeport.functions.model import (
 from homeport.kernel.errors import InvalidError
 from homeport.schedules.model import Cron, Period, Schedule
 
+REQUESTS_MAX = 10_000
+"""Requests at once in one container of a server that names no limit."""
 _SYSTEM_PATHS = frozenset({"/", "/__modal", "/dev", "/etc", "/proc", "/root", "/sys", "/tmp"})
 _FUNCTION_FIELDS = {field.name for field in api_pb2.Function.DESCRIPTOR.fields}
 _SHARED_FIELDS = [
@@ -180,11 +182,11 @@ def spec_of(
         gpu_type=resources.gpu_config.gpu_type,
         gpu_count=resources.gpu_config.count,
         timeout_s=timeout_s,
-        startup_timeout_s=float(function.startup_timeout_secs or timeout_s),
+        startup_timeout_s=_startup_timeout_s(function, timeout_s),
         retry_policy=_retry_policy(function),
         autoscaler=_autoscaler(function),
-        max_concurrent=function.max_concurrent_inputs or function.target_concurrent_inputs,
-        target_concurrent=function.target_concurrent_inputs,
+        max_concurrent=_max_concurrent(function),
+        target_concurrent=_target_concurrent(function),
         batch_max_size=function.batch_max_size,
         batch_linger_ms=function.batch_linger_ms,
         single_use=function.single_use_containers
@@ -216,6 +218,27 @@ def schedule_of(message: api_pb2.Schedule) -> Schedule | None:
         return None
     schedule.check()
     return schedule
+
+
+def _startup_timeout_s(function: api_pb2.Function, timeout_s: float) -> float:
+    if function.is_server:
+        return float(function.http_config.startup_timeout or function.startup_timeout_secs or 30)
+    return float(function.startup_timeout_secs or timeout_s)
+
+
+def _max_concurrent(function: api_pb2.Function) -> int:
+    """Inputs, or requests of a server (0 = any number), at once in a container."""
+    if function.is_server:
+        return function.max_concurrent_inputs or REQUESTS_MAX
+    return function.max_concurrent_inputs or function.target_concurrent_inputs
+
+
+def _target_concurrent(function: api_pb2.Function) -> int:
+    """The same as the autoscaler aims for; it counts whole requests."""
+    if not function.is_server:
+        return function.target_concurrent_inputs
+    target = function.autoscaler_settings.target_concurrency_float
+    return math.ceil(target) or function.http_config.target_concurrency
 
 
 def _volumes(function: api_pb2.Function) -> list[VolumeMount]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import parse_qsl, urlencode
 
 import structlog
 
+from homeport.gateway.access import Access
 from homeport.gateway.errors import error_body
 from homeport.web.requests import (
     CONTINUE_PARAMETER,
@@ -24,16 +25,8 @@ from homeport.web.service import Target, WebRoutes
 
 log = structlog.get_logger(__name__)
 
-_CREDENTIALS: Final = frozenset({b"modal-key", b"modal-secret"})
+_CREDENTIALS: Final = frozenset({b"modal-key", b"modal-secret", b"modal-authorization"})
 _CALL_ID: Final = re.compile(r"fc-[0-9A-Za-z]{16,32}")
-
-
-class Tokens(Protocol):
-    """Who knows the tokens of callers."""
-
-    def verify(self, token_id: str, secret: str, environment: str) -> bool:
-        """Whether that pair opens the web functions of ``environment``."""
-        ...
 
 
 class WebGateway:
@@ -46,13 +39,13 @@ class WebGateway:
         self,
         routes: WebRoutes,
         requests: WebRequests,
-        tokens: Tokens,
+        access: Access,
         *,
         app_page: Callable[[str], str],
     ) -> None:
         self._routes = routes
         self._requests = requests
-        self._tokens = tokens
+        self._access = access
         self._app_page = app_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,25 +75,10 @@ class WebGateway:
 
     def _refusal(self, target: Target | None, scope: Scope) -> tuple[int, str] | None:
         if target is None:
-            host = _header(scope, b"host")
-            return 404, (
-                f"There is no web function at {host}. Its app was not deployed, has stopped, or has "
-                "it under another name; `homeport app list` shows what runs."
-            )
-        if target.point.needs_token and not self._is_known(target, scope):
-            return 401, (
-                "This web function is for callers with a proxy token: send its two parts in the "
-                "headers Modal-Key and Modal-Secret."
-            )
+            return 404, self._routes.unknown(_header(scope, b"host"))
+        if target.point.needs_token and not self._access.is_known(target, dict(scope["headers"])):
+            return 401, self._access.SENTENCE
         return None
-
-    def _is_known(self, target: Target, scope: Scope) -> bool:
-        key, secret = _header(scope, b"modal-key"), _header(scope, b"modal-secret")
-        if not key:
-            kind, _, pair = _header(scope, b"authorization").partition(" ")
-            if kind.lower() == "bearer":
-                key, _, secret = pair.strip().partition(".")
-        return bool(key) and self._tokens.verify(key, secret, target.app.environment)
 
     async def _http(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         try:

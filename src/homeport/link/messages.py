@@ -197,6 +197,7 @@ class RunningTask(msgspec.Struct, array_like=True):
     ready: bool
     inputs: list[tuple[str, int]]
     """``(input_id, retry_count)`` of inputs delivered and not yet reported as outputs."""
+    address: str = ""
 
 
 # ── node → server ─────────────────────────────────────────────────────────────────────────────
@@ -227,10 +228,14 @@ class LayersDropped(Message):
 
 
 class TaskReady(Message):
-    """The container asked for its first input (a server: said it is up; a sandbox: runs)."""
+    """The container asked for its first input (a server: its port is open; a sandbox: runs).
+
+    ``address`` is its ``eth0``'s, empty without one.
+    """
 
     task_id: str
     time: float
+    address: str = ""
 
 
 class InputsStarted(Message):
@@ -443,6 +448,8 @@ class StartTask(Message):
     """No control-plane access: forwarded RPCs are refused."""
     volumes: list[VolumeRef] = []
     directories: list[HostDirectory] = []
+    server_port: int = 0
+    """A server is ready when this port of its container takes connections."""
     commit_layer: str = ""
     """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
 

@@ -48,6 +48,8 @@ from homeport.transport.grpc_server import GrpcServer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+PORT_PAUSE_S = (0.01, 0.2)
+"""Between two looks whether a server's port is open: nothing tells."""
 START_ERRORS = (ContainerStartError, RuntimeUnavailableError, HomeportError, OSError)
 
 
@@ -114,6 +116,7 @@ class Task:
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         self._exited = False
+        self._opening: asyncio.Task[None] | None = None
         self._launched = asyncio.Event()
         self._succeeded = False
 
@@ -154,7 +157,8 @@ class Task:
 
     def running(self) -> RunningTask:
         """What ``Hello`` says of this task."""
-        return RunningTask(self.task_id, self._work.is_ready, self._work.held())
+        held = self._work.held()
+        return RunningTask(self.task_id, self._work.is_ready, held, self._address)
 
     def deliver(self, items: Sequence[InputItem]) -> None:
         """Queue attempts (``DeliverInputs``)."""
@@ -209,6 +213,8 @@ class Task:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            if self._opening is not None:
+                self._opening.cancel()
 
     async def _run(self) -> None:
         if self._kill_reason:
@@ -258,6 +264,8 @@ class Task:
         self._volumes = prepared.volumes
         self._volumes.started(container)
         self._work.launched()
+        if self._start.is_server:  # it does not say hello: the user's part begins here
+            self._work.greeted()
         self._arm()
         if self._kill_reason:
             container.kill()
@@ -466,8 +474,27 @@ class Task:
         self._apply(self._work.drain())
 
     def server_ready(self) -> None:
-        """``ContainerServerLifecycleReady``."""
-        self._report_ready()
+        """``ContainerServerLifecycleReady``: now its port has to open."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._wait_for_port())
+
+    async def _wait_for_port(self) -> None:
+        """Report ready when the server's port takes connections; the startup timeout goes on."""
+        pause = PORT_PAUSE_S[0]
+        while not self._exited:
+            try:
+                _, writer = await asyncio.open_connection(self._address, self._start.server_port)
+            except OSError:
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, PORT_PAUSE_S[1])
+            else:
+                writer.close()
+                self._report_ready()
+                return
+
+    @property
+    def _address(self) -> str:
+        return self._container.address if self._container is not None else ""
 
     def has_volume(self, volume_id: str) -> bool:
         return self._volumes.has(volume_id)
@@ -485,5 +512,5 @@ class Task:
 
     def _report_ready(self) -> None:
         if self._work.ready():
-            self._link.send(TaskReady(self.task_id, self._clock.now()))
+            self._link.send(TaskReady(self.task_id, self._clock.now(), self._address))
             self._arm()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from homeport.apps.model import AppState
 from homeport.apps.service import AppService
+from homeport.calls.model import Input
 from homeport.functions.model import FunctionRecord
 from homeport.kernel.clock import Clock
 from homeport.scheduler.build_functions import BuildFunctions
@@ -21,6 +22,8 @@ class Board:
         self._build_functions = build_functions
         self.pools: dict[str, Pool] = {}
         self.tasks: dict[str, Task] = {}
+        self.lease: Callable[[Pool, Input], None]
+        """Find a connection a place in a pool's containers (set by ``Dispatch``)."""
         self.step: Callable[[Pool], None]
         """Hand out what waits in a pool, see to its containers (set by ``Dispatch``)."""
         self.room_made: Callable[[], None]

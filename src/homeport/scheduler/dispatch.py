@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from homeport.calls.lease import Place
 from homeport.calls.model import CallType, Input, InputState
+from homeport.functions.model import FunctionSpec
 from homeport.kernel.clock import Clock
 from homeport.link.messages import (
     DeliverInputs,
@@ -31,6 +33,7 @@ class Dispatch:
         self._fleet = fleet
         self._starved: dict[str, Pool] = {}
         board.step = self.step
+        board.lease = self.lease
 
     def forget(self, pool: Pool) -> None:
         """The pool wants no containers any more."""
@@ -60,6 +63,28 @@ class Dispatch:
                 self._fill(task, limit=pool.spec.slots + pool.prefetch)
         self._scale(pool)
 
+    def lease(self, pool: Pool, item: Input) -> None:
+        """Find a connection a place; in the common case that is all there is to do."""
+        if not pool.waiting:
+            ready = [task for task in pool.tasks.values() if task.room > 0]
+            if ready:
+                pool.push([item])
+                self._fill(min(ready, key=_load), limit=pool.spec.slots)
+                if pool.running > len(pool.tasks) * _target_slots(pool.spec):
+                    self._scale_soon(pool)
+                return
+        pool.push([item])
+        self.step(pool)
+
+    def give_back(self, task: Task, item: Input) -> None:
+        """The connection is done with its place."""
+        if task.held.pop(item.input_id, None) is not None:
+            task.leases -= 1
+            task.running.discard(item.input_id)
+        if task.leaving is not None and not task.leases:
+            self._fleet.part(task)
+        self.advanced(task)
+
     def _fill(self, task: Task, limit: int) -> None:
         """Give ``task`` waiting inputs up to ``limit`` held ones."""
         pool = task.pool
@@ -78,6 +103,11 @@ class Dispatch:
             task.held[item.input_id] = item
             if task.inputs_left > 0:
                 task.inputs_left -= 1
+            if item.call.lease is not None:
+                task.leases += 1
+                task.running.add(item.input_id)
+                item.call.lease.grant(Place(task.task_id, task.address))
+                continue
             items.append(_item(item, final=task.inputs_left == 0))
         if items:
             self._nodes.send(task.node_id, DeliverInputs(task.task_id, items))
@@ -207,6 +237,15 @@ def _item(item: Input, *, final: bool) -> InputItem:
     )
 
 
+def _load(task: Task) -> int:
+    return len(task.held)
+
+
+def _target_slots(spec: FunctionSpec) -> int:
+    target = (spec.target_concurrent or max(1, spec.max_concurrent)) * max(1, spec.batch_max_size)
+    return min(target, spec.slots)
+
+
 def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
     spec = pool.spec
     serving = [task for task in pool.tasks.values() if task.status is TaskStatus.READY]
@@ -214,7 +253,6 @@ def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
     starting = sum(
         task.status is TaskStatus.STARTING and not task.outdated for task in pool.tasks.values()
     )
-    target = (spec.target_concurrent or max(1, spec.max_concurrent)) * max(1, spec.batch_max_size)
     return PoolView(
         now=now,
         waiting=pool.waiting_count,
@@ -224,7 +262,7 @@ def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
         starting=starting,
         idle=tuple(IdleTask(task.task_id, task.idle_since) for task in serving if not task.held),
         slots=spec.slots,
-        target_slots=min(target, spec.slots),
+        target_slots=_target_slots(spec),
         settings=pool.settings,
         input_s=pool.input_s,
         progress_at=pool.progress_at,

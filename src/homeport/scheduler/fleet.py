@@ -159,11 +159,25 @@ class Fleet:
             return
         task.status = TaskStatus.STOPPING
         task.graceful = graceful
-        sent = self._nodes.send(task.node_id, StopTask(task.task_id, graceful, STOP_GRACE_S))
+        if graceful and task.leases:
+            # Its connections are ours, not the container's: it would not wait for them.
+            loop = asyncio.get_running_loop()
+            task.leaving = loop.call_later(task.pool.spec.timeout_s, self.part, task)
+            return
+        self.part(task)
+
+    def part(self, task: Task) -> None:
+        """Tell the node that a stopping container may go."""
+        if task.leaving is not None:
+            task.leaving.cancel()
+            task.leaving = None
+        sent = self._nodes.send(task.node_id, StopTask(task.task_id, task.graceful, STOP_GRACE_S))
         if not sent and task.node_id not in self._nodes.nodes():
             log.debug("stop will be settled when the node returns", task_id=task.task_id)
 
     def remove(self, task: Task) -> None:
+        if task.leaving is not None:
+            task.leaving.cancel()
         task.pool.tasks.pop(task.task_id, None)
         if self._board.tasks.pop(task.task_id, None) is not None:
             self._reservations.give_back(task.node_id, task.reserved)

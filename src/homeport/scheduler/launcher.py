@@ -133,6 +133,7 @@ class Launcher:
             batch_linger_ms=spec.batch_linger_ms,
             single_use=spec.single_use,
             is_server=spec.is_server,
+            server_port=spec.web[0].port if spec.is_server and spec.web else 0,
             block_network=spec.block_network,
             untrusted=spec.untrusted,
             volumes=await self._volume_refs(spec, image.config.workdir),

@@ -58,6 +58,12 @@ class Task:
     outdated: bool = False
     """It runs an earlier version: it serves until containers of the present one can."""
     graceful: bool = False
+    address: str = ""
+    """Of its ``eth0``, for connections past the work loop."""
+    leases: int = 0
+    """Connections among ``held`` that use it directly."""
+    leaving: asyncio.TimerHandle | None = None
+    """It is to be stopped once its leases are given back, or at this time."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -124,7 +130,7 @@ class Pool:
     def prefetch(self) -> int:
         """Inputs a container holds beyond what it works on."""
         spec = self.spec
-        if spec.single_use or spec.batch_max_size > 1 or self.input_s is None:
+        if spec.is_direct or spec.single_use or spec.batch_max_size > 1 or self.input_s is None:
             return 0
         if self.input_s >= PREFETCH_INPUT_S:
             return 0

@@ -113,6 +113,7 @@ class Recovery:
             if task is None:
                 adoption.lost_tasks.append(item.task_id)
                 continue
+            task.address = item.address
             self._match_inputs(task, item.inputs, adoption)
         if not self._nodes_awaited - set(self._nodes.nodes()):
             asyncio.get_running_loop().call_soon(self._end)
@@ -145,7 +146,7 @@ class Recovery:
             if known is not None and known.attempt == attempt and known.output is None:
                 adoption.known_inputs.append((task.task_id, input_id, attempt))
         for input_id, item in list(task.held.items()):
-            if present.get(input_id) != item.attempt:
+            if item.call.lease is None and present.get(input_id) != item.attempt:
                 del task.held[input_id]
                 self._settler.requeue(item)
 

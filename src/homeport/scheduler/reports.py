@@ -115,6 +115,7 @@ class Reports:
     def _ready(self, task: Task, message: TaskReady) -> None:
         if task.status is TaskStatus.STARTING:
             task.status = TaskStatus.READY
+        task.address = message.address
         task.idle_since = task.progress_at = self._clock.monotonic()
         task.pool.start_failures = 0
         task.pool.not_before = 0.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from homeport.apps.model import App, AppState
 from homeport.apps.service import AppService
 from homeport.calls.model import Input, InputState
-from homeport.calls.service import CallService, terminated
+from homeport.calls.service import CallService, success, terminated
 from homeport.functions.model import Autoscaler, FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
 from homeport.kernel.clock import Clock
@@ -33,6 +33,7 @@ from homeport.scheduler.dispatch import Dispatch
 from homeport.scheduler.fleet import STOP_GRACE_S, Fleet
 from homeport.scheduler.launcher import Launcher
 from homeport.scheduler.placement import check_placeable
+from homeport.scheduler.pool import TaskStatus
 from homeport.scheduler.recovery import Recovery
 from homeport.scheduler.reports import Reports
 from homeport.scheduler.reservations import Reservations
@@ -188,7 +189,12 @@ class Scheduler:
             task = (
                 self._board.tasks.get(item.task_id) if item.state is InputState.ASSIGNED else None
             )
-            if task is not None and item.input_id in task.held:
+            if task is not None and item.call.lease is not None:
+                self._calls.finish([(item, terminated(item, now))])
+                self._dispatch.give_back(task, item)
+                if terminate_containers:
+                    self._fleet.stop(task, graceful=False)
+            elif task is not None and item.input_id in task.held:
                 gentle = item.call.exchange is not None
                 by_task.setdefault((task.task_id, gentle), []).append(item.input_id)
             else:
@@ -206,6 +212,19 @@ class Scheduler:
             if pool is not None:
                 pool.drop_finished()
                 self._dispatch.step(pool)
+
+    def give_back(self, item: Input) -> None:
+        task = self._board.tasks.get(item.task_id) if item.task_id else None
+        finished = success(item, self._clock.now())
+        if task is not None:
+            self._calls.finish([(item, finished)])
+            task.pool.observe(max(0.0, finished.finished_at - item.call.created_at))
+            self._dispatch.give_back(task, item)
+            return
+        self._calls.finish([(item, finished)])
+        pool = self._board.pools.get(item.call.function_id)
+        if pool is not None:
+            pool.drop_finished()
 
     def work_finished(self, app_id: str) -> None:
         if not self.has_work(app_id):
@@ -280,6 +299,16 @@ class Scheduler:
             running_inputs=running,
             headroom=max(0, slots - running),
         )
+
+    def is_full(self, function_id: str) -> bool:
+        """Whether no container of a function has room, and none is coming."""
+        pool = self._board.pools.get(function_id)
+        if pool is None or not pool.settings.max_containers:
+            return False
+        statuses = [task.status for task in pool.tasks.values()]
+        if len(statuses) < pool.settings.max_containers or TaskStatus.STARTING in statuses:
+            return False
+        return not any(task.room > 0 for task in pool.tasks.values())
 
     def override(self, function_id: str, changes: Autoscaler) -> Autoscaler:
         pool = self._board.pool(self._functions.get(function_id))

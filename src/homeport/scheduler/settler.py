@@ -43,6 +43,11 @@ class Settler:
             if not self._board.may_run(record):
                 self._calls.finish([(item, terminated(item, self._clock.now(), "App stopped"))])
                 continue
+            if item.call.lease is not None:
+                if not pool.waiting:
+                    pool.progress_at = self._clock.monotonic()
+                self._board.lease(pool, item)
+                continue
             if not pool.waiting:
                 pool.progress_at = self._clock.monotonic()
             pool.push([item])
@@ -117,4 +122,6 @@ class Settler:
 
 def _repeatable(item: Input) -> bool:
     """Whether the input can run anew: not if a connection saw part of what it said."""
+    if item.call.lease is not None:
+        return item.call.lease.place is None
     return item.call.exchange is None or item.call.exchange.rewind()

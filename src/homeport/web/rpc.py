@@ -3,22 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.environments.service import EnvironmentService
-from homeport.rpc.context import Context
+from homeport.functions.service import FunctionService
+from homeport.kernel.errors import NotFoundError
+from homeport.rpc.context import Context, caller_of
 from homeport.web.model import ProxyToken
+from homeport.web.service import WebRoutes
 from homeport.web.tokens import ProxyTokens
 
 
 class WebRpc:
-    """Proxy tokens: make, list, rename, give to environments, delete."""
+    """Tokens of callers: short-lived ones; proxy tokens: make, list, rename, give to environments, delete."""
 
-    def __init__(self, tokens: ProxyTokens, environments: EnvironmentService) -> None:
+    def __init__(
+        self,
+        tokens: ProxyTokens,
+        environments: EnvironmentService,
+        functions: FunctionService,
+        routes: WebRoutes,
+    ) -> None:
+        self._functions = functions
+        self._routes = routes
         self._tokens = tokens
         self._environments = environments
+
+    async def FunctionGetFlashAuthToken(
+        self, request: api_pb2.FunctionGetFlashAuthTokenRequest, ctx: Context
+    ) -> api_pb2.FunctionGetFlashAuthTokenResponse:
+        record = self._functions.get(request.function_id)
+        token = self._tokens.issue_short(caller_of(ctx.identity), record.function_id)
+        return api_pb2.FunctionGetFlashAuthTokenResponse(token=token)
+
+    async def CurlGetAuthToken(
+        self, request: api_pb2.CurlAuthTokenRequest, ctx: Context
+    ) -> api_pb2.CurlAuthTokenResponse:
+        ctx.require_client()
+        host = urlsplit(request.url if "//" in request.url else f"//{request.url}").netloc
+        target = self._routes.find(host)
+        if target is None:
+            raise NotFoundError(self._routes.unknown(host))
+        token = self._tokens.issue_short(caller_of(ctx.identity), target.record.function_id)
+        return api_pb2.CurlAuthTokenResponse(token=token)
 
     async def WebhookTokenCreate(
         self, request: api_pb2.WebhookTokenCreateRequest, ctx: Context

@@ -31,6 +31,11 @@ class Target:
         return f"{name}.{self.point.method}" if self.point.method else name
 
     @property
+    def is_direct(self) -> bool:
+        """Whether connections go straight to a port of its containers."""
+        return self.record.spec is not None and self.record.spec.is_direct
+
+    @property
     def is_dev(self) -> bool:
         """Whether who asks is likely who wrote it."""
         return self.app.state in _BEING_TRIED
@@ -103,6 +108,13 @@ class WebRoutes:
         """Whether a host name is one that web functions have, whether or not one has it now."""
         name = _bare(host)
         return name in self._claims or (name.endswith(f".{self._domain}") and "--" in name)
+
+    def unknown(self, host: str) -> str:
+        """What to say of a name that leads nowhere."""
+        return (
+            f"There is no web function at {host}. Its app was not deployed, has stopped, or has it "
+            "under another name; `homeport app list` shows what runs."
+        )
 
     def find(self, host: str) -> Target | None:
         """Whom the host name (with or without a port) leads to."""

@@ -15,21 +15,31 @@ from homeport.environments.model import Environment
 from homeport.environments.service import EnvironmentService
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import HomeportError, InvalidError, NotFoundError
+from homeport.kernel.errors import HomeportError, InvalidError, NotFoundError, UnauthenticatedError
+from homeport.kernel.signing import Signer
 from homeport.storage.database import Database
 from homeport.web import store
 from homeport.web.model import NAME_CHARS_MAX, ProxyToken
 
 _ID: Final = "wk"
+_AUDIENCE: Final = "web"
+SHORT_S: Final = 3600.0
 _SECRET: Final = "ws"
 
 
 class ProxyTokens:
     """The installation's proxy tokens. ``start`` before use."""
 
-    def __init__(self, database: Database, environments: EnvironmentService, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        environments: EnvironmentService,
+        signer: Signer,
+        clock: Clock,
+    ) -> None:
         self._database = database
         self._environments = environments
+        self._signer = signer
         self._clock = clock
         self._tokens: dict[str, ProxyToken] = {}
         environments.on_deleting(self._environment_deleting)
@@ -49,6 +59,17 @@ class ProxyTokens:
         try:
             return self._environments.resolve(environment).environment_id in token.environments
         except HomeportError:
+            return False
+
+    def issue_short(self, caller: str, function_id: str) -> str:
+        """A token for an hour, for ``caller`` (a token or a task) to call one web function."""
+        return self._signer.issue(caller, _AUDIENCE, SHORT_S, scope=function_id)
+
+    def verify_short(self, token: str, function_id: str) -> bool:
+        """Whether ``issue_short`` made that token for that function."""
+        try:
+            return self._signer.verify(token, _AUDIENCE).scope == function_id
+        except UnauthenticatedError:
             return False
 
     def list(self, environment_id: str = "") -> list[ProxyToken]:

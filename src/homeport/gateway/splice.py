@@ -1,0 +1,687 @@
+"""The short way to web servers in containers: requests and answers passed on as bytes.
+
+A connection of a client is parsed just enough to know whom each request is for and where it ends;
+answers are passed on as they come and parsed only for their end. A request takes a place in a
+container (a lease), so that concurrency limits and autoscaling hold as for any other input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, cast
+
+import httptools
+import structlog
+
+from homeport.calls.lease import Lease, Place
+from homeport.gateway.errors import error_body
+from homeport.web.service import Target
+
+log = structlog.get_logger(__name__)
+
+BUFFER_BYTES: Final = 256 * 1024
+"""Bytes that wait for a slow side before the other one is not read any more."""
+REPLAY_BYTES_MAX: Final = 64 * 1024
+"""A request up to that size is sent again if its connection to the container was stale."""
+IDLE_MAX: Final = 256
+"""Idle connections that are kept for one container."""
+KEEP_ALIVE_S: Final = 75.0
+"""A client's connection without a request is closed after that time."""
+ATTEMPTS_MAX: Final = 3
+_UPSTREAM: Final = "the container takes no more"
+_BODY: Final = "no container yet for so much of a body"
+_QUEUE: Final = "an earlier request has no answer yet"
+_REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
+_OWN: Final = frozenset({b"modal-key", b"modal-secret", b"modal-authorization", b"connection"})
+"""Headers that are not passed on as they are."""
+
+
+class Doorman(Protocol):
+    """Says who may go where, and finds places."""
+
+    def admit(self, headers: Headers) -> Target | Refusal:
+        """Whom a request is for, if it may go there."""
+        ...
+
+    def open(self, target: Target, headers: Headers) -> Lease | Refusal:
+        """Ask for a place in a container of ``target``; ``close`` it in the end."""
+        ...
+
+    def control(
+        self, target: Target, path: bytes, headers: Headers, answer: Callable[[Refusal], None]
+    ) -> bool:
+        """Answer a request that is the gateway's own business; whether it is."""
+        ...
+
+    def close(self, lease: Lease) -> None:
+        """The place is free."""
+        ...
+
+    def explain(self, target: Target, reason: str) -> str:
+        """A sentence for a client whose request failed."""
+        ...
+
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer in place of the container's."""
+
+    status: int
+    text: str
+    headers: Headers = field(default_factory=Headers)
+    body: bytes | None = None
+    """If set, in place of a page made of ``text``."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request of a client, as far as it came."""
+
+    url: bytes = b""
+    headers: Headers = field(default_factory=Headers)
+    method: bytes = b""
+    version: str = "1.1"
+    keep_alive: bool = True
+    is_upgrade: bool = False
+    is_chunked: bool = False
+    is_whole: bool = False
+    waiting: list[bytes] = field(default_factory=list[bytes])
+    """What is to be sent once there is a connection to the container."""
+    waiting_size: int = 0
+    sent: list[bytes] | None = field(default_factory=list[bytes])
+    """What was sent, as long as it is small enough to be sent again."""
+    sent_size: int = 0
+    answered: bool = False
+    """A part of the answer is on its way to the client."""
+    attempts: int = 0
+
+
+class Upstreams:
+    """Idle connections to containers, by container."""
+
+    def __init__(self) -> None:
+        self._idle: dict[str, deque[_Upstream]] = {}
+
+    def take(self, task_id: str) -> _Upstream | None:
+        """One that is free."""
+        idle = self._idle.get(task_id)
+        while idle:
+            upstream = idle.pop()
+            if not idle:
+                del self._idle[task_id]
+            if not upstream.is_closed:
+                return upstream
+        return None
+
+    def keep(self, upstream: _Upstream) -> None:
+        """This one is free again."""
+        idle = self._idle.setdefault(upstream.task_id, deque())
+        if len(idle) >= IDLE_MAX:
+            upstream.close()
+        else:
+            idle.append(upstream)
+
+    def forget(self, upstream: _Upstream) -> None:
+        """This one is closed."""
+        idle = self._idle.get(upstream.task_id)
+        if idle is not None and upstream in idle:
+            idle.remove(upstream)
+            if not idle:
+                del self._idle[upstream.task_id]
+
+    def close(self) -> None:
+        """Close all."""
+        for idle in list(self._idle.values()):
+            for upstream in list(idle):
+                upstream.close()
+
+
+class _Upstream(asyncio.Protocol):
+    """A connection to a container. Serves one request of one client at a time."""
+
+    def __init__(self, pool: Upstreams, task_id: str) -> None:
+        self._pool = pool
+        self.task_id = task_id
+        self._client: SpliceProtocol | None = None
+        self._parser: Any = None
+        self._status = 0
+        self._keep_alive = True
+        self._complete = False
+        self._headers_done = False
+        self._is_head = False
+        self._tunnel = False
+        self.is_closed = False
+        self.is_used = False
+        """It served a request before."""
+
+    # ── for the client's side ───────────────────────────────────────────────────────────────
+
+    def serve(self, client: SpliceProtocol, method: bytes) -> None:
+        self._client = client
+        self._parser = httptools.HttpResponseParser(self)
+        self._complete = self._headers_done = False
+        self._is_head = method == b"HEAD"
+
+    def write(self, data: bytes) -> None:
+        if not self.is_closed:
+            self._transport.write(data)
+
+    def pause(self) -> None:
+        if not self.is_closed:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self.is_closed:
+            self._transport.resume_reading()
+
+    def release(self, *, reusable: bool) -> None:
+        """The client has its answer, or left."""
+        self._client = None
+        if reusable and self._keep_alive and not self.is_closed and not self._is_head:
+            self.is_used = True
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._transport.close()
+
+    def abort(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self._transport.abort()
+
+    # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
+
+    def pause_writing(self) -> None:
+        if self._client is not None:
+            self._client.hold(_UPSTREAM)
+
+    def resume_writing(self) -> None:
+        if self._client is not None:
+            self._client.go_on(_UPSTREAM)
+
+    def data_received(self, data: bytes) -> None:
+        client = self._client
+        if client is None:  # nobody asked
+            self.abort()
+            return
+        if self._tunnel:
+            client.pass_back(data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._tunnel = self._status == 101
+            self._complete = not self._tunnel
+        except httptools.HttpParserError as error:
+            log.warning("a web server in a container spoke no HTTP", error=str(error))
+            client.fail(self, "its web server answered with something that is not HTTP")
+            return
+        client.pass_back(data)
+        if self._tunnel:
+            client.tunnel()
+        elif self._complete:
+            client.answered(self._keep_alive, self._status)
+
+    def eof_received(self) -> None:
+        self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        self.is_closed = True
+        self._pool.forget(self)
+
+    def _end(self) -> None:
+        client, self._client = self._client, None
+        if client is None:
+            return
+        self.is_closed = True
+        self._transport.close()
+        if self._tunnel or (self._headers_done and self._lasts_to_end):
+            client.finish()
+        else:
+            client.fail(self, "its web server closed the connection")
+
+    # ── httptools ───────────────────────────────────────────────────────────────────────────
+
+    _lasts_to_end = False
+
+    def on_message_begin(self) -> None:
+        self._lasts_to_end = True
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._lasts_to_end = False
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+        if self._status >= 200:
+            self._headers_done = True
+            self._keep_alive = self._parser.should_keep_alive()
+            if self._is_head:
+                self._complete = True
+
+    def on_message_complete(self) -> None:
+        if self._status >= 200:
+            self._complete = True
+
+
+class Connections:
+    """The open connections of clients."""
+
+    def __init__(self) -> None:
+        self._open: set[SpliceProtocol] = set()
+        self._emptied = asyncio.Event()
+
+    def add(self, connection: SpliceProtocol) -> None:
+        self._open.add(connection)
+
+    def discard(self, connection: SpliceProtocol) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._emptied.set()
+
+    def all(self) -> list[SpliceProtocol]:
+        return list(self._open)
+
+    async def ended(self, timeout_s: float) -> None:
+        """Until there is none, or ``timeout_s`` has passed."""
+        self._emptied.clear()
+        if self._open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied.wait()
+
+
+class SpliceProtocol(asyncio.Protocol):
+    """A client's connection to web servers in containers."""
+
+    def __init__(self, doorman: Doorman, pool: Upstreams, connections: Connections) -> None:
+        self._doorman = doorman
+        self._pool = pool
+        self._connections = connections
+        self._parser = httptools.HttpRequestParser(self)
+        self._incoming = _Request()
+        self._requests: deque[_Request] = deque()
+        """The one that is served, and those that came before its answer was out."""
+        self._target: Target | None = None
+        self._lease: Lease | None = None
+        self._upstream: _Upstream | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._tunnel = False
+        self._closed = False
+        self._held: set[str] = set()
+        self._stopping = False
+        self._idle: asyncio.TimerHandle | None = None
+        self._peer = b""
+
+    # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        self._loop = asyncio.get_running_loop()
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]).encode() if peer else b"unknown"
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel:
+            if self._upstream is not None:
+                self._upstream.write(data)
+            return
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if rest:
+                self._send_body(rest)
+        except httptools.HttpParserError as error:
+            self._refuse(Refusal(400, f"This is not a valid HTTP request: {error}"), last=True)
+
+    def pause_writing(self) -> None:
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume_writing(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        self._connections.discard(self)
+        if self._idle is not None:
+            self._idle.cancel()
+        self._let_go(reusable=False)
+
+    def abort(self) -> None:
+        """End it in the middle of what it does."""
+        self._transport.abort()
+
+    def shutdown(self) -> None:
+        """No further request; an idle connection is closed now."""
+        self._stopping = True
+        if not self._requests and not self._tunnel:
+            self._transport.close()
+
+    # ── the request, as it comes (httptools) ────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        self._incoming = _Request()
+
+    def on_url(self, url: bytes) -> None:
+        self._incoming.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._incoming.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._transport.is_closing():
+            return
+        request = self._incoming
+        request.method = self._parser.get_method()
+        request.version = self._parser.get_http_version()
+        request.keep_alive = self._parser.should_keep_alive()
+        request.is_upgrade = self._parser.should_upgrade()
+        request.is_chunked = any(
+            name.lower() == b"transfer-encoding" and b"chunked" in value.lower()
+            for name, value in request.headers
+        )
+        self._requests.append(request)
+        if len(self._requests) == 1:
+            self._begin()
+        else:
+            self.hold(_QUEUE)
+
+    def on_body(self, body: bytes) -> None:
+        if self._incoming.is_chunked:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        self._send_body(body)
+
+    def on_message_complete(self) -> None:
+        request = self._incoming
+        request.is_whole = True
+        if request.is_chunked:
+            self._send_body(b"0\r\n\r\n")
+
+    def _send_body(self, data: bytes) -> None:
+        request = self._incoming
+        if self._upstream is not None and self._requests and self._requests[0] is request:
+            self._remember(request, data)
+            self._upstream.write(data)
+        else:
+            request.waiting.append(data)
+            request.waiting_size += len(data)
+            if request.waiting_size > BUFFER_BYTES:
+                self.hold(_BODY)
+
+    # ── serving the first of the requests ───────────────────────────────────────────────────
+
+    def _begin(self) -> None:
+        request = self._requests[0]
+        admitted = self._doorman.admit(request.headers)
+        if isinstance(admitted, Refusal):
+            self._refuse(admitted)
+            return
+        self._target = admitted
+        path = request.url.partition(b"?")[0]
+        if self._doorman.control(admitted, path, request.headers, self._refuse_open):
+            return
+        request.waiting.insert(0, _head(request, self._peer))
+        self._ask_for_place()
+
+    def _ask_for_place(self) -> None:
+        assert self._target is not None
+        request = self._requests[0]
+        request.attempts += 1
+        opened = self._doorman.open(self._target, request.headers)
+        if isinstance(opened, Refusal):
+            self._refuse(opened)
+            return
+        self._lease = opened
+        opened.on_change = self._lease_changed
+        self._lease_changed()
+
+    def _lease_changed(self) -> None:
+        lease = self._lease
+        if lease is None or self._target is None:
+            return
+        if lease.output is not None:
+            if self._upstream is None and self._connecting is None:
+                status = 503 if lease.output.result.status == 3 else 500
+                self._give_up(status, lease.output.result.exception)
+            # else: the connection to the container tells what became of the answer
+        elif lease.place is not None and self._upstream is None and self._connecting is None:
+            self._connect(lease.place)
+
+    def _connect(self, place: Place) -> None:
+        upstream = self._pool.take(place.task_id)
+        if upstream is not None:
+            self._use(upstream)
+        else:
+            self._connecting = self._loop.create_task(self._open(place))
+
+    async def _open(self, place: Place) -> None:
+        assert self._target is not None
+        port = self._target.point.port
+        try:
+            _, upstream = await self._loop.create_connection(
+                lambda: _Upstream(self._pool, place.task_id), place.address, port
+            )
+        except OSError as error:
+            self._connecting = None
+            self._retry_or_give_up(f"nothing listens at port {port} of its container ({error})")
+            return
+        self._connecting = None
+        if self._closed:
+            upstream.abort()
+        else:
+            self._use(upstream)
+
+    def _use(self, upstream: _Upstream) -> None:
+        request = self._requests[0]
+        self._upstream = upstream
+        upstream.serve(self, request.method)
+        data = b"".join(request.waiting)
+        request.waiting.clear()
+        request.waiting_size = 0
+        self._remember(request, data)
+        upstream.write(data)
+        self.go_on(_BODY)
+
+    def _remember(self, request: _Request, data: bytes) -> None:
+        if request.sent is not None:
+            request.sent_size += len(data)
+            if request.sent_size > REPLAY_BYTES_MAX:
+                request.sent = None
+            else:
+                request.sent.append(data)
+
+    # ── for the container's side ────────────────────────────────────────────────────────────
+
+    def hold(self, reason: str) -> None:
+        """Read nothing more of the client, as long as there is a ``reason``."""
+        if not self._held and not self._closed:
+            self._transport.pause_reading()
+        self._held.add(reason)
+
+    def go_on(self, reason: str) -> None:
+        """That reason is no more."""
+        if reason in self._held:
+            self._held.discard(reason)
+            if not self._held and not self._closed and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def pass_back(self, data: bytes) -> None:
+        if self._requests:
+            self._requests[0].answered = True
+        if not self._closed:
+            self._transport.write(data)
+
+    def tunnel(self) -> None:
+        """Both sides agreed on another protocol: bytes from now on."""
+        self._tunnel = True
+        if self._requests:
+            request = self._requests[0]
+            if request.waiting and self._upstream is not None:
+                self._upstream.write(b"".join(request.waiting))
+                request.waiting.clear()
+
+    def answered(self, keep_alive: bool, _status: int) -> None:
+        """The answer is complete."""
+        request = self._requests.popleft()
+        self._let_go(reusable=request.is_whole)
+        if not (keep_alive and request.keep_alive and request.is_whole) or self._stopping:
+            self._transport.close()
+        elif request.is_upgrade:
+            self._transport.close()  # it was refused, and what follows is none of HTTP
+        elif self._requests:
+            self._next()
+        else:
+            self._idle = self._loop.call_later(KEEP_ALIVE_S, self._transport.close)
+
+    def finish(self) -> None:
+        """The container's side is closed, and with that the answer is complete."""
+        self._let_go(reusable=False)
+        self._transport.close()
+
+    def fail(self, upstream: _Upstream, reason: str) -> None:
+        """There will be no (more) answer."""
+        was_used = upstream.is_used
+        upstream.abort()
+        self._upstream = None
+        request = self._requests[0]
+        if request.answered:
+            self._let_go(reusable=False)
+            self._transport.abort()
+            return
+        repeatable = request.method in _REPEATABLE or was_used
+        if request.sent is not None and repeatable:
+            request.waiting[:0] = request.sent
+            request.sent, request.sent_size = [], 0
+            self._retry_or_give_up(reason)
+        else:
+            self._give_up(502, reason)
+
+    def _retry_or_give_up(self, reason: str) -> None:
+        request = self._requests[0]
+        if self._closed:
+            return
+        if request.attempts >= ATTEMPTS_MAX:
+            self._give_up(502, reason)
+            return
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._doorman.close(lease)
+        # After a moment: that a container is gone is known a little after its connections are.
+        self._loop.call_later(0.05 * request.attempts, self._try_again, request)
+
+    def _try_again(self, request: _Request) -> None:
+        if not self._closed and self._requests and self._requests[0] is request:
+            self._ask_for_place()
+
+    def _give_up(self, status: int, reason: str) -> None:
+        assert self._target is not None
+        text = self._doorman.explain(self._target, reason)
+        self._let_go(reusable=False)
+        self._refuse(Refusal(status, text))
+
+    def _let_go(self, *, reusable: bool) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.release(reusable=reusable)
+        self.go_on(_UPSTREAM)
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            self._doorman.close(lease)
+
+    # ── answers of our own ──────────────────────────────────────────────────────────────────
+
+    def _refuse_open(self, refusal: Refusal) -> None:
+        if not self._closed:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal, *, last: bool = False) -> None:
+        request = self._requests.popleft() if self._requests else self._incoming
+        accept = next((v for n, v in request.headers if n.lower() == b"accept"), b"")
+        kind, body = error_body(refusal.status, refusal.text, accept.decode("latin-1"))
+        if refusal.body is not None:
+            kind, body = b"application/json", refusal.body
+        keep = request.keep_alive and request.is_whole and not last and not self._stopping
+        head = [
+            b"HTTP/1.1 %d %b" % (refusal.status, b"" if refusal.status < 400 else b"Error"),
+            b"Content-Type: " + kind,
+            b"Content-Length: %d" % len(body),
+            *(b"%b: %b" % pair for pair in refusal.headers),
+            *(() if keep else (b"Connection: close",)),
+        ]
+        if not self._closed:
+            answer = b"\r\n".join(head) + b"\r\n\r\n"
+            self._transport.write(answer if request.method == b"HEAD" else answer + body)
+            if not keep:
+                self._transport.close()
+        if keep and self._requests:
+            self._next()
+
+    def _next(self) -> None:
+        if len(self._requests) == 1:
+            self.go_on(_QUEUE)
+        self._begin()
+
+
+def _head(request: _Request, peer: bytes) -> bytes:
+    """The head of a request as the container gets it."""
+    lines = [b"%b %b HTTP/%b" % (request.method, request.url, request.version.encode())]
+    forwarded = peer
+    proto_seen = False
+    for name, value in request.headers:
+        lower = name.lower()
+        if lower == b"x-forwarded-for":
+            forwarded = value + b", " + peer
+            continue
+        if lower in _OWN and not (lower == b"connection" and request.is_upgrade):
+            continue
+        proto_seen = proto_seen or lower == b"x-forwarded-proto"
+        lines.append(name + b": " + value)
+    lines.append(b"X-Forwarded-For: " + forwarded)
+    if not proto_seen:
+        lines.append(b"X-Forwarded-Proto: http")
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class Splice:
+    """Makes the protocols of clients' connections; ``stop`` ends them."""
+
+    def __init__(self, doorman: Doorman) -> None:
+        self._doorman = doorman
+        self._pool = Upstreams()
+        self._connections = Connections()
+
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one connection."""
+        return SpliceProtocol(self._doorman, self._pool, self._connections)
+
+    async def stop(self, grace_s: float) -> None:
+        """Close idle connections at once, the others when their answer is out, or after a while."""
+        for connection in self._connections.all():
+            connection.shutdown()
+        await self._connections.ended(grace_s)
+        for connection in self._connections.all():
+            connection.abort()
+        self._pool.close()

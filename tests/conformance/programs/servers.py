@@ -1,0 +1,154 @@
+"""Servers: requests go straight to a port of their containers; the test makes them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import modal
+
+app = modal.App("conformance-servers")
+
+SERVER = r'''
+import os, sys, time, threading, base64, hashlib, json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def setup(self):
+        super().setup()
+        self.requests = 0
+    def do_GET(self):
+        self.requests += 1
+        path, _, query = self.path.partition("?")
+        size = int(self.headers.get("Content-Length") or 0)
+        digest = hashlib.sha256()
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while (length := int(self.rfile.readline(), 16)):
+                digest.update(self.rfile.read(length)); size += length
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            left = size
+            while left:
+                part = self.rfile.read(min(left, 65536)); digest.update(part); left -= len(part)
+        if path == "/ws":
+            return self.upgrade()
+        if path == "/slow":
+            time.sleep(float(query))
+        if path == "/exit":
+            os._exit(1)
+        if path == "/stream":
+            self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
+            for number in range(int(query)):
+                data = f"data: {number} {time.time()}\n\n".encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data)); self.wfile.flush()
+                time.sleep(0.5)
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        if path == "/big":
+            self.send_response(200); self.send_header("Content-Length", query); self.end_headers()
+            if self.command != "HEAD":
+                left = int(query)
+                while left:
+                    part = min(left, 1 << 20); self.wfile.write(b"x" * part); left -= part
+            return
+        body = json.dumps({
+            "method": self.command, "path": self.path, "size": size, "sha": digest.hexdigest(),
+            "container": os.environ["MODAL_TASK_ID"], "requests": self.requests,
+            "headers": {k.lower(): v for k, v in self.headers.items()},
+        }).encode()
+        self.send_response(201); self.send_header("Content-Length", str(len(body))); self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+    do_POST = do_PUT = do_HEAD = do_OPTIONS = do_GET
+    def upgrade(self):
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        self.send_response(101); self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade"); self.send_header("Sec-WebSocket-Accept", accept)
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            first, second = self.rfile.read(2)
+            length = second & 127
+            if length == 126: length = int.from_bytes(self.rfile.read(2), "big")
+            mask = self.rfile.read(4)
+            data = bytes(b ^ mask[i % 4] for i, b in enumerate(self.rfile.read(length)))
+            if first & 15 == 8:
+                self.wfile.write(bytes([0x88, len(data)]) + data); return
+            answer = data[::-1]
+            self.wfile.write(bytes([0x80 | (first & 15), len(answer)]) + answer); self.wfile.flush()
+
+time.sleep(float(sys.argv[1]))
+class Server(ThreadingHTTPServer):
+    request_queue_size = 256
+Server(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
+'''
+
+
+def serve(port, delay=0.0):
+    return subprocess.Popen([sys.executable, "-c", SERVER, str(delay), str(port)])
+
+
+@app.server(port=8000, unauthenticated=True, max_containers=1)
+class Open:
+    @modal.enter()
+    def start(self):
+        self.process = serve(8000, delay=1.0)
+
+    @modal.exit()
+    def stop(self):
+        self.process.terminate()
+
+
+@app.server(port=8001, max_concurrency=2, max_containers=1)
+class Private:
+    @modal.enter()
+    def start(self):
+        serve(8001)
+
+
+@app.server(port=8002, unauthenticated=True, target_concurrency=1, max_containers=3)
+class Scaled:
+    @modal.enter()
+    def start(self):
+        serve(8002)
+
+
+@app.server(port=8003, unauthenticated=True, startup_timeout=3, max_containers=1)
+class NeverListens:
+    @modal.enter()
+    def start(self):
+        pass
+
+
+@app.function(max_containers=1)
+@modal.concurrent(max_inputs=10)
+@modal.web_server(8004)
+def web_server():
+    serve(8004)
+
+
+@app.function(max_containers=1)
+@modal.web_server(8005)
+def one_at_a_time():
+    serve(8005)
+
+
+@app.local_entrypoint()
+def main():
+    import json
+
+    urls = {
+        "open": Open.get_url(),
+        "private": Private.get_url(),
+        "scaled": Scaled.get_url(),
+        "never": NeverListens.get_url(),
+        "web_server": web_server.get_web_url(),
+        "one": one_at_a_time.get_web_url(),
+    }
+    print("URLS " + json.dumps(urls), flush=True)
+    while not os.path.exists(os.environ["CONFORMANCE_REPORT"] + ".done"):
+        time.sleep(0.1)
