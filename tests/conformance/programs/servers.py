@@ -9,7 +9,7 @@ import modal
 
 app = modal.App("conformance-servers")
 
-SERVER = r'''
+SERVER = r"""
 import os, sys, time, threading, base64, hashlib, json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -85,7 +85,7 @@ time.sleep(float(sys.argv[1]))
 class Server(ThreadingHTTPServer):
     request_queue_size = 256
 Server(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
-'''
+"""
 
 
 def serve(port, delay=0.0):
