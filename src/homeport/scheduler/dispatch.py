@@ -237,8 +237,8 @@ def _item(item: Input, *, final: bool) -> InputItem:
     )
 
 
-def _load(task: Task) -> int:
-    return len(task.held)
+def _load(task: Task) -> tuple[bool, int]:
+    return task.outdated, len(task.held)
 
 
 def _target_slots(spec: FunctionSpec) -> int:
