@@ -57,8 +57,10 @@ from homeport.images.model import ImageRecord
 from homeport.images.names import NamedImages
 from homeport.images.rpc import ImagesRpc
 from homeport.images.service import ImageService
+from homeport.images.snapshots import ImageSnapshots
 from homeport.images.store import ImageNameStore, ImageStore
 from homeport.images.upkeep import ImageUpkeep
+from homeport.images.wire import metadata as image_metadata
 from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import HomeportError
@@ -233,6 +235,10 @@ class Server:
             clock=clock,
             log_sink=self._image_log,
         )
+        names = NamedImages(
+            ImageNameStore(self._database), self._images, self._environments, clock, operations
+        )
+        snapshots = ImageSnapshots(self._images, names, self._nodes, self._images_in_use, clock)
         self._sandboxes = SandboxService(
             SandboxStore(self._database),
             self._nodes,
@@ -248,6 +254,7 @@ class Server:
                 volume_objects,
                 self._nfs,
             ),
+            snapshots,
             clock,
         )
         self._scheduler = Scheduler(
@@ -307,9 +314,6 @@ class Server:
             self._nfs,
             lambda object_id: volume_handle(volume_objects.find(object_id)),
         )
-        names = NamedImages(
-            ImageNameStore(self._database), self._images, self._environments, clock, operations
-        )
         self._environments.on_deleting(self._apps.environment_deleting)
         self._environments.on_deleting(names.environment_deleting)
         self._environments.on_deleting(self._secrets.delete_of_environment)
@@ -352,7 +356,14 @@ class Server:
                     self._nfs_objects, self._nfs, self._environments, volume_objects
                 ),
                 QueueRpc(self._queues, self._environments),
-                SandboxRpc(self._sandboxes, self._apps, self._environments, self._logs, routers),
+                SandboxRpc(
+                    self._sandboxes,
+                    self._apps,
+                    self._environments,
+                    self._logs,
+                    routers,
+                    image_metadata=lambda image_id: image_metadata(self._images.get(image_id)),
+                ),
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments, routers),
                 VolumeRpc(volume_objects, self._volumes, self._environments),
@@ -403,6 +414,7 @@ class Server:
             prunable=[
                 *(self._logs, self._blobs, self._tasks, self._dicts, self._volumes),
                 self._sandboxes,
+                snapshots,
                 EndedApps(
                     self._apps,
                     self._calls,

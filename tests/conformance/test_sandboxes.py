@@ -45,6 +45,7 @@ def checks(request: pytest.FixtureRequest, runner: Runner, client: Client) -> Ch
         ("from_id", [None, 4, "hello\n"]),
         ("volumes", [0, "kept\n", "kept\nmore\n"]),
         ("local_files", "from here"),
+        ("snapshot", [0, "kept\nmounted/usr/share/doc:\nonly\n"]),
         ("no_network", "1"),
         ("out_of_memory", 137),
         ("app_ends", [None, 137]),

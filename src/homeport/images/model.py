@@ -72,6 +72,10 @@ class BuildInputs(msgspec.Struct, frozen=True, array_like=True):
     registry_kind: str = ""
     """How to sign in to the registry of a FROM: ``aws``, ``gcp``, ``static`` or not at all."""
     registry_secret_id: str = ""
+    snapshot_of: str = ""
+    """The sandbox whose files it is: nothing can build it again."""
+    expires_at: float = 0.0
+    """When nobody wants it any more (Unix seconds); 0 = never."""
 
 
 class ImageRequest(msgspec.Struct, frozen=True):
@@ -125,6 +129,11 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
         """``3.11.7``; empty if there is no Python on the image's PATH."""
         words = self.python_version_info.split()
         return words[1] if len(words) > 1 and words[0] == "Python" else ""
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether it was not built, and so cannot be built again."""
+        return bool(self.inputs.snapshot_of)
 
     @property
     def is_usable(self) -> bool:

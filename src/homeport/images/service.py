@@ -164,6 +164,11 @@ class ImageService:
         return self.get(image_id)
 
     async def _rebuild(self, record: ImageRecord) -> None:
+        if record.is_snapshot:
+            raise InvalidError(
+                f"Image {record.image_id!r} is a snapshot of a sandbox, and its files are on no "
+                "node any more"
+            )
         live = self._live.get(record.image_id)
         if live is None:
             log.info("an image is built again: its layers were deleted", image=record.image_id)

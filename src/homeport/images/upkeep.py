@@ -95,12 +95,13 @@ class ImageUpkeep:
         return list(image_ids)
 
     async def prune(self, *, dry_run: bool) -> list[str]:
-        """Remove what nobody can ask for: images that no live app uses, that have no name and
-        that none of the others is built from. Their layers go, and all layers of no image.
+        """Remove what nobody can ask for: images that no live app uses, that have no name, are no
+        sandbox's snapshot, and that none of the others is built from. Their layers go, and all layers of no image.
         """
         names = await self._names.by_image()
         needed: set[str] = set()
-        for image_id in {*self._in_use(), *names}:
+        snapshots = [record.image_id for record in self._images.all() if record.is_snapshot]
+        for image_id in {*self._in_use(), *names, *snapshots}:
             if self._images.find(image_id) is not None:
                 needed.update(record.image_id for record in self._images.chain(image_id))
         idle = [

@@ -268,6 +268,19 @@ class SandboxReady(Message):
     time: float
 
 
+class SandboxSnapshot(Message):
+    """The files of a sandbox are an image now. Acknowledged by ``Ack(seq)``.
+
+    ``layers`` are those on top of its image's. ``ttl_s`` says how long it is wanted, 0 = for ever.
+    """
+
+    seq: int
+    task_id: str
+    image_id: str
+    layers: list[str]
+    ttl_s: float
+
+
 class TaskInitFailed(Message):
     """The container reported a failed start (RPC ``TaskResult``): import, ``@enter``, ASGI factory.
 
@@ -500,6 +513,15 @@ class WriteStdin(Message):
     eof: bool
 
 
+class TakeSnapshot(Message):
+    """Make the files of a sandbox the image ``image_id``; answered by ``Answer`` when it is there."""
+
+    ask_id: int
+    task_id: str
+    image_id: str
+    ttl_s: float
+
+
 class DeliverInputs(Message):
     """Attempts for a task, to be handed out in order."""
 
@@ -616,6 +638,7 @@ NodeMessage = (
     Hello
     | TaskReady
     | SandboxReady
+    | SandboxSnapshot
     | Answer
     | InputsStarted
     | Outputs
@@ -638,6 +661,7 @@ ServerMessage = (
     | StartTask
     | StartSandbox
     | WriteStdin
+    | TakeSnapshot
     | DeliverInputs
     | CancelInputs
     | RecallInputs

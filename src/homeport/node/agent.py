@@ -36,6 +36,7 @@ from homeport.node.room import LayerRoom, default_bound
 from homeport.node.router.service import CommandRouter
 from homeport.node.runtime.bubblewrap import create_runtime
 from homeport.node.runtime.port import Runtime
+from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.supervisor import Hosted, Supervisor
 from homeport.node.volumes.layers import VolumeLayers
 from homeport.node.volumes.mounted import NodeVolumes
@@ -182,6 +183,7 @@ class Agent:
             clock=SystemClock(),
             room=room,
             router=router,
+            snapshots=Snapshots(layers, link, SystemClock()),
         )
         supervisor.execute = router.execute
         linked = asyncio.create_task(link.run(supervisor))

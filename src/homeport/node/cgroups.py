@@ -82,6 +82,9 @@ def own_group(unified_root: Path, text: str | None = None) -> Path:
     return unified_root
 
 
+_FREEZE_S: Final = 5.0
+
+
 class Cgroup:
     """The groups of one container."""
 
@@ -157,6 +160,31 @@ class Cgroup:
         if self._v2 is not None:
             return _read_keyed(self._v2 / "cpu.stat", "usage_usec") * 1000
         return 0
+
+    def freeze(self) -> None:
+        """Hold every process in the group; returns when all stand still. Raises ``CgroupError``.
+
+        Blocks for as long as that takes.
+        """
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        """Let them go on. Raises ``CgroupError``."""
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        if self._v2 is None or not (self._v2 / "cgroup.freeze").exists():
+            raise CgroupError(
+                "no control group hierarchy (v2) here can hold a container's processes"
+            )
+        _write(self._v2 / "cgroup.freeze", "1" if frozen else "0")
+        deadline = time.monotonic() + _FREEZE_S
+        while _read_keyed(self._v2 / "cgroup.events", "frozen") != int(frozen):
+            if time.monotonic() > deadline:
+                if frozen:
+                    _write(self._v2 / "cgroup.freeze", "0")
+                raise CgroupError(f"the processes in {self._v2} do not stand still")
+            time.sleep(0.001)
 
     def remove(self) -> None:
         """Kill what is left and remove the directories. Raises ``CgroupError`` if it cannot."""

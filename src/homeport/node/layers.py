@@ -25,6 +25,8 @@ from homeport.kernel import ids
 
 log = structlog.get_logger(__name__)
 
+SNAPSHOT = "snapshot of a sandbox"
+"""``LayerMetadata.instruction`` of a layer that nothing can make again: it is never surplus."""
 _KEY_CHARACTERS = 32
 """128 bits of SHA-256: short enough for many layers in one ``mount`` call's page of options."""
 
@@ -129,11 +131,11 @@ class LayerStore:
         return chosen
 
     def _by_age(self) -> list[tuple[float, str, int]]:
-        """(last use, key, bytes) of every layer, the oldest first."""
+        """(last use, key, bytes) of every layer that can be made again, the oldest first."""
         found: list[tuple[float, str, int]] = []
         for record in self.root.glob("*.json"):
             metadata = self.metadata(record.stem)
-            if metadata is not None:
+            if metadata is not None and metadata.instruction != SNAPSHOT:
                 found.append((record.stat().st_mtime, record.stem, metadata.size_bytes))
         return sorted(found)
 

@@ -35,6 +35,7 @@ from homeport.link.messages import (
     RpcRead,
     RpcReply,
     RpcRequest,
+    SandboxSnapshot,
     ServerMessage,
     TaskExited,
     Welcome,
@@ -64,7 +65,7 @@ Connect = Callable[
     [Callable[[ServerMessage], None], Callable[[Exception | None], None]], Awaitable[Wire]
 ]
 """Opens a connection whose messages go to the first callable and whose end to the second."""
-Sequenced = Outputs | TaskExited | BuildFinished
+Sequenced = Outputs | TaskExited | BuildFinished | SandboxSnapshot
 
 
 class LinkHandler(Protocol):
@@ -110,6 +111,7 @@ class NodeLink:
         self._outbox_bytes = 0
         self._empty = asyncio.Event()
         self._empty.set()
+        self._acked = asyncio.Event()
         self._outage = OutageBuffer()
         self._pending: dict[int, _Pending] = {}
         self._rpc_id = 0
@@ -224,6 +226,8 @@ class NodeLink:
                 self._outbox_bytes -= self._outbox.popleft()[1]
             if not self._outbox:
                 self._empty.set()
+            acked, self._acked = self._acked, asyncio.Event()
+            acked.set()
         else:
             handler.handle(message)
 
@@ -265,6 +269,15 @@ class NodeLink:
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
         return not self._outbox
+
+    async def taken(self, seq: int, timeout_s: float) -> bool:
+        """Wait until what was sent with that number is acknowledged; whether it was in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(number == seq for number, _, _ in self._outbox):
+                    await self._acked.wait()
+                return True
+        return False
 
     @property
     def is_full(self) -> bool:

@@ -12,7 +12,7 @@ import structlog
 
 from homeport import __version__
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import Code, HomeportError, NotFoundError
+from homeport.kernel.errors import Code, HomeportError, NotFoundError, UnavailableError
 from homeport.kernel.resources import Resources
 from homeport.link.messages import (
     PROTOCOL,
@@ -31,6 +31,7 @@ from homeport.link.messages import (
     StartSandbox,
     StartTask,
     StopTask,
+    TakeSnapshot,
     Welcome,
     WriteStdin,
 )
@@ -38,6 +39,7 @@ from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
+from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.task import Relay, Task
 from homeport.node.work import Key
 
@@ -144,6 +146,7 @@ class Supervisor:
         clock: Clock,
         room: Room | None = None,
         router: Router | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self._node_id = node_id
         self._capacity = capacity
@@ -156,6 +159,8 @@ class Supervisor:
         self._clock = clock
         self._room = room
         self._router = router
+        self.snapshots = snapshots
+        """Takes those of sandboxes."""
         self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Hosted] = {}
         self._ended = EndedSandboxes()
@@ -236,6 +241,8 @@ class Supervisor:
                 self._start_sandbox(message)
             case WriteStdin():
                 self._answer(message.ask_id, self._write_stdin(message))
+            case TakeSnapshot():
+                self._answer(message.ask_id, self._take_snapshot(message))
             case DeliverInputs():
                 self._deliver(message)
             case CancelInputs():
@@ -305,6 +312,13 @@ class Supervisor:
     async def _write_stdin(self, message: WriteStdin) -> None:
         sandbox = self._sandbox(message.task_id)
         await sandbox.write_stdin_numbered(message.index, message.data, eof=message.eof)
+
+    async def _take_snapshot(self, message: TakeSnapshot) -> None:
+        sandbox = self._sandbox(message.task_id)
+        if self.snapshots is None:
+            raise UnavailableError("this node takes no snapshots")
+        await sandbox.started()
+        await self.snapshots.take(sandbox, message.image_id, message.ttl_s)
 
     def _sandbox(self, task_id: str) -> Sandbox:
         found = self.find(task_id)

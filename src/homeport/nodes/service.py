@@ -34,6 +34,7 @@ from homeport.link.messages import (
     RpcCancel,
     RpcRead,
     RpcRequest,
+    SandboxSnapshot,
     TaskExited,
     Welcome,
 )
@@ -339,6 +340,8 @@ class NodeService:
             return []
         if isinstance(message, TaskExited) and message.layer:
             session.layers.add(message.layer)
+        if isinstance(message, SandboxSnapshot):
+            session.layers.update(message.layers)
         if isinstance(message, BuildFinished):
             session.layers.update(message.layers)
             build = self._builds.pop(message.build_id, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final
 
@@ -12,6 +12,7 @@ from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
+from homeport.kernel import ids
 from homeport.kernel.errors import InvalidError, NotFoundError, UnavailableError
 from homeport.kernel.numbers import wait_s
 from homeport.logs.model import Filter
@@ -23,6 +24,8 @@ from homeport.sandboxes.service import SandboxService
 
 _POLL_S: Final = 60.0
 """A wait is answered within it, whatever the client asks."""
+SNAPSHOT_TTL_S: Final = 30 * 86400.0
+"""How long an image is kept that a client asks for without saying how long it wants it."""
 _TASK_ID_S: Final = 55.0
 """How long a question for the task's id is held, if the client does not say."""
 
@@ -37,12 +40,15 @@ class SandboxRpc:
         environments: EnvironmentService,
         logs: LogService,
         routers: Routers,
+        *,
+        image_metadata: Callable[[str], api_pb2.ImageMetadata],
     ) -> None:
         self._service = service
         self._apps = apps
         self._environments = environments
         self._logs = logs
         self._routers = routers
+        self._image_metadata = image_metadata
 
     # ── creation ────────────────────────────────────────────────────────────────────────────
 
@@ -183,6 +189,32 @@ class SandboxRpc:
             request.sandbox_id, request.index, request.input, eof=request.eof
         )
         return api_pb2.SandboxStdinWriteResponse()
+
+    # ── snapshots and tunnels ───────────────────────────────────────────────────────────────
+
+    async def SandboxSnapshotFs(
+        self, request: api_pb2.SandboxSnapshotFsRequest, ctx: Context
+    ) -> api_pb2.SandboxSnapshotFsResponse:
+        image_id = ctx.new_id(ids.IMAGE)
+        await self._service.snapshot(request.sandbox_id, image_id, SNAPSHOT_TTL_S)
+        response = api_pb2.SandboxSnapshotFsResponse(image_id=image_id)
+        response.result.status = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+        response.image_metadata.CopyFrom(self._image_metadata(image_id))
+        return response
+
+    async def SandboxGetTunnels(
+        self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTunnelsResponse:
+        await self._service.get(request.sandbox_id)
+        # A sandbox with open ports is not created yet, so there is none that has tunnels.
+        response = api_pb2.SandboxGetTunnelsResponse()
+        response.result.status = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+        return response
+
+    async def SandboxGetTunnelsV2(
+        self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTunnelsResponse:
+        return await self.SandboxGetTunnels(request, ctx)
 
     # ── look-ups ────────────────────────────────────────────────────────────────────────────
 

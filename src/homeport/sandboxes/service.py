@@ -31,7 +31,9 @@ from homeport.link.messages import (
     Logs,
     Message,
     SandboxReady,
+    SandboxSnapshot,
     StopTask,
+    TakeSnapshot,
     TaskExited,
     TaskReady,
     WriteStdin,
@@ -113,6 +115,22 @@ class Nodes(Protocol):
         ...
 
 
+class Snapshots(Protocol):
+    """Images that are a sandbox's files."""
+
+    async def add(
+        self,
+        image_id: str,
+        *,
+        base_id: str,
+        layers: Sequence[str],
+        node_id: str,
+        sandbox_id: str,
+        app_id: str,
+        ttl_s: float,
+    ) -> None: ...
+
+
 class Secrets(Protocol):
     def seal(self, owner_id: str, values: Mapping[str, str]) -> bytes: ...
 
@@ -139,6 +157,7 @@ class SandboxService:
         logs: LogService,
         secrets: Secrets,
         launcher: SandboxLauncher,
+        snapshots: Snapshots,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -147,6 +166,7 @@ class SandboxService:
         self._logs = logs
         self._secrets = secrets
         self._launcher = launcher
+        self._snapshots = snapshots
         self._clock = clock
         self._apps: AppService
         self._room: Room
@@ -479,6 +499,19 @@ class SandboxService:
             record.node_id, lambda ask_id: WriteStdin(ask_id, task_id, index, data, eof)
         )
 
+    async def snapshot(self, sandbox_id: str, image_id: str, ttl_s: float) -> None:
+        """Make the files of a running sandbox the image ``image_id``.
+
+        Raises ``ConflictError`` when it has ended, ``UnavailableError`` if the node cannot.
+        """
+        record = await self.placed(sandbox_id, 300.0)
+        if record.is_over or not record.node_id:
+            raise ConflictError("The sandbox is not running: a snapshot is taken of a running one")
+        task_id = record.task_id
+        await self._nodes.ask(
+            record.node_id, lambda ask_id: TakeSnapshot(ask_id, task_id, image_id, ttl_s)
+        )
+
     # ── the end ─────────────────────────────────────────────────────────────────────────────
 
     async def terminate(self, sandbox_id: str) -> SandboxResult | None:
@@ -558,6 +591,8 @@ class SandboxService:
 
     def said(self, message: Message) -> Durable | None:
         """Act on a node's message; ``None`` if it is not about a live sandbox."""
+        if isinstance(message, SandboxSnapshot):
+            return [asyncio.ensure_future(self._snapshotted(message))]
         live = self._by_task.get(getattr(message, "task_id", ""))
         if live is None or isinstance(message, Logs):
             return None
@@ -575,6 +610,21 @@ class SandboxService:
             terminated = bool(record.terminated_at)
             return self._finish(live, result_of(message, terminated=terminated, spec=record.spec))
         return []
+
+    async def _snapshotted(self, message: SandboxSnapshot) -> None:
+        record = await self.find(message.task_id)
+        if record is None:
+            log.error("a snapshot of an unknown sandbox", task_id=message.task_id)
+            return
+        await self._snapshots.add(
+            message.image_id,
+            base_id=record.spec.image_id,
+            layers=message.layers,
+            node_id=record.node_id,
+            sandbox_id=record.sandbox_id,
+            app_id=record.app_id,
+            ttl_s=message.ttl_s,
+        )
 
     def joined(self, node_id: str, hello: Hello) -> set[str]:
         """A node came (back): agree on its sandboxes; those of its tasks that are live ones."""

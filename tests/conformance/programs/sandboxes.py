@@ -277,6 +277,29 @@ def local_files():
         return ended(shell("cat /opt/given/file.txt", image=with_file))[1]
 
 
+def snapshot():
+    """The files of a running sandbox as an image: written, removed, mounted ones; not a volume's."""
+    volume = modal.Volume.from_name(f"{NAME}-snapshot", create_if_missing=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("mounted")
+        file.flush()
+        base = image.add_local_file(file.name, "/opt/file.txt")
+        script = (
+            "echo kept > /kept; rm /etc/issue; rm -rf /usr/share/doc; mkdir /usr/share/doc;"
+            "echo doc > /usr/share/doc/only; echo secret > /data/file; echo done; read x; echo $x"
+        )
+        sandbox = shell(script, image=base, volumes={"/data": volume})
+        for _ in sandbox.stdout:
+            break
+        taken = sandbox.snapshot_filesystem()
+    sandbox.stdin.write(b"goes on\n")
+    sandbox.stdin.write_eof()
+    sandbox.stdin.drain()
+    sandbox.wait()
+    script = "cat /kept /opt/file.txt; ls /etc/issue /usr/share/doc /data /__modal 2>/dev/null"
+    return [sandbox.returncode, ended(shell(script, image=taken))[1]]
+
+
 def no_network():
     script = "import socket; print(len(socket.if_nameindex()))"
     python = modal.Image.debian_slim()
@@ -360,7 +383,7 @@ def main():
     plain += [input_after_the_end, signalled, running, terminate_twice, finished_then_terminated]
     plain += [timed_out, surroundings, entrypoint, without_command, no_such_program, tags]
     plain += [many_in_a_list, from_id, unknown, volumes, local_files, no_network, out_of_memory]
-    plain += [app_ends, many_at_once]
+    plain += [snapshot, app_ends, many_at_once]
     for call in plain:
         check(call.__name__, call, 90.0)
     if "env" in OPTIONS:

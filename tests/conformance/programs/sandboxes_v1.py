@@ -3,6 +3,7 @@
 import os
 
 os.environ["MODAL_SANDBOX_V2"] = "0"
+os.environ["MODAL_USE_LEGACY_FILESYSTEM_SNAPSHOT"] = "1"
 
 import sandboxes
 

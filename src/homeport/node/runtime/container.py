@@ -19,7 +19,14 @@ from homeport.node.runtime.arguments import environment
 from homeport.node.runtime.enter import Entered, EnteredProcess, Place, look_up
 from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import Started
-from homeport.node.runtime.port import ContainerSpec, ExecError, ExecSpec, Exit, Overlay
+from homeport.node.runtime.port import (
+    ContainerSpec,
+    ExecError,
+    ExecSpec,
+    Exit,
+    Overlay,
+    RuntimeUnavailableError,
+)
 from homeport.node.runtime.records import ContainerDirectory, remove_tree
 from homeport.node.runtime.stage import Stage
 from homeport.node.runtime.users import User
@@ -133,6 +140,20 @@ class RunningContainer:
         except OSError as error:
             raise ExecError("the container has ended") from error
         return self._place
+
+    async def freeze(self) -> None:
+        await self._stage.run(lambda: self._hold(Cgroup.freeze))
+
+    async def thaw(self) -> None:
+        await self._stage.run(lambda: self._hold(Cgroup.thaw))
+
+    def _hold(self, change: Callable[[Cgroup], None]) -> None:
+        if self._cgroup is None:
+            raise RuntimeUnavailableError("a container without a control group cannot be held")
+        try:
+            change(self._cgroup)
+        except CgroupError as error:
+            raise RuntimeUnavailableError(str(error)) from error
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)

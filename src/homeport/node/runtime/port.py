@@ -186,6 +186,14 @@ class Container(Protocol):
         """
         ...
 
+    async def freeze(self) -> None:
+        """Hold all its processes until ``thaw``. Raises ``RuntimeUnavailableError``."""
+        ...
+
+    async def thaw(self) -> None:
+        """Let its processes go on."""
+        ...
+
     async def wait(self) -> Exit:
         """Until its command ended (not until its pipes close) and all its processes are gone."""
         ...
