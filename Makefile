@@ -29,7 +29,7 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
 	tests/conformance/test_volumes_mounted.py tests/conformance/test_network_file_systems.py \
 	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
-	tests/conformance/test_schedules.py \
+	tests/conformance/test_schedules.py tests/conformance/test_serve.py \
 	tests/conformance/test_queue_crowd.py tests/chaos
 
 test:  ## the tests that every change must pass

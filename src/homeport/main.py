@@ -44,7 +44,7 @@ from homeport.environments.service import EnvironmentService
 from homeport.functions.rpc import FunctionsRpc
 from homeport.functions.service import FunctionService
 from homeport.functions.store import FunctionStore
-from homeport.functions.variants import rebound
+from homeport.functions.variant_wire import rebound
 from homeport.gateway.access import Access
 from homeport.gateway.direct import Direct
 from homeport.gateway.http import create_http_app

@@ -70,6 +70,7 @@ class AppsRpc:
     ) -> api_pb2.AppPublishResponse:
         state = member(AppState, request.app_state, "app_state") if request.app_state else None
         self._check_layout(request)
+        published_at = self._tasks.now()  # what is older than this, clients stop for "recreate"
         app, is_changed = await self._deployments.publish(
             request.app_id,
             state=state,
@@ -87,7 +88,7 @@ class AppsRpc:
                 commit_dirty=request.commit_info.dirty,
             ),
         )
-        deployed_at = (app.deployed_at or self._tasks.now()) if is_changed else 0.0
+        deployed_at = (app.deployed_at or published_at) if is_changed else 0.0
         return api_pb2.AppPublishResponse(url=self._page(app.app_id), deployed_at=deployed_at)
 
     async def AppRollback(

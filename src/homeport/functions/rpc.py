@@ -13,7 +13,7 @@ from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Autoscaler, ClassRecord, FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
-from homeport.functions.variants import bound, pinned
+from homeport.functions.variant_wire import bound, pinned
 from homeport.functions.wire import (
     autoscaler_message,
     autoscaler_of,

@@ -137,6 +137,10 @@ class Fleet:
             return
         if task.task_id not in self._board.tasks:
             return
+        if task.status is TaskStatus.STOPPING:  # its node was told so before it knew of it
+            self.remove(task)
+            self._board.step(task.pool)
+            return
         message.commit_layer = self._build_functions.layer_of(message.function_id)
         if not self._nodes.send(task.node_id, message):
             self.remove(task)

@@ -1,0 +1,64 @@
+"""Starting and stopping containers, with stand-ins for what is around."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from unittest.mock import MagicMock
+
+from tests.unit.scheduler.test_placement import DEFAULTS, spec
+
+from homeport.functions.model import FunctionRecord
+from homeport.kernel.clock import SystemClock
+from homeport.kernel.resources import Resources
+from homeport.link.messages import StartTask, StopTask
+from homeport.scheduler.fleet import Fleet
+from homeport.scheduler.placement import NodeView
+from homeport.scheduler.pool import Pool
+
+
+def test_container_that_is_stopped_before_it_is_launched() -> None:
+    """It never starts: the node cannot be told to end what it does not know yet."""
+
+    async def scenario() -> None:
+        prepared = asyncio.Event()
+        sent: list[Any] = []
+
+        async def prepare(*_: object) -> MagicMock:
+            await prepared.wait()
+            return MagicMock(StartTask)
+
+        nodes, board, reservations = MagicMock(), MagicMock(), MagicMock()
+        nodes.send.side_effect = lambda _, message: sent.append(message) or True
+        board.tasks, board.edition.return_value = {}, "de-1/0"
+        capacity = Resources(1000, 1000)
+        reservations.views.return_value = [NodeView("no-1", capacity, capacity, "", 0)]
+        reservations.defaults = DEFAULTS
+        launcher = MagicMock(prepare=prepare)
+        others: list[Any] = [MagicMock() for _ in range(4)]
+        fleet = Fleet(
+            SystemClock(),
+            nodes,
+            *others[:2],
+            launcher,
+            *others[2:3],
+            board,
+            others[3],
+            reservations,
+        )
+        record = FunctionRecord(
+            function_id="fu-1", app_id="ap-1", tag="f", handle=b"", created_at=0.0, spec=spec()
+        )
+        pool = Pool(record, 0.0)
+        assert fleet.start(pool)
+        await asyncio.sleep(0)
+        (task,) = pool.tasks.values()
+        fleet.stop(task, graceful=True)
+        prepared.set()
+        await task.gone.wait()
+        assert [type(message) for message in sent] == [StopTask]
+        assert not pool.tasks
+        assert not board.tasks
+        reservations.give_back.assert_called_once()
+
+    asyncio.run(scenario())
