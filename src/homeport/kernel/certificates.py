@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import ssl
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -114,6 +116,21 @@ class Authority:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         ).decode()
+
+
+def server_context(certificate: str, key: str, protocols: list[str]) -> ssl.SSLContext:
+    """What a server with this certificate and key (PEM) greets TLS connections with.
+
+    ``protocols`` are offered by ALPN; a client that names none is served too.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(protocols)
+    with tempfile.TemporaryDirectory() as folder:  # the ssl module reads files only
+        path = Path(folder) / "pem"
+        _write(path, (key + certificate).encode(), 0o600)
+        context.load_cert_chain(path)
+    return context
 
 
 def _general_name(host: str) -> x509.GeneralName:

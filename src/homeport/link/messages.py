@@ -352,12 +352,14 @@ class RpcCancel(Message):
 class Answer(Message):
     """What became of a request of the server with that ``ask_id``.
 
-    ``code`` is empty or the value of a ``kernel.errors.Code``, ``message`` its sentence.
+    ``code`` is empty or the value of a ``kernel.errors.Code``, ``message`` its sentence; ``number``
+    is what was asked for, where that is a number.
     """
 
     ask_id: int
     code: str = ""
     message: str = ""
+    number: int = 0
 
 
 class RpcRead(Message):
@@ -493,8 +495,6 @@ class StartSandbox(Message):
     probe: ProbeRef | None = None
     terminal: TerminalRef | None = None
     """Its command gets a terminal instead of three pipes."""
-    ports: list[int] = []
-    """TCP ports that may be asked for from outside."""
     allowed_cidrs: list[str] | None = None
     """The only networks it may reach; ``None`` = all."""
     directories: list[HostDirectory] = []
@@ -520,6 +520,20 @@ class TakeSnapshot(Message):
     task_id: str
     image_id: str
     ttl_s: float
+
+
+class OpenTunnel(Message):
+    """Let a port of the node lead to ``port`` of a container; it ends with the container.
+
+    Answered by ``Answer``, whose ``number`` is the node's port: the same when asked again. ``h2``:
+    TLS clients are offered HTTP/2 alone.
+    """
+
+    ask_id: int
+    task_id: str
+    port: int
+    unencrypted: bool
+    h2: bool
 
 
 class DeliverInputs(Message):
@@ -662,6 +676,7 @@ ServerMessage = (
     | StartSandbox
     | WriteStdin
     | TakeSnapshot
+    | OpenTunnel
     | DeliverInputs
     | CancelInputs
     | RecallInputs

@@ -38,6 +38,7 @@ from homeport.node.runtime.bubblewrap import create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.supervisor import Hosted, Supervisor
+from homeport.node.tunnels import Tunnels
 from homeport.node.volumes.layers import VolumeLayers
 from homeport.node.volumes.mounted import NodeVolumes
 from homeport.node.volumes.source import VolumeSource
@@ -163,6 +164,8 @@ class Agent:
         )
         await router.start()
         stack.push_async_callback(router.stop)
+        tunnels = Tunnels(self._config.router_listen, self._config.router_host or "localhost")
+        stack.callback(tunnels.stop)
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(),
@@ -184,6 +187,7 @@ class Agent:
             room=room,
             router=router,
             snapshots=Snapshots(layers, link, SystemClock()),
+            tunnels=tunnels,
         )
         supervisor.execute = router.execute
         linked = asyncio.create_task(link.run(supervisor))

@@ -6,7 +6,7 @@ A container sends no credentials; the socket it speaks through is its identity.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -15,8 +15,10 @@ from modal_proto import api_pb2
 from homeport.kernel.errors import Code, HomeportError
 from homeport.link.messages import OutputItem, Result
 from homeport.node import wire
+from homeport.node.tunnels import TunnelPort
 from homeport.node.work import Grant
 from homeport.transport.dispatch import (
+    ALREADY_EXISTS,
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
     NOT_FOUND,
@@ -40,11 +42,14 @@ DATA_PATHS = frozenset({"FunctionCallPutDataOut", "FunctionCallGetDataIn"})
 BLOB_PATHS = frozenset({"BlobCreate", "BlobGet"})
 """How large arguments and results travel; blob ids cannot be guessed."""
 
+_T = TypeVar("_T")
+
 
 _STATUS = {
     Code.INVALID: INVALID_ARGUMENT,
     Code.NOT_FOUND: NOT_FOUND,
     Code.CONFLICT: FAILED_PRECONDITION,
+    Code.ALREADY_EXISTS: ALREADY_EXISTS,
 }
 
 
@@ -91,6 +96,17 @@ class ContainerPort(Protocol):
 
     async def reload_volume(self, volume_id: str) -> None:
         """Raises ``HomeportError``."""
+        ...
+
+    async def open_tunnel(self, port: TunnelPort, key: str) -> tuple[str, int]:
+        """Where the node leads to that port of the container: host and port.
+
+        ``key`` tells a repeated request from another one. Raises ``HomeportError``.
+        """
+        ...
+
+    def close_tunnel(self, number: int) -> bool:
+        """Whether there was one."""
         ...
 
     def owns_call(self, call_id: str) -> bool:
@@ -141,6 +157,8 @@ class ContainerDispatcher:
             "TaskResult": self._task_result,
             "VolumeCommit": self._volume_commit,
             "VolumeReload": self._volume_reload,
+            "TunnelStart": self._tunnel_start,
+            "TunnelStop": self._tunnel_stop,
         }
         self._local = {wire.PREFIX + name: method for name, method in local.items()}
 
@@ -245,6 +263,25 @@ class ContainerDispatcher:
         await _answered(self._container.reload_volume(request.volume_id))
         return EMPTY
 
+    async def _tunnel_start(self, call: IncomingCall, body: bytes) -> bytes:
+        request = api_pb2.TunnelStartRequest.FromString(body)
+        if not 0 < request.port < 65536:
+            raise StatusError(INVALID_ARGUMENT, f"{request.port} is not a TCP port")
+        h2 = request.tunnel_type == api_pb2.TUNNEL_TYPE_H2
+        port = TunnelPort(request.port, request.unencrypted, h2)
+        key = call.metadata.get("x-idempotency-key", "")
+        host, number = await _answered(self._container.open_tunnel(port, key))
+        response = api_pb2.TunnelStartResponse(host=host, port=number)
+        if request.unencrypted:
+            response.unencrypted_host = host
+            response.unencrypted_port = number
+        return response.SerializeToString()
+
+    async def _tunnel_stop(self, _call: IncomingCall, body: bytes) -> bytes:
+        request = api_pb2.TunnelStopRequest.FromString(body)
+        exists = self._container.close_tunnel(request.port)
+        return api_pb2.TunnelStopResponse(exists=exists).SerializeToString()
+
     # ── answered by the server ────────────────────────────────────────────────────────────────
 
     async def _forward(self, call: IncomingCall, body: bytes) -> bytes:
@@ -279,10 +316,10 @@ class ContainerDispatcher:
         return self._container.owns_call(call_id)
 
 
-async def _answered(work: Awaitable[None]) -> None:
+async def _answered(work: Awaitable[_T]) -> _T:
     """``work``, with its errors as the server would say them."""
     try:
-        await work
+        return await work
     except HomeportError as error:
         raise StatusError(_STATUS.get(error.code, UNAVAILABLE), error.message) from None
 

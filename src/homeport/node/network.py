@@ -387,27 +387,42 @@ def listen_in_netns(netns: str | int, host: str, port: int, backlog: int = 128) 
 
     ``netns`` is a path (``Container.netns``) or a descriptor. Raises ``OSError``.
     """
+
+    def listen(listener: socket.socket) -> None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(backlog)
+
+    return socket_in_netns(netns, listen)
+
+
+def socket_in_netns(
+    netns: str | int, prepare: Callable[[socket.socket], None] | None = None
+) -> socket.socket:
+    """A TCP socket of another network namespace, which it stays in; ``prepare`` runs inside.
+
+    ``netns`` is a path (``Container.netns``) or a descriptor. Raises ``OSError``.
+    """
     made: list[socket.socket] = []
     failed: list[BaseException] = []
 
-    def listen() -> None:
+    def make() -> None:
         try:
             _join(netns)
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            made.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(backlog)
-            listener.setblocking(False)
+            one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            made.append(one)
+            if prepare is not None:
+                prepare(one)
+            one.setblocking(False)
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=listen, name="homeport-netns")  # ends in that namespace
+    thread = threading.Thread(target=make, name="homeport-netns")  # ends in that namespace
     thread.start()
     thread.join()
     if failed:
-        for listener in made:
-            listener.close()
+        for one in made:
+            one.close()
         raise failed[0]
     return made[0]
 

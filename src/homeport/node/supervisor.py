@@ -12,7 +12,13 @@ import structlog
 
 from homeport import __version__
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import Code, HomeportError, NotFoundError, UnavailableError
+from homeport.kernel.errors import (
+    Code,
+    ConflictError,
+    HomeportError,
+    NotFoundError,
+    UnavailableError,
+)
 from homeport.kernel.resources import Resources
 from homeport.link.messages import (
     PROTOCOL,
@@ -24,6 +30,7 @@ from homeport.link.messages import (
     DropLayers,
     Hello,
     InputsReturned,
+    OpenTunnel,
     RecallInputs,
     RouterCertificate,
     RunningTask,
@@ -41,6 +48,7 @@ from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.task import Relay, Task
+from homeport.node.tunnels import TunnelPort, Tunnels
 from homeport.node.work import Key
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -147,6 +155,7 @@ class Supervisor:
         room: Room | None = None,
         router: Router | None = None,
         snapshots: Snapshots | None = None,
+        tunnels: Tunnels | None = None,
     ) -> None:
         self._node_id = node_id
         self._capacity = capacity
@@ -161,6 +170,7 @@ class Supervisor:
         self._router = router
         self.snapshots = snapshots
         """Takes those of sandboxes."""
+        self._tunnels = tunnels
         self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Hosted] = {}
         self._ended = EndedSandboxes()
@@ -207,6 +217,7 @@ class Supervisor:
         """Drop what the server no longer wants of what ``Hello`` named."""
         if self._router is not None:
             self._router.welcomed(welcome)
+        self._certify(welcome.router_certificate, welcome.router_certificate_key)
         wanted: dict[str, set[Key]] = defaultdict(set)
         for task_id, input_id, retry_count in welcome.known_inputs:
             wanted[task_id].add((input_id, retry_count))
@@ -243,6 +254,8 @@ class Supervisor:
                 self._answer(message.ask_id, self._write_stdin(message))
             case TakeSnapshot():
                 self._answer(message.ask_id, self._take_snapshot(message))
+            case OpenTunnel():
+                self._answer(message.ask_id, self._open_tunnel(message))
             case DeliverInputs():
                 self._deliver(message)
             case CancelInputs():
@@ -258,8 +271,7 @@ class Supervisor:
             case DropLayers():
                 self._drop_layers(message)
             case RouterCertificate():
-                if self._router is not None:
-                    self._router.certify(message.certificate, message.key)
+                self._certify(message.certificate, message.key)
             case _:
                 log.error("a message with no handler", message=type(message).__name__)
 
@@ -268,7 +280,8 @@ class Supervisor:
     def _start_task(self, message: StartTask) -> None:
         if message.task_id in self._tasks or self._stopping:
             return
-        self._run(Task(message, self._link, self._preparer, self._relay, self._clock))
+        tunnels = self._tunnels
+        self._run(Task(message, self._link, self._preparer, self._relay, self._clock, tunnels))
 
     def _start_sandbox(self, message: StartSandbox) -> None:
         if message.task_id in self._tasks or self._stopping:
@@ -284,6 +297,8 @@ class Supervisor:
     def _has_ended(self, task_id: str) -> None:
         task = self._tasks.pop(task_id, None)
         self._runs.pop(task_id, None)
+        if self._tunnels is not None:
+            self._tunnels.close(task_id)
         if isinstance(task, Sandbox):
             self._ended.add(task)
 
@@ -291,18 +306,18 @@ class Supervisor:
         """What runs under that id, or a sandbox that ended not long ago."""
         return self._tasks.get(task_id) or self._ended.find(task_id)
 
-    def _answer(self, ask_id: int, work: Coroutine[Any, Any, None]) -> None:
+    def _answer(self, ask_id: int, work: Coroutine[Any, Any, int | None]) -> None:
         """Do what the server asked for and say what became of it."""
 
         async def run() -> None:
             try:
-                await work
+                number = await work
             except HomeportError as error:
                 answer = Answer(ask_id, error.code.value, error.message)
             except OSError as error:
                 answer = Answer(ask_id, Code.UNAVAILABLE.value, f"on the node: {error}")
             else:
-                answer = Answer(ask_id)
+                answer = Answer(ask_id, number=number or 0)
             self._link.send(answer)
 
         task = asyncio.create_task(run())
@@ -319,6 +334,23 @@ class Supervisor:
             raise UnavailableError("this node takes no snapshots")
         await sandbox.started()
         await self.snapshots.take(sandbox, message.image_id, message.ttl_s)
+
+    async def _open_tunnel(self, message: OpenTunnel) -> int:
+        if self._tunnels is None:
+            raise ConflictError("this node has no tunnels")
+        port = TunnelPort(message.port, message.unencrypted, message.h2)
+        target = self.find(message.task_id)
+        if target is None:
+            raise NotFoundError(f"the container {message.task_id} does not run")
+        return await self._tunnels.open(message.task_id, target, port)
+
+    def _certify(self, certificate: str, key: str) -> None:
+        if not certificate:
+            return
+        if self._tunnels is not None:
+            self._tunnels.certify(certificate, key)
+        if self._router is not None:
+            self._router.certify(certificate, key)
 
     def _sandbox(self, task_id: str) -> Sandbox:
         found = self.find(task_id)

@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import HomeportError, NotFoundError
+from homeport.kernel.errors import ConflictError, HomeportError, NotFoundError
 from homeport.link.messages import (
     STATUS_SUCCESS,
     InputItem,
@@ -41,6 +41,7 @@ from homeport.node.runtime.port import (
     RuntimeUnavailableError,
 )
 from homeport.node.sockets import serve_unix
+from homeport.node.tunnels import TunnelPort, Tunnels
 from homeport.node.volumes.mounted import ContainerVolumes
 from homeport.node.work import Effects, Grant, Key, WorkLoop, WorkRules
 from homeport.transport.dispatch import RESOURCE_EXHAUSTED, UNAVAILABLE, StatusError
@@ -88,11 +89,13 @@ class Task:
         preparer: Preparer,
         relay: Relay | None,
         clock: Clock,
+        tunnels: Tunnels | None = None,
     ) -> None:
         self._start = start
         self._link = link
         self._preparer = preparer
         self._relay = relay
+        self._tunnels = tunnels
         self._clock = clock
         rules = WorkRules(
             startup_timeout_s=start.startup_timeout_s,
@@ -506,6 +509,17 @@ class Task:
     async def reload_volume(self, volume_id: str) -> None:
         """``VolumeReload`` for a mounted volume."""
         await self._volumes.reload(volume_id)
+
+    async def open_tunnel(self, port: TunnelPort, key: str) -> tuple[str, int]:
+        """``TunnelStart``."""
+        if self._tunnels is None:
+            raise ConflictError("this node has no tunnels")
+        number = await self._tunnels.forward(self.task_id, self, port, key)
+        return self._tunnels.host, number
+
+    def close_tunnel(self, number: int) -> bool:
+        """``TunnelStop``."""
+        return self._tunnels is not None and self._tunnels.close(self.task_id, number)
 
     def owns_call(self, call_id: str) -> bool:
         return any(attempt.item.call_id == call_id for attempt in self._work.started())

@@ -89,6 +89,19 @@ class Routers:
         token = signer.issue(task_id, ROUTER_AUDIENCE, TOKEN_LIFE_S)
         return f"{scheme}://{name}:{address.port}", token
 
+    def host(self, node_id: str, ctx: Context) -> str:
+        """The host under which the caller reaches that node; its certificate names it.
+
+        Raises ``UnavailableError`` while the node is away.
+        """
+        address = self._nodes.router(node_id) if self._nodes is not None else None
+        if address is None:
+            raise UnavailableError("the node is out of reach; try again")
+        found = ctx.metadata.get("x-modal-host") or ctx.metadata.get(":authority", "")
+        name = address.host or host_of(found)
+        self._certify(name)
+        return name
+
     def _certify(self, name: str) -> None:
         """Have the routers' certificate name ``name`` before a client sees it."""
         if name in self._hosts:

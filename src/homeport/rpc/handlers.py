@@ -53,6 +53,8 @@ NODE_METHODS: Final = frozenset(
         "FunctionGetInputs",
         "FunctionPutOutputs",
         "TaskResult",
+        "TunnelStart",
+        "TunnelStop",
     }
 )
 """What a node answers its containers itself (``node/container_rpc.py``)."""

@@ -114,7 +114,6 @@ class SandboxLauncher:
             volumes=spec.volumes,
             probe=spec.probe,
             terminal=spec.terminal,
-            ports=[port.number for port in spec.ports],
             allowed_cidrs=spec.allowed_cidrs,
             directories=[
                 HostDirectory(str(await self._directories.directory(object_id)), path)

@@ -13,7 +13,7 @@ from modal_proto import api_pb2
 from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.kernel import ids
-from homeport.kernel.errors import InvalidError, NotFoundError, UnavailableError
+from homeport.kernel.errors import DeadlineError, InvalidError, NotFoundError, UnavailableError
 from homeport.kernel.numbers import wait_s
 from homeport.logs.model import Filter
 from homeport.logs.service import LogService
@@ -147,6 +147,30 @@ class SandboxRpc:
         ready_at = await self._service.until_ready(request.sandbox_id, wait_s(request.timeout))
         return api_pb2.SandboxWaitUntilReadyResponse(ready_at=ready_at)
 
+    async def SandboxGetTunnels(
+        self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTunnelsResponse:
+        success = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
+        response = api_pb2.SandboxGetTunnelsResponse(result=success)
+        try:
+            ports = await self._service.tunnels(
+                request.sandbox_id, min(wait_s(request.timeout), _POLL_S)
+            )
+        except DeadlineError as error:
+            response.result.status = api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT
+            response.result.exception = error.message
+            return response
+        if ports:
+            record = await self._service.get(request.sandbox_id)
+            host = self._routers.host(record.node_id, ctx)
+            response.tunnels.extend(wire.tunnel(host, port, number) for port, number in ports)
+        return response
+
+    async def SandboxGetTunnelsV2(
+        self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTunnelsResponse:
+        return await self.SandboxGetTunnels(request, ctx)
+
     # ── the end ─────────────────────────────────────────────────────────────────────────────
 
     async def SandboxTerminate(
@@ -201,20 +225,6 @@ class SandboxRpc:
         response.result.status = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
         response.image_metadata.CopyFrom(self._image_metadata(image_id))
         return response
-
-    async def SandboxGetTunnels(
-        self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
-    ) -> api_pb2.SandboxGetTunnelsResponse:
-        await self._service.get(request.sandbox_id)
-        # A sandbox with open ports is not created yet, so there is none that has tunnels.
-        response = api_pb2.SandboxGetTunnelsResponse()
-        response.result.status = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
-        return response
-
-    async def SandboxGetTunnelsV2(
-        self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
-    ) -> api_pb2.SandboxGetTunnelsResponse:
-        return await self.SandboxGetTunnels(request, ctx)
 
     # ── look-ups ────────────────────────────────────────────────────────────────────────────
 

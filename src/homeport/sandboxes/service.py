@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -30,6 +31,7 @@ from homeport.link.messages import (
     Hello,
     Logs,
     Message,
+    OpenTunnel,
     SandboxReady,
     SandboxSnapshot,
     StopTask,
@@ -45,6 +47,7 @@ from homeport.sandboxes.launcher import SandboxLauncher
 from homeport.sandboxes.model import (
     EXIT_KILLED,
     PAGE_MAX,
+    Port,
     SandboxRecord,
     SandboxResult,
     SandboxSpec,
@@ -69,6 +72,8 @@ ENDED_MAX: Final = 2_000
 """Ended sandboxes kept in memory; the others are read from the database."""
 STOP_APP_S: Final = 18.0
 """How long the end of an app waits for its sandboxes to be gone."""
+_NODE_S: Final = 300.0
+"""How long input waits for a sandbox that waits for room."""
 _TICK_S: Final = 1e-6
 
 Source = str | Mapping[str, str]
@@ -141,6 +146,8 @@ class _Live:
 
     record: SandboxRecord
     placed: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its node has been told of it: it can be asked about it."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     reserved: Resources | None = None
@@ -344,6 +351,7 @@ class SandboxService:
         if not live.over.is_set():
             # Without a connection: the node's next Hello does not name it, and it is sent again.
             self._nodes.send(record.node_id, message)
+            live.sent.set()
             if live.record.terminated_at:
                 self._kill(live)
 
@@ -484,16 +492,49 @@ class SandboxService:
         await self._store.save(record)
         return record
 
+    async def tunnels(self, sandbox_id: str, timeout_s: float) -> list[tuple[Port, int]]:
+        """The open ports, each with its node's port that leads there (RPC ``SandboxGetTunnels``).
+
+        Raises ``ConflictError`` when it has ended, ``DeadlineError`` when it got no node in time,
+        ``UnavailableError`` while its node is away.
+        """
+        live = self._live.get(sandbox_id)
+        record = live.record if live is not None else await self.get(sandbox_id)
+        if not record.spec.ports:
+            return []
+        if live is not None:
+            await _within(timeout_s, live.sent)
+            record = live.record
+        if record.is_over:
+            raise ConflictError("The sandbox has ended: its tunnels are closed")
+        if live is None or not live.sent.is_set():
+            raise DeadlineError(f"The sandbox did not start within {timeout_s:g} s")
+        found: list[tuple[Port, int]] = []
+        for port in record.spec.ports:
+            answer = await self._nodes.ask(
+                record.node_id,
+                partial(
+                    OpenTunnel,
+                    task_id=record.task_id,
+                    port=port.number,
+                    unencrypted=port.unencrypted,
+                    h2=port.h2,
+                ),
+            )
+            found.append((port, answer.number))
+        return found
+
     async def write_stdin(self, sandbox_id: str, index: int, data: bytes, *, eof: bool) -> None:
         """Write to its standard input (RPC ``SandboxStdinWrite``).
 
         Raises ``ConflictError`` after its end, ``UnavailableError`` while its node is away.
         """
-        record = await self.placed(sandbox_id, 0)
+        live = self._live.get(sandbox_id)
+        if live is not None:
+            await _within(_NODE_S, live.sent)
+        record = live.record if live is not None else await self.get(sandbox_id)
         if record.is_over:
             raise ConflictError("The sandbox has ended: nobody reads its input any more")
-        if not record.node_id:
-            record = await self.placed(sandbox_id, 300.0)
         task_id = record.task_id
         await self._nodes.ask(
             record.node_id, lambda ask_id: WriteStdin(ask_id, task_id, index, data, eof)
@@ -580,7 +621,7 @@ class SandboxService:
             text = f"{record.sandbox_id}: {result.exception}\n"
             self._logs.system(record.app_id, text, task_id=record.task_id)
         self._logs.task_state(record.app_id, record.task_id, TASK_COMPLETED)
-        for event in (live.over, live.placed, live.ready):
+        for event in (live.over, live.placed, live.sent, live.ready):
             event.set()
         self._room.free(record.task_id)
         if not self.has_live(record.app_id):
@@ -636,6 +677,7 @@ class SandboxService:
             if live.reserved is None:
                 live.reserved = self._room.count(record.task_id, record.spec, node_id)
             if record.task_id in running:
+                live.sent.set()
                 if record.terminated_at:
                     self._kill(live)
             elif record.terminated_at:

@@ -61,6 +61,15 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
     )
 
 
+def tunnel(host: str, port: Port, number: int) -> api_pb2.TunnelData:
+    """A tunnel's end: ``number`` of ``host`` leads to ``port``."""
+    data = api_pb2.TunnelData(host=host, port=number, container_port=port.number)
+    if port.unencrypted:
+        data.unencrypted_host = host
+        data.unencrypted_port = number
+    return data
+
+
 def _refuse_missing(definition: api_pb2.Sandbox) -> None:
     wanted = {
         "cloud bucket mounts": definition.cloud_bucket_mounts or definition.s3_mounts,
@@ -71,7 +80,6 @@ def _refuse_missing(definition: api_pb2.Sandbox) -> None:
         "identity tokens (include_oidc_identity_token=)": definition.include_oidc_identity_token,
         "outbound policies": definition.HasField("experimental_outbound_policy")
         or definition.HasField("outbound_policy"),
-        "open ports": definition.open_ports.ports,
         "allowlists of domains": definition.network_access.allowed_domains,
         "allowlists of networks": definition.network_access.network_access_type
         == api_pb2.NetworkAccess.ALLOWLIST,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
 import ssl
-import tempfile
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 
+from homeport.kernel.certificates import server_context
 from homeport.kernel.errors import ConflictError, InvalidError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -47,16 +46,7 @@ class RouterListener:
 
     def certify(self, certificate: str, key: str) -> None:
         """Show this certificate (PEM) to connections from now on."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["h2"])
-        with tempfile.TemporaryDirectory() as folder:  # the ssl module reads files only
-            path = os.path.join(folder, "pem")
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "w") as file:
-                file.write(key + certificate)
-            context.load_cert_chain(path)
-        self._context = context
+        self._context = server_context(certificate, key, ["h2"])
 
     async def start(self) -> None:
         """Start accepting. Raises ``ConflictError`` or ``InvalidError`` about the address."""

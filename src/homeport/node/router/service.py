@@ -62,7 +62,6 @@ class CommandRouter:
     def welcomed(self, welcome: Welcome) -> None:
         """What the server wants the router to work with."""
         self._access.use(welcome.router_key)
-        self.certify(welcome.router_certificate, welcome.router_certificate_key)
 
     def certify(self, certificate: str, key: str) -> None:
         """Show that certificate from now on."""

@@ -1,0 +1,262 @@
+"""Tunnels: ports of the node that lead to ports inside containers, with TLS or without.
+
+A connection enters the container through its network namespace, so a program may listen on any of
+its addresses, loopback included, and needs no network of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from homeport.kernel.certificates import server_context
+from homeport.kernel.errors import AlreadyExistsError, InvalidError, UnavailableError
+from homeport.node.network import socket_in_netns
+from homeport.node.runtime.port import Container
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+LISTEN_WAIT_S: Final = 30.0
+"""How long a connection waits for the program to listen."""
+_RETRY_FIRST_S: Final = 0.01
+_RETRY_MAX_S: Final = 0.25
+_HANDSHAKE_S: Final = 30.0
+_CHUNK_BYTES: Final = 256 * 1024
+_BACKLOG: Final = 1024
+_INSIDE: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelPort:
+    """A port of a container that is to be reached. ``h2``: its program speaks HTTP/2 only."""
+
+    number: int
+    unencrypted: bool = False
+    h2: bool = False
+
+
+class Target(Protocol):
+    """The container behind a tunnel."""
+
+    async def started(self) -> Container:
+        """As soon as it runs. Raises ``NotFoundError`` if it has ended."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """It is in use for the time of the block."""
+        ...
+
+
+Contexts = Callable[[bool], ssl.SSLContext | None]
+"""What TLS connections are served with, ``True`` for HTTP/2 alone; ``None`` = not known yet."""
+
+
+class Tunnel:
+    """One listening port of the node. ``close`` ends it with all its connections."""
+
+    def __init__(self, target: Target, port: TunnelPort, contexts: Contexts) -> None:
+        self.port = port
+        self._target = target
+        self._contexts = contexts
+        self._listening: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def open(self, host: str) -> int:
+        """Listen on a free port of ``host``; the port. Raises ``UnavailableError``."""
+        loop = asyncio.get_running_loop()
+        number = 0
+        try:
+            found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+            for family, _, _, _, address in dict.fromkeys(found):
+                listening = socket.socket(family, socket.SOCK_STREAM)
+                self._listening.append(listening)
+                if family == socket.AF_INET6:
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listening.bind((address[0], number, *address[2:]))
+                listening.listen(_BACKLOG)
+                listening.setblocking(False)
+                number = listening.getsockname()[1]
+        except OSError as error:
+            self.close()
+            raise UnavailableError(f"no port for a tunnel on {host}: {error}") from None
+        self._acceptors = [loop.create_task(self._accept(one)) for one in self._listening]
+        return number
+
+    def close(self) -> None:
+        """Accept no more and cut what is open."""
+        for task in (*self._acceptors, *self._connections):
+            task.cancel()
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError as error:  # out of descriptors: others have to close theirs first
+                log.error("a connection to a tunnel was not accepted", error=str(error))
+                await asyncio.sleep(_RETRY_MAX_S)
+                continue
+            task = loop.create_task(self._serve(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        writers: list[asyncio.StreamWriter] = []
+        try:
+            with self._target.active():
+                reader, writer = await self._greet(connection)
+                writers.append(writer)
+                inner_reader, inner_writer = await self._enter()
+                writers.append(inner_writer)
+                await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
+        except (OSError, TimeoutError, ssl.SSLError, UnavailableError) as error:
+            log.info("a tunnel's connection failed", port=self.port.number, error=str(error))
+        except Exception:
+            log.exception("a tunnel's connection failed", port=self.port.number)
+        finally:
+            connection.close()
+            for writer in writers:
+                writer.close()
+
+    async def _greet(
+        self, connection: socket.socket
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = None
+        if not self.port.unencrypted:
+            context = self._contexts(self.port.h2)
+            if context is None:
+                raise UnavailableError("the node has no certificate yet")
+        return await _streams(connection, context)
+
+    async def _enter(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the program, as soon as it listens."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(LISTEN_WAIT_S):
+            container = await self._target.started()
+            delay_s = _RETRY_FIRST_S
+            while True:
+                inside = await asyncio.to_thread(socket_in_netns, container.netns)
+                try:
+                    await loop.sock_connect(inside, (_INSIDE, self.port.number))
+                    return await _streams(inside, None)
+                except ConnectionRefusedError:
+                    inside.close()
+                    await asyncio.sleep(delay_s)  # nothing tells that a program listens
+                    delay_s = min(2 * delay_s, _RETRY_MAX_S)
+                except BaseException:
+                    inside.close()
+                    raise
+
+
+class Tunnels:
+    """All tunnels of a node. They listen on ``listen`` and are reached as ``host``."""
+
+    def __init__(self, listen: str, host: str) -> None:
+        self._listen = listen
+        self.host = host
+        self._certificate = ("", "")
+        self._made: dict[bool, ssl.SSLContext] = {}
+        self._tunnels: dict[str, dict[int, tuple[Tunnel, int]]] = {}
+        self._keys: dict[tuple[str, int], str] = {}
+        self._lock = asyncio.Lock()
+
+    def certify(self, certificate: str, key: str) -> None:
+        """Show this certificate (PEM) to connections from now on."""
+        self._certificate = (certificate, key)
+        self._made.clear()
+
+    async def open(self, task_id: str, target: Target, port: TunnelPort) -> int:
+        """The node's port that leads to that one; the same if it is open already.
+
+        Raises ``InvalidError`` if it is open in another way, ``UnavailableError``.
+        """
+        async with self._lock:
+            known = self._tunnels.get(task_id, {}).get(port.number)
+            if known is not None:
+                if known[0].port != port:
+                    raise InvalidError(f"port {port.number} has a tunnel of another kind already")
+                return known[1]
+            tunnel = Tunnel(target, port, self._context)
+            number = await tunnel.open(self._listen)
+            self._tunnels.setdefault(task_id, {})[port.number] = (tunnel, number)
+            return number
+
+    async def forward(self, task_id: str, target: Target, port: TunnelPort, key: str) -> int:
+        """``open`` for the container itself, which may have one tunnel to a port.
+
+        ``key`` tells a repeated request from another one, which raises ``AlreadyExistsError``.
+        """
+        known = self._keys.get((task_id, port.number))
+        if known is not None and (known != key or not key):
+            raise AlreadyExistsError(f"port {port.number} is forwarded already")
+        self._keys[task_id, port.number] = key
+        try:
+            return await self.open(task_id, target, port)
+        except BaseException:
+            self._keys.pop((task_id, port.number), None)
+            raise
+
+    def close(self, task_id: str, number: int | None = None) -> bool:
+        """End one tunnel of a container, or all; whether there was any."""
+        tunnels = self._tunnels.get(task_id, {})
+        ended = [one for one in tunnels if number is None or one == number]
+        for one in ended:
+            tunnels.pop(one)[0].close()
+            self._keys.pop((task_id, one), None)
+        if not tunnels:
+            self._tunnels.pop(task_id, None)
+        return bool(ended)
+
+    def stop(self) -> None:
+        """End all."""
+        for task_id in list(self._tunnels):
+            self.close(task_id)
+
+    def _context(self, h2: bool) -> ssl.SSLContext | None:
+        certificate, key = self._certificate
+        if not certificate:
+            return None
+        if h2 not in self._made:
+            self._made[h2] = server_context(certificate, key, ["h2"] if h2 else ["http/1.1"])
+        return self._made[h2]
+
+
+async def _streams(
+    connection: socket.socket, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Streams over an accepted or connected socket; as the server of TLS with ``context``."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=_CHUNK_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(
+        lambda: protocol,
+        connection,
+        ssl=context,
+        ssl_handshake_timeout=_HANDSHAKE_S if context else None,
+    )
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One direction, until its sender has finished; the other one goes on where TCP can say so."""
+    while data := await reader.read(_CHUNK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+    else:
+        writer.close()
