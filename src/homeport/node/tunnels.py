@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import structlog
 
 from homeport.kernel.certificates import server_context
-from homeport.kernel.errors import AlreadyExistsError, InvalidError, UnavailableError
+from homeport.kernel.errors import AlreadyExistsError, HomeportError, InvalidError, UnavailableError
 from homeport.node.network import socket_in_netns
 from homeport.node.runtime.port import Container
 
@@ -121,7 +121,7 @@ class Tunnel:
                 inner_reader, inner_writer = await self._enter()
                 writers.append(inner_writer)
                 await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
-        except (OSError, TimeoutError, ssl.SSLError, UnavailableError) as error:
+        except (OSError, TimeoutError, HomeportError) as error:
             log.info("a tunnel's connection failed", port=self.port.number, error=str(error))
         except Exception:
             log.exception("a tunnel's connection failed", port=self.port.number)
