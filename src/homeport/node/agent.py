@@ -154,10 +154,12 @@ class Agent:
         def find(task_id: str) -> Hosted | None:
             return supervisor.find(task_id)
 
+        snapshots = Snapshots(layers, link, SystemClock())
         router = CommandRouter(
             find,
             link,
             root / "outputs",
+            snapshots,
             listen=self._config.router_listen,
             port=self._config.router_port,
             host=self._config.router_host,
@@ -186,7 +188,7 @@ class Agent:
             clock=SystemClock(),
             room=room,
             router=router,
-            snapshots=Snapshots(layers, link, SystemClock()),
+            snapshots=snapshots,
             tunnels=tunnels,
         )
         supervisor.execute = router.execute

@@ -132,6 +132,12 @@ class Sandbox:
         with self.active():
             await self._stdio.stdin.write_numbered(index, data, eof=eof)
 
+    async def reload_volumes(self) -> None:
+        """Show the newest committed state of all volumes. Raises ``HomeportError``."""
+        with self.active():
+            for ref in self.start.volumes:
+                await self.prepared.volumes.reload(ref.volume_id)
+
     async def until_ready(self, timeout_s: float) -> float:
         """When its probe first succeeded (Unix seconds), as soon as it did.
 

@@ -16,7 +16,8 @@ SPOOL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Newest output of one stream that can be read again; older output goes."""
 SPOOL_MEMORY_BYTES: Final = 64 * 1024
 """Output up to this size needs no file."""
-READ_BYTES: Final = 1024 * 1024
+READ_BYTES: Final = 16 * 1024
+"""A piece given to a reader: clients look for the lines in each at a cost of its square."""
 STDIN_BYTES_MAX: Final = 16 * 1024 * 1024
 """Input that a program has not read yet, beyond which its writers wait."""
 

@@ -65,12 +65,23 @@ class Secrets(Protocol):
         ...
 
 
+class Snapshots(Protocol):
+    """Makes a sandbox's files an image."""
+
+    async def take_named(self, sandbox: Sandbox, snapshot_id: str, ttl_s: float) -> str:
+        """The image's id; the same for the same ``snapshot_id``. Raises ``HomeportError``."""
+        ...
+
+
 class RouterRpc:
     """Answers the router's RPCs; a ``Dispatcher`` and its ``Uploads``."""
 
-    def __init__(self, executions: Executions, secrets: Secrets, authorize: Authorize) -> None:
+    def __init__(
+        self, executions: Executions, secrets: Secrets, snapshots: Snapshots, authorize: Authorize
+    ) -> None:
         self._executions = executions
         self._secrets = secrets
+        self._snapshots = snapshots
         self._authorize = authorize
         self._unary: dict[str, Callable[[Any, IncomingCall], Awaitable[Message]]] = {
             PREFIX + name: getattr(self, name)
@@ -82,6 +93,8 @@ class RouterRpc:
                 "TaskExecPoll",
                 "TaskExecStdinWrite",
                 "TaskExecStdinStatus",
+                "TaskSnapshotFilesystem",
+                "TaskReloadVolumes",
             )
         }
         self._streams: dict[str, Callable[[Any], AsyncIterator[Message]]] = {
@@ -273,6 +286,27 @@ class RouterRpc:
         ready_at = await self._sandbox(request.task_id).until_ready(wait_s(request.timeout))
         return pb.SandboxWaitUntilReadyTcrResponse(ready_at=ready_at)
 
+    # ── files ─────────────────────────────────────────────────────────────────────────────────
+
+    async def TaskSnapshotFilesystem(
+        self, request: pb.TaskSnapshotFilesystemRequest, _call: IncomingCall
+    ) -> pb.TaskSnapshotFilesystemResponse:
+        _main_only(request.container_id)
+        sandbox = self._sandbox(request.task_id)
+        await sandbox.started()
+        ttl_s = snapshot_ttl_s(request.ttl_seconds)
+        image_id = await self._snapshots.take_named(sandbox, request.snapshot_id, ttl_s)
+        return pb.TaskSnapshotFilesystemResponse(image_id=image_id)
+
+    async def TaskReloadVolumes(
+        self, request: pb.TaskReloadVolumesRequest, _call: IncomingCall
+    ) -> pb.TaskReloadVolumesResponse:
+        _main_only(request.container_id)
+        sandbox = self._sandbox(request.task_id)
+        await sandbox.started()
+        await sandbox.reload_volumes()
+        return pb.TaskReloadVolumesResponse()
+
     def _sandbox(self, task_id: str) -> Sandbox:
         task = self._executions.find(task_id)
         if task is None:
@@ -301,6 +335,15 @@ def _terminal(info: api_pb2.PTYInfo) -> tuple[tuple[int, int], dict[str, str]]:
     size = (info.winsz_rows or _TERMINAL[0], info.winsz_cols or _TERMINAL[1])
     env = {name: value for name, value in told.items() if value}
     return size, {"TERM": "xterm-256color", **env}
+
+
+def snapshot_ttl_s(asked: int) -> float:
+    """How long a snapshot is wanted, 0 = for ever. Raises ``InvalidError``."""
+    if asked == -1:
+        return 0.0
+    if asked <= 0:
+        raise InvalidError(f"a snapshot is kept for {asked} seconds? Give more than 0, or -1")
+    return float(asked)
 
 
 def _main_only(container_id: str) -> None:

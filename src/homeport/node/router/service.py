@@ -18,7 +18,7 @@ from homeport.node.router.execution import Command
 from homeport.node.router.executions import Executions, Find, RoutedTask
 from homeport.node.router.files import PATH, FileTools
 from homeport.node.router.listener import RouterListener
-from homeport.node.router.rpc import RouterRpc
+from homeport.node.router.rpc import RouterRpc, Snapshots
 from homeport.transport.dispatch import NOT_FOUND, StatusError
 from homeport.transport.grpc_server import GrpcServer
 
@@ -32,13 +32,21 @@ class CommandRouter:
     """Serves clients that run programs in this node's containers."""
 
     def __init__(
-        self, find: Find, link: Upstream, folder: Path, *, listen: str, port: int, host: str
+        self,
+        find: Find,
+        link: Upstream,
+        folder: Path,
+        snapshots: Snapshots,
+        *,
+        listen: str,
+        port: int,
+        host: str,
     ) -> None:
         self._link = link
         self._access = Access(SystemClock())
         self._files = FileTools()
         self._executions = Executions(find, folder, {PATH: self._files.start})
-        rpc = RouterRpc(self._executions, self, self._access.authorize)
+        rpc = RouterRpc(self._executions, self, snapshots, self._access.authorize)
         self._grpc = GrpcServer(rpc, uploads=rpc, message_bytes_max=MESSAGE_BYTES_MAX)
         self._listener = RouterListener(listen, port, self._grpc.protocol_factory)
         self.host = host
