@@ -85,6 +85,7 @@ from homeport.nodes.service import NodeService
 from homeport.objects.model import Kind
 from homeport.objects.service import Erasing, Objects, nothing_to_erase
 from homeport.objects.store import ObjectStore
+from homeport.programs.rpc import ProgramsRpc
 from homeport.queues import store as queue_store
 from homeport.queues.model import QUEUE
 from homeport.queues.rpc import QueueRpc
@@ -355,6 +356,7 @@ class Server:
                 NetworkFileSystemRpc(
                     self._nfs_objects, self._nfs, self._environments, volume_objects
                 ),
+                ProgramsRpc(self._tasks, self._nodes),
                 QueueRpc(self._queues, self._environments),
                 SandboxRpc(
                     self._sandboxes,

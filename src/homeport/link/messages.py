@@ -349,6 +349,20 @@ class RpcCancel(Message):
     rpc_id: int
 
 
+class RouterReply(Message):
+    """An answer of the command router, or its end; as ``RpcReply``.
+
+    ``code`` is empty or the value of a ``kernel.errors.Code``, ``message`` its sentence.
+    """
+
+    rpc_id: int
+    status: int
+    body: bytes
+    code: str = ""
+    message: str = ""
+    is_stream: bool = False
+
+
 class Answer(Message):
     """What became of a request of the server with that ``ask_id``.
 
@@ -635,6 +649,23 @@ class DropLayers(Message):
     others: bool = False
 
 
+class RouterRequest(Message):
+    """Have the command router answer an RPC (``path``) that came to the server.
+
+    Answered by ``RouterReply`` messages with the same ``rpc_id`` (unique per server process).
+    """
+
+    rpc_id: int
+    path: str
+    body: bytes
+
+
+class RouterCancel(Message):
+    """Nobody waits for the answer of that ``RouterRequest`` any more."""
+
+    rpc_id: int
+
+
 class RouterCertificate(Message):
     """What the command router shows to those who ask for TLS, from now on; both PEM."""
 
@@ -654,6 +685,7 @@ NodeMessage = (
     | SandboxReady
     | SandboxSnapshot
     | Answer
+    | RouterReply
     | InputsStarted
     | Outputs
     | InputsReturned
@@ -686,4 +718,6 @@ ServerMessage = (
     | CancelBuild
     | DropLayers
     | RouterCertificate
+    | RouterRequest
+    | RouterCancel
 )

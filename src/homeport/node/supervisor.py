@@ -32,7 +32,9 @@ from homeport.link.messages import (
     InputsReturned,
     OpenTunnel,
     RecallInputs,
+    RouterCancel,
     RouterCertificate,
+    RouterRequest,
     RunningTask,
     ServerMessage,
     StartSandbox,
@@ -135,6 +137,8 @@ class Router(Protocol):
     def welcomed(self, welcome: Welcome) -> None: ...
 
     def certify(self, certificate: str, key: str) -> None: ...
+
+    def handle(self, message: RouterRequest | RouterCancel) -> None: ...
 
 
 class Supervisor:
@@ -272,6 +276,9 @@ class Supervisor:
                 self._drop_layers(message)
             case RouterCertificate():
                 self._certify(message.certificate, message.key)
+            case RouterRequest() | RouterCancel():
+                if self._router is not None:
+                    self._router.handle(message)
             case _:
                 log.error("a message with no handler", message=type(message).__name__)
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import NotFoundError, UnavailableError
+from homeport.kernel.errors import ConflictError, NotFoundError, UnavailableError
 from homeport.kernel.signing import Signer
 from homeport.link.messages import ROUTER_AUDIENCE, Message, RouterCertificate
 from homeport.rpc.context import Context
@@ -24,6 +24,7 @@ LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1", "172.21.0.1"})
 HOSTS_MAX: Final = 100
 """Names in a router's certificate; the ones longest unused go."""
 _PYTHON_CLIENTS: Final = frozenset({1, 3})
+_TRUSTS_LOCAL_SINCE: Final = (1, 3, 0)
 _PLAIN_SINCE: Final = (1, 5, 0)
 _HOST: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|[0-9A-Fa-f:]{2,39}")
 
@@ -81,6 +82,8 @@ class Routers:
         address = self._nodes.router(node_id) if self._nodes is not None else None
         if address is None:
             raise UnavailableError(f"the node that runs {task_id} is out of reach; try again")
+        if ctx.client_type in _PYTHON_CLIENTS and needs_no_router(ctx.client_version):
+            raise ConflictError("this client gets along without a command router")
         name = address.host or host_of(host)
         scheme = "http" if plain and name in LOCAL_HOSTS else "https"
         if scheme == "https":
@@ -113,6 +116,15 @@ class Routers:
         self._certificate = self._authority.issue(self._hosts)
         if self._nodes is not None:
             self._nodes.send_all(self.certificate())
+
+
+def needs_no_router(client_version: str) -> bool:
+    """Whether a client falls back on the control plane, and better does.
+
+    Until 1.3 it would not trust a router's certificate without being told to; a refusal makes it
+    use RPCs of the control plane instead, as its predecessors do.
+    """
+    return not at_least(client_version, _TRUSTS_LOCAL_SINCE)
 
 
 class Nodes(Protocol):

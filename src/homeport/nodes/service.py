@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from homeport.link.messages import (
     Message,
     NodeMessage,
     Ping,
+    RouterReply,
     RpcCancel,
     RpcRead,
     RpcRequest,
@@ -39,6 +40,7 @@ from homeport.link.messages import (
     Welcome,
 )
 from homeport.nodes.routers import RouterAddress, Routers
+from homeport.nodes.routing import Routing
 
 log = structlog.get_logger(__name__)
 
@@ -221,6 +223,7 @@ class NodeService:
         routers: Routers,
     ) -> None:
         self._routers = routers
+        self._routing = Routing(self.send)
         self._authorize = authorize
         self._heartbeat_s = heartbeat_s
         self._http_url = http_url
@@ -303,6 +306,7 @@ class NodeService:
         log.warning("node link lost", node_id=session.node_id, error=str(error or ""))
         self._fail_builds(session.node_id)
         self._fail_questions(session.node_id)
+        self._routing.lost(session.node_id)
         loop = asyncio.get_running_loop()
         self._rejoin_timers[session.node_id] = loop.call_later(
             REJOIN_GRACE_S, self._lost, session.node_id
@@ -334,6 +338,9 @@ class NodeService:
             question = self._questions.pop(message.ask_id, None)
             if question is not None and not question.answer.done():
                 question.answer.set_result(message)
+            return []
+        if isinstance(message, RouterReply):
+            self._routing.replied(message)
             return []
         if isinstance(message, LayersDropped):
             session.layers.difference_update(message.keys)
@@ -402,6 +409,16 @@ class NodeService:
                 question.answer.set_exception(
                     UnavailableError("the connection to the node was lost; try again")
                 )
+
+    async def route(
+        self, node_id: str, path: str, body: bytes, timeout_s: float | None = None
+    ) -> bytes:
+        """Have a node's command router answer an RPC. Raises ``HomeportError``."""
+        return await self._routing.unary(node_id, path, body, timeout_s)
+
+    def route_stream(self, node_id: str, path: str, body: bytes) -> AsyncIterator[bytes]:
+        """The same for a streaming RPC: its messages."""
+        return self._routing.stream(node_id, path, body)
 
     def send_all(self, message: Message) -> None:
         """Send to every connected node."""

@@ -22,7 +22,7 @@ import click
 from homeport.rpc.accepted import accepted_reason
 from homeport.rpc.areas import area_of
 from homeport.rpc.handlers import HANDLER_CLASSES, NODE_METHODS
-from homeport.rpc.methods import Method, check_classes, client_service, methods_of
+from homeport.rpc.methods import Method, check_classes, client_services, methods_of
 from homeport.rpc.versions import parse
 
 PAGE: Final = Path("docs/coverage.md")
@@ -146,7 +146,7 @@ def read_proven(file: Path) -> dict[str, list[str]]:
 
 def current_page(root: Path) -> str:
     """What the page of the checkout in ``root`` has to say."""
-    known = methods_of([client_service()])
+    known = methods_of(client_services())
     found = rows(
         known,
         HANDLER_CLASSES,

@@ -14,6 +14,7 @@ from homeport.images.rpc import ImagesRpc
 from homeport.logs.rpc import LogRpc
 from homeport.mounts.rpc import MountRpc
 from homeport.nfs.rpc import NetworkFileSystemRpc
+from homeport.programs.rpc import ProgramsRpc
 from homeport.queues.rpc import QueueRpc
 from homeport.sandboxes.rpc import SandboxRpc
 from homeport.secrets.rpc import SecretRpc
@@ -33,6 +34,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     LogRpc,
     MountRpc,
     NetworkFileSystemRpc,
+    ProgramsRpc,
     QueueRpc,
     SandboxRpc,
     SecretRpc,

@@ -12,10 +12,17 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
 
+from homeport.programs import older
+
 
 def client_service() -> ServiceDescriptor:
     """The control plane's service as the installed client describes it."""
     return api_pb2.DESCRIPTOR.services_by_name["ModalClient"]
+
+
+def client_services() -> list[ServiceDescriptor]:
+    """That service and what older clients use beyond it."""
+    return [client_service(), older.SERVICE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from homeport.rpc.auth import Authenticator
 from homeport.rpc.context import Context, Identity, TaskIdentity, caller_of
 from homeport.rpc.errors import is_unexpected, status_error
 from homeport.rpc.idempotency import Answer, Idempotency
-from homeport.rpc.methods import Method, check_classes, client_service, methods_of
+from homeport.rpc.methods import Method, check_classes, client_services, methods_of
 from homeport.rpc.missing import missing_sentence
 from homeport.rpc.repeatable import ENDS_WITH_CALLER, REPEATABLE
 from homeport.rpc.versions import require_supported
@@ -69,7 +69,7 @@ class Registry:
         http_base: str = "",
         log_calls: bool = False,
     ) -> None:
-        known = methods_of([client_service()] if services is None else services)
+        known = methods_of(client_services() if services is None else services)
         owners = check_classes([type(handler) for handler in handlers], known)
         by_class = {type(handler): handler for handler in handlers}
         self._methods: dict[str, _Bound] = {}

@@ -10,7 +10,9 @@ import time
 
 import modal
 import modal.exception
-from reporting import Report, until
+
+if modal.is_local():
+    from reporting import Report, until
 
 RELEASE = tuple(int(part) for part in modal.__version__.split(".")[:3])
 NAME = f"conformance-execs-{modal.__version__}".replace(".", "-")

@@ -15,9 +15,9 @@ from homeport.rpc.areas import OTHER, area_of
 from homeport.rpc.context import Context
 from homeport.rpc.coverage import State, called_by_client, main, page, rows
 from homeport.rpc.handlers import HANDLER_CLASSES, NODE_METHODS
-from homeport.rpc.methods import check_classes, client_service, handler_names, methods_of
+from homeport.rpc.methods import check_classes, client_services, handler_names, methods_of
 
-KNOWN = methods_of([client_service()])
+KNOWN = methods_of(client_services())
 
 
 class Dicts:

@@ -79,7 +79,12 @@ class FileTools:
         execution.pump([(stdout_read, execution.stdout), (stderr_read, execution.stderr)])
 
         async def wait() -> int:
-            return await asyncio.shield(done)
+            code = await asyncio.shield(done)
+            if "HandleOpen" in request and code == 0:
+                worker.kept += 1
+            elif "HandleClose" in request and code == 0:
+                worker.kept -= 1
+            return code
 
         def kill() -> None:
             # A thread cannot be killed: its pipes break, and it is as good as gone.

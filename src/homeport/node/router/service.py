@@ -11,15 +11,21 @@ import msgspec
 
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import NotFoundError, UnavailableError
-from homeport.link.messages import SECRETS_PATH, Welcome
-from homeport.node.container_rpc import Upstream
+from homeport.link.messages import (
+    SECRETS_PATH,
+    RouterCancel,
+    RouterRequest,
+    Welcome,
+)
+from homeport.node.link import NodeLink
 from homeport.node.router.access import Access
 from homeport.node.router.execution import Command
 from homeport.node.router.executions import Executions, Find, RoutedTask
 from homeport.node.router.files import PATH, FileTools
 from homeport.node.router.listener import RouterListener
+from homeport.node.router.routed import Routed
 from homeport.node.router.rpc import RouterRpc, Snapshots
-from homeport.transport.dispatch import NOT_FOUND, StatusError
+from homeport.transport.dispatch import NOT_FOUND, IncomingCall, StatusError
 from homeport.transport.grpc_server import GrpcServer
 
 _MIB: Final = 1024 * 1024
@@ -34,7 +40,7 @@ class CommandRouter:
     def __init__(
         self,
         find: Find,
-        link: Upstream,
+        link: NodeLink,
         folder: Path,
         snapshots: Snapshots,
         *,
@@ -47,6 +53,8 @@ class CommandRouter:
         self._files = FileTools()
         self._executions = Executions(find, folder, {PATH: self._files.start})
         rpc = RouterRpc(self._executions, self, snapshots, self._access.authorize)
+        trusted = RouterRpc(self._executions, self, snapshots, _trusted)
+        self._routed = Routed(trusted, link)
         self._grpc = GrpcServer(rpc, uploads=rpc, message_bytes_max=MESSAGE_BYTES_MAX)
         self._listener = RouterListener(listen, port, self._grpc.protocol_factory)
         self.host = host
@@ -64,12 +72,21 @@ class CommandRouter:
         """End all connections; to be called when the containers have ended."""
         await self._listener.stop()
         await self._grpc.stop(0.0)
+        await self._routed.stop()
         self._files.close()
         await self._executions.stop()
 
     def welcomed(self, welcome: Welcome) -> None:
         """What the server wants the router to work with."""
         self._access.use(welcome.router_key)
+
+    def handle(self, message: RouterRequest | RouterCancel) -> None:
+        """What the server has for the router."""
+        match message:
+            case RouterRequest():
+                self._routed.begin(message)
+            case RouterCancel():
+                self._routed.cancel(message.rpc_id)
 
     def certify(self, certificate: str, key: str) -> None:
         """Show that certificate from now on."""
@@ -97,3 +114,7 @@ class CommandRouter:
             kind = NotFoundError if error.status == NOT_FOUND else UnavailableError
             raise kind(error.message) from None
         return msgspec.msgpack.decode(answer, type=dict[str, str])
+
+
+def _trusted(_call: IncomingCall, _task_id: str) -> None:
+    """The server has looked at who asks."""

@@ -201,9 +201,11 @@ class Files:
             "Remove": self.remove,
             "Watch": self.watch,
             "HandleOpen": self.handle_open,
+            "ListNames": self.list_names,
             "HandleRead": self.handle_read,
             "HandleReadLine": self.handle_read_line,
             "HandleWrite": self.handle_write,
+            "HandleReplace": self.handle_replace,
             "HandleSeek": self.handle_seek,
             "HandleFlush": self.handle_flush,
             "HandleClose": self.handle_close,
@@ -277,6 +279,11 @@ class Files:
         entries.sort(key=lambda item: item["name"])
         write(stdout, json.dumps(entries).encode())
 
+    def list_names(self, arguments: dict[str, Any], _stdin: int, stdout: int) -> None:
+        """The names in a directory as ``{"paths": […]}``."""
+        path: str = arguments["path"]
+        write(stdout, json.dumps({"paths": sorted(os.listdir(path))}).encode())
+
     def stat(self, arguments: dict[str, Any], _stdin: int, stdout: int) -> None:
         """One entry as JSON; symbolic links are not followed."""
         write(stdout, json.dumps(entry(arguments["path"], Names())).encode())
@@ -347,6 +354,20 @@ class Files:
     def handle_write(self, arguments: dict[str, Any], stdin: int, _stdout: int) -> None:
         """``stdin`` to its end at the file's position."""
         copy(stdin, self._handle(arguments).fileno())
+
+    def handle_replace(self, arguments: dict[str, Any], stdin: int, _stdout: int) -> None:
+        """``stdin`` in place of the bytes from ``start`` to ``end``."""
+        file = self._handle(arguments)
+        start, end = arguments.get("start") or 0, arguments.get("end")
+        file.seek(0)
+        whole = file.readall() or b""
+        if not 0 <= start <= len(whole) or (end is not None and not start <= end <= len(whole)):
+            raise OSError(errno.EINVAL, "the range is outside of the file", arguments["handle"])
+        after = whole[len(whole) if end is None else end :]
+        file.seek(start)
+        size = start + copy(stdin, file.fileno()) + len(after)
+        write(file.fileno(), after)
+        os.ftruncate(file.fileno(), size)
 
     def handle_seek(self, arguments: dict[str, Any], _stdin: int, _stdout: int) -> None:
         """Move the file's position."""
