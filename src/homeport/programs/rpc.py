@@ -20,14 +20,17 @@ from modal_proto import task_command_router_pb2 as router
 
 from homeport.kernel import ids
 from homeport.kernel.errors import HomeportError, NotFoundError
-from homeport.programs import older, wire
+from homeport.programs import older_wire, wire
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
 
 _PREFIX: Final = "/modal.task_command_router.TaskCommandRouter/"
 _HOLD_S: Final = 60.0
 """No answer is held longer, whatever the client asks."""
-_INPUTS_MAX: Final = 10_000
+_STATES_MAX: Final = 10_000
+_READ_S: Final = 1.0
+"""A program's end is told so much later at most, if its output is still being read: the command
+line of some clients stops printing at the end."""
 _PROGRAM: Final = "xp"
 
 
@@ -45,13 +48,34 @@ class Routers(Protocol):
         ...
 
 
-class _Input:
-    """How far a program's standard input has come."""
+class _State:
+    """How far a program's standard input has come, and who reads its output."""
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
         self.index = 0
         self.offset = -1
+        self._readers = 0
+        self._read = asyncio.Event()
+        self._read.set()
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncGenerator[None]:
+        """Somebody reads for the time of the block."""
+        self._readers += 1
+        self._read.clear()
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._read.set()
+
+    async def read(self) -> None:
+        """Until nobody reads any more; not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READ_S):
+                await self._read.wait()
 
 
 class ProgramsRpc:
@@ -60,7 +84,7 @@ class ProgramsRpc:
     def __init__(self, tasks: TaskService, routers: Routers) -> None:
         self._tasks = tasks
         self._routers = routers
-        self._inputs: OrderedDict[str, _Input] = OrderedDict()
+        self._states: OrderedDict[str, _State] = OrderedDict()
 
     # ── programs ────────────────────────────────────────────────────────────────────────────
 
@@ -80,7 +104,8 @@ class ProgramsRpc:
         is_error = request.file_descriptor == api_pb2.FILE_DESCRIPTOR_STDERR
         offset = request.last_batch_index
         until = asyncio.get_running_loop().time() + min(request.timeout or _HOLD_S, _HOLD_S)
-        async with aclosing(self._output(task_id, program_id, is_error, offset)) as pieces:
+        pieces = self._output(task_id, program_id, is_error, offset)
+        async with aclosing(pieces), self._state(request.exec_id).reading():
             while True:
                 try:
                     async with asyncio.timeout_at(until):
@@ -108,6 +133,7 @@ class ProgramsRpc:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(request.timeout, _HOLD_S) or 0.05):
                 code = await self._exit_code(task_id, program_id)
+                await self._state(request.exec_id).read()
                 return api_pb2.ContainerExecWaitResponse(completed=True, exit_code=code)
         return api_pb2.ContainerExecWaitResponse(completed=False)
 
@@ -116,7 +142,7 @@ class ProgramsRpc:
     ) -> Empty:
         task_id, program_id, _ = wire.parse_exec_id(request.exec_id)
         item = request.input
-        state = self._input(request.exec_id)
+        state = self._state(request.exec_id)
         async with state.turn:
             if item.message_index and item.message_index <= state.index:
                 return Empty()
@@ -126,7 +152,7 @@ class ProgramsRpc:
         return Empty()
 
     async def _write(
-        self, task_id: str, program_id: str, state: _Input, data: bytes, eof: bool
+        self, task_id: str, program_id: str, state: _State, data: bytes, eof: bool
     ) -> None:
         if state.offset < 0:
             status = router.TaskExecStdinStatusRequest(task_id=task_id, exec_id=program_id)
@@ -138,11 +164,11 @@ class ProgramsRpc:
         await self._call(task_id, "TaskExecStdinWrite", write)
         state.offset += len(data)
 
-    def _input(self, exec_id: str) -> _Input:
-        state = self._inputs.setdefault(exec_id, _Input())
-        self._inputs.move_to_end(exec_id)
-        if len(self._inputs) > _INPUTS_MAX:
-            self._inputs.popitem(last=False)
+    def _state(self, exec_id: str) -> _State:
+        state = self._states.setdefault(exec_id, _State())
+        self._states.move_to_end(exec_id)
+        if len(self._states) > _STATES_MAX:
+            self._states.popitem(last=False)
         return state
 
     # ── files ───────────────────────────────────────────────────────────────────────────────
@@ -191,12 +217,12 @@ class ProgramsRpc:
                     whole, _, lines = lines.rpartition(b"\n")
                     data = b"".join(line + b"\n\n" for line in whole.splitlines())
                 if data:
-                    yield older.message(output=[data], batch_index=index)
+                    yield older_wire.message(output=[data], batch_index=index)
         if await self._exit_code(task_id, program_id):
             said = await self._all(task_id, program_id, is_error=True)
             number, text = wire.system_error(said)
-            yield older.message(error={"error_code": number, "error_message": text})
-        yield older.message(batch_index=index + 1, eof=True)
+            yield older_wire.message(error={"error_code": number, "error_message": text})
+        yield older_wire.message(batch_index=index + 1, eof=True)
 
     # ── the router ──────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
 
-from homeport.programs import older
+from homeport.programs import older_wire
 
 
 def client_service() -> ServiceDescriptor:
@@ -22,7 +22,7 @@ def client_service() -> ServiceDescriptor:
 
 def client_services() -> list[ServiceDescriptor]:
     """That service and what older clients use beyond it."""
-    return [client_service(), older.SERVICE]
+    return [client_service(), older_wire.SERVICE]
 
 
 @dataclass(frozen=True, slots=True)
