@@ -93,6 +93,20 @@ def test_tags_and_lists(checks: Checks, client: Client) -> None:
     assert found["left"] == [False, True]
 
 
+def test_networks(checks: Checks) -> None:
+    without, listed, *empty = checks.value("networks")
+    assert without[2:] == ["refused", "refused"]  # cloud metadata, the node
+    assert listed[1:] == ["refused", "refused", "refused"]
+    assert listed[0] == without[0]
+    assert all(found == ["refused"] * 4 for found in empty)
+
+
+@pytest.mark.since("1.6")
+def test_networks_changed_while_it_runs(checks: Checks) -> None:
+    before, after = checks.value("networks_changed")
+    assert after == [before[0], "refused"]
+
+
 @pytest.mark.since("1.2")
 def test_env_comes_last(checks: Checks) -> None:
     assert checks.value("new_env") == "a from env\n"

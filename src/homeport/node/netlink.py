@@ -276,6 +276,11 @@ def match_known_connection() -> bytes:
     )  # fmt: skip
 
 
+def match_reply() -> bytes:
+    """``ct direction reply``: the packet answers to a connection that came from outside."""
+    return _expression("ct", _be32(1, 1), _be32(2, 1)) + _compare(b"\x01")
+
+
 def accept() -> bytes:
     """Let it pass."""
     return _expression("immediate", _be32(1, 0), nested(2, nested(2, _be32(1, ACCEPT))))

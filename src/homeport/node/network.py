@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ DEFAULT_POOL: Final = "10.87.0.0/16"
 INTERFACE_PREFIX: Final = "hpv"
 TABLE_PREFIX: Final = "homeport_"
 _POOL_SIZE: Final = 8
+_BEFORE: Final = -10
+"""Priority of a container's own rules: before those of all containers."""
 _LINK_LOCAL: Final = "169.254.0.0/16"
 
 _log = structlog.get_logger(__name__)
@@ -53,6 +55,8 @@ class Lease:
     address: str = ""
     interface: str = ""
     number: int = -1
+    is_restricted: bool = False
+    """Whether there are rules of its own for what it may reach."""
 
 
 class NetworkProvider(Protocol):
@@ -64,6 +68,14 @@ class NetworkProvider(Protocol):
 
     async def acquire(self, mode: str) -> Lease:
         """A network of ``mode`` (``nat``, ``none``, ``host``). Raises ``RuntimeUnavailableError``."""
+        ...
+
+    async def restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+        """Let a container reach only these networks (``a.b.c.d/n``); ``None``: all that others may.
+
+        It holds for open connections too; what comes in unasked is not concerned. Raises
+        ``RuntimeUnavailableError`` where that cannot be enforced.
+        """
         ...
 
     async def release(self, lease: Lease) -> None:
@@ -135,6 +147,17 @@ class VethNetwork:
         self._wake_refill()
         return lease
 
+    async def restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+        if lease.number < 0:
+            raise RuntimeUnavailableError("a container without a network has nothing to restrict")
+        try:
+            await self._run(lambda: self._restrict(lease, allowed))
+        except OSError as error:
+            raise RuntimeUnavailableError(
+                f"what a container may reach cannot be restricted: {error}; it needs a kernel "
+                "with nf_tables (nft_ct, nft_reject)"
+            ) from error
+
     async def release(self, lease: Lease) -> None:
         if lease.netns_fd >= 0:
             os.close(lease.netns_fd)
@@ -181,6 +204,9 @@ class VethNetwork:
             while self._doomed:
                 batch, self._doomed = self._doomed, []
                 names = [lease.interface for lease in batch]
+                restricted = [lease for lease in batch if lease.is_restricted]
+                if restricted:
+                    await self._run(lambda found=restricted: self._unrestrict_all(found))
                 await asyncio.get_running_loop().run_in_executor(
                     self._janitor_thread, self._delete, names
                 )
@@ -243,6 +269,42 @@ class VethNetwork:
         outside = netlink.match_interface("out", INTERFACE_PREFIX, equal=False)
         rules.rule("postrouting", source, outside, netlink.masquerade())
         return rules
+
+    def _restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+        """A table of its own on the host's side, which the container cannot get round.
+
+        What it lets pass, the common table looks at afterwards: the node and link-local addresses
+        stay out of reach.
+        """
+        if allowed is None:
+            self._unrestrict(lease)
+            return
+        rules = netlink.Firewall(self._own_table(lease))
+        other = netlink.match_interface("in", f"{lease.interface}\0", equal=False)
+        for chain, hook in (("input", netlink.HOOK_INPUT), ("forward", netlink.HOOK_FORWARD)):
+            rules.chain(chain, "filter", hook, _BEFORE)
+            rules.rule(chain, other, netlink.accept())
+            rules.rule(chain, netlink.match_reply(), netlink.accept())
+            for network in allowed:
+                if ":" not in network:  # containers have no IPv6
+                    to_it = netlink.match_network("destination", network)
+                    rules.rule(chain, to_it, netlink.accept())
+            rules.rule(chain, netlink.reject())
+        rules.apply()
+        lease.is_restricted = True
+
+    def _unrestrict(self, lease: Lease) -> None:
+        if lease.is_restricted:
+            netlink.delete_table(self._own_table(lease))
+            lease.is_restricted = False
+
+    def _unrestrict_all(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            with contextlib.suppress(OSError):
+                self._unrestrict(lease)
+
+    def _own_table(self, lease: Lease) -> str:
+        return f"{self._table}_{lease.number}"
 
     def _make_isolated(self) -> Lease:
         fd, inside = self._new_namespace()
@@ -322,9 +384,13 @@ class VethNetwork:
             self._delete(names)
         if not self._started:
             with contextlib.suppress(OSError):
-                if self._table in netlink.table_names():
-                    netlink.delete_table(self._table)
+                self._delete_tables()
         return len(names)
+
+    def _delete_tables(self) -> None:
+        for name in netlink.table_names():
+            if name == self._table or name.startswith(f"{self._table}_"):
+                netlink.delete_table(name)
 
     def _tear_down(self) -> None:
         for lease in self._ready:
@@ -332,7 +398,7 @@ class VethNetwork:
         self._ready.clear()
         if self._block is not None:
             with contextlib.suppress(OSError):
-                netlink.delete_table(self._table)
+                self._delete_tables()
             self._delete(interface_names(self._prefix))
             self._block.release()
             self._block = None
@@ -361,6 +427,11 @@ class UnprivilegedNetwork:
                 "root, or ask for no network (block_network=True)"
             )
         return Lease(-1)
+
+    async def restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+        raise RuntimeUnavailableError(
+            "what a container may reach is restricted by a node that runs as root only"
+        )
 
     async def release(self, lease: Lease) -> None:
         return

@@ -15,7 +15,12 @@ from typing import Final
 import structlog
 
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import ConflictError, DeadlineError, NotFoundError
+from homeport.kernel.errors import (
+    ConflictError,
+    DeadlineError,
+    NotFoundError,
+    UnavailableError,
+)
 from homeport.link.messages import (
     RunningTask,
     SandboxReady,
@@ -27,7 +32,14 @@ from homeport.link.messages import (
 from homeport.node.logs import STDERR, STDOUT, LogPump
 from homeport.node.prepare import Prepared, Preparer
 from homeport.node.probes import Probe
-from homeport.node.runtime.port import DEFAULT_PATH, Bind, Container, ContainerSpec, Exit
+from homeport.node.runtime.port import (
+    DEFAULT_PATH,
+    Bind,
+    Container,
+    ContainerSpec,
+    Exit,
+    RuntimeUnavailableError,
+)
 from homeport.node.stdio import Stdio
 from homeport.node.task import START_ERRORS, Reporter
 
@@ -137,6 +149,18 @@ class Sandbox:
         with self.active():
             for ref in self.start.volumes:
                 await self.prepared.volumes.reload(ref.volume_id)
+
+    async def set_network(self, allowed_cidrs: list[str] | None) -> None:
+        """Let it reach only these networks from now on; ``None`` = all.
+
+        Raises ``ConflictError`` for a sandbox without a network, ``UnavailableError``.
+        """
+        if self.start.block_network:
+            raise ConflictError("The sandbox was created without a network and stays without")
+        try:
+            await self.container.restrict(_networks(allowed_cidrs))
+        except RuntimeUnavailableError as error:
+            raise UnavailableError(str(error)) from error
 
     async def until_ready(self, timeout_s: float) -> float:
         """When its probe first succeeded (Unix seconds), as soon as it did.
@@ -285,6 +309,7 @@ class Sandbox:
             binds=binds,
             overlays=prepared.volumes.overlays(),
             network="none" if start.block_network else "nat",
+            allowed_networks=_networks(start.allowed_cidrs),
             stdin_fd=stdin,
             stdout_fd=stdout,
             stderr_fd=stderr,
@@ -382,6 +407,10 @@ class Sandbox:
                 cut_short=self._cut_short,
             )
         )
+
+
+def _networks(cidrs: list[str] | None) -> tuple[str, ...] | None:
+    return None if cidrs is None else tuple(cidrs)
 
 
 def environment(start: StartSandbox) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 
 from modal_proto import api_pb2
 
 from homeport.kernel.errors import InvalidError, UnimplementedError
+from homeport.kernel.networks import network
 from homeport.link.messages import ProbeRef, TerminalRef, VolumeRef
 from homeport.logs.model import Done, Entry, Event
 from homeport.sandboxes.model import (
@@ -81,8 +81,6 @@ def _refuse_missing(definition: api_pb2.Sandbox) -> None:
         "outbound policies": definition.HasField("experimental_outbound_policy")
         or definition.HasField("outbound_policy"),
         "allowlists of domains": definition.network_access.allowed_domains,
-        "allowlists of networks": definition.network_access.network_access_type
-        == api_pb2.NetworkAccess.ALLOWLIST,
         "allowlists of incoming networks": definition.inbound_cidr_allowlist,
     }
     for what, is_wanted in wanted.items():
@@ -130,13 +128,7 @@ def _check_places(paths: Sequence[str]) -> None:
 def _allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:
     if access.network_access_type != api_pb2.NetworkAccess.ALLOWLIST:
         return None
-    found: list[str] = []
-    for text in access.allowed_cidrs:
-        try:
-            found.append(str(ipaddress.ip_network(text.strip(), strict=False)))
-        except ValueError:
-            raise InvalidError(f"{text!r} is not a network such as 10.0.0.0/8") from None
-    return found
+    return [network(text) for text in access.allowed_cidrs]
 
 
 def _probe(definition: api_pb2.Sandbox) -> ProbeRef | None:

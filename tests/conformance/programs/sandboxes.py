@@ -306,6 +306,52 @@ def no_network():
     return ended(create("python", "-c", script, image=python, block_network=True))[1].strip()
 
 
+CONNECT = """
+import errno, socket, struct, sys
+routes = [line.split() for line in open("/proc/net/route").readlines()[1:]]
+node = next(int(route[2], 16) for route in routes if route[1] == "00000000")
+for host in sys.argv[1:]:
+    host = socket.inet_ntoa(struct.pack("=I", node)) if host == "node" else host
+    probe = socket.socket()
+    probe.settimeout(2)
+    try:
+        probe.connect((host, 9))
+        print("open")
+    except OSError as error:
+        print("refused" if error.errno == errno.EHOSTUNREACH else "other")
+"""
+ALLOWED, OTHER = "198.51.100.1", "203.0.113.1"
+
+
+def reached(**options):
+    hosts = [ALLOWED, OTHER, "169.254.169.254", "node"]
+    return ended(create("python", "-c", CONNECT, *hosts, **options))[1].split()
+
+
+def networks():
+    """What is reached without a list, with one, and with an empty one."""
+    name = "outbound_cidr_allowlist" if "outbound_cidr_allowlist" in OPTIONS else "cidr_allowlist"
+    lists = [{}, {name: ["198.51.100.0/24"]}]
+    if RELEASE >= (1, 4, 3):
+        lists.append({name: []})
+    return [reached(**options) for options in lists]
+
+
+def networks_changed():
+    """Another list while it runs."""
+    sandbox = create("sleep", "100")
+
+    def seen():
+        process = sandbox.exec("python", "-c", CONNECT, ALLOWED, OTHER)
+        return process.stdout.read().split()
+
+    found = [seen()]
+    sandbox._experimental_set_outbound_network_policy(outbound_cidr_allowlist=["198.51.100.0/24"])
+    found.append(seen())
+    sandbox.terminate()
+    return found
+
+
 def out_of_memory():
     script = "data = bytearray(400 * 1024 * 1024)\nfor i in range(0, len(data), 4096): data[i] = 1"
     return ended(create("python", "-c", script, memory=(32, 64)))[0]
@@ -386,6 +432,9 @@ def main():
     plain += [snapshot, app_ends, many_at_once]
     for call in plain:
         check(call.__name__, call, 90.0)
+    check("networks", networks)
+    if hasattr(modal.Sandbox, "_experimental_set_outbound_network_policy"):
+        check("networks_changed", networks_changed)
     if "env" in OPTIONS:
         check("new_env", new_env)
     if "name" in OPTIONS:

@@ -19,6 +19,7 @@ from homeport.kernel.errors import (
     NotFoundError,
     UnimplementedError,
 )
+from homeport.kernel.networks import network
 from homeport.kernel.numbers import wait_s
 from homeport.node.router.execution import Command, Execution
 from homeport.node.router.executions import Executions
@@ -95,6 +96,7 @@ class RouterRpc:
                 "TaskExecStdinStatus",
                 "TaskSnapshotFilesystem",
                 "TaskReloadVolumes",
+                "TaskSetNetworkAccess",
             )
         }
         self._streams: dict[str, Callable[[Any], AsyncIterator[Message]]] = {
@@ -307,6 +309,14 @@ class RouterRpc:
         await sandbox.reload_volumes()
         return pb.TaskReloadVolumesResponse()
 
+    async def TaskSetNetworkAccess(
+        self, request: pb.TaskSetNetworkAccessRequest, _call: IncomingCall
+    ) -> pb.TaskSetNetworkAccessResponse:
+        sandbox = self._sandbox(request.task_id)
+        await sandbox.started()
+        await sandbox.set_network(allowed_cidrs(request.network_access))
+        return pb.TaskSetNetworkAccessResponse()
+
     def _sandbox(self, task_id: str) -> Sandbox:
         task = self._executions.find(task_id)
         if task is None:
@@ -344,6 +354,17 @@ def snapshot_ttl_s(asked: int) -> float:
     if asked <= 0:
         raise InvalidError(f"a snapshot is kept for {asked} seconds? Give more than 0, or -1")
     return float(asked)
+
+
+def allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:
+    """The networks that may be reached; ``None`` = all. Raises ``InvalidError``."""
+    if access.allowed_domains:
+        raise UnimplementedError("Homeport does not give sandboxes allowlists of domains yet")
+    if access.network_access_type == api_pb2.NetworkAccess.BLOCKED:
+        return []
+    if access.network_access_type != api_pb2.NetworkAccess.ALLOWLIST:
+        return None
+    return [network(text) for text in access.allowed_cidrs]
 
 
 def _main_only(container_id: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -140,6 +140,11 @@ class RunningContainer:
         except OSError as error:
             raise ExecError("the container has ended") from error
         return self._place
+
+    async def restrict(self, allowed: Sequence[str] | None) -> None:
+        if self._ended.done():
+            return
+        await self._network.restrict(self._lease, allowed)
 
     async def freeze(self) -> None:
         await self._stage.run(lambda: self._hold(Cgroup.freeze))

@@ -8,6 +8,7 @@ raises ``RuntimeUnavailableError`` with the fix.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +77,8 @@ class ContainerSpec:
     binds: tuple[Bind, ...] = ()
     network: str = "nat"
     """``nat`` (an ``eth0`` with a way out), ``none`` (loopback only), ``host`` (builds only)."""
+    allowed_networks: tuple[str, ...] | None = None
+    """The only networks (``a.b.c.d/n``) it may reach by ``nat``; ``None`` = all."""
     stdin_fd: int = -1
     """Open descriptor that the command reads; -1 = /dev/null."""
     stdout_fd: int = -1
@@ -183,6 +186,13 @@ class Container(Protocol):
 
         It sees the container's files and has its user's rights to them, no others; it ends when
         the other end of ``channel`` is closed, or with the container. Raises ``ExecError``.
+        """
+        ...
+
+    async def restrict(self, allowed: Sequence[str] | None) -> None:
+        """Change ``ContainerSpec.allowed_networks`` now, for open connections too.
+
+        Raises ``RuntimeUnavailableError``.
         """
         ...
 
