@@ -3,7 +3,7 @@
 BIN := .venv/bin
 PYTHON_SOURCES := src tests benchmarks examples
 
-.PHONY: help setup demo test check format conformance bench leaks clean
+.PHONY: help setup demo test check format conformance chaos bench leaks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,10 @@ format:  ## format and mend what can be mended
 conformance: setup  ## official clients, every supported version, against a real server
 	$(BIN)/python -m pytest tests/conformance --all-clients --record
 	$(BIN)/python -m homeport.rpc.coverage
+
+chaos:  ## half an hour (HOMEPORT_CHAOS_S) of kills, pauses and cut connections under load
+	@scripts/setup containers tests
+	HOMEPORT_CHAOS_S=$${HOMEPORT_CHAOS_S:-1800} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
 
 bench: setup  ## measure, with ratios to peers in the same run
 	@scripts/setup bench

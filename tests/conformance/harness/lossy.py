@@ -12,11 +12,12 @@ from grpclib.const import Cardinality
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from homeport.rpc.methods import client_service, methods_of
 from homeport.transport.dispatch import UNAVAILABLE, IncomingCall, StatusError
 from homeport.transport.grpc_server import GrpcServer
 
 SERVICE = "/modal.client.ModalClient/"
-STREAMS = ("DictContents", "VolumeListFiles", "VolumeListFiles2")
+STREAMS = {method.path for method in methods_of([client_service()]).values() if method.is_stream}
 
 
 class RawCodec(CodecBase):
@@ -64,7 +65,7 @@ class Proxy:
     # ── homeport.transport.dispatch.Dispatcher ──────────────────────────────────────────────
 
     def is_stream(self, path: str) -> bool | None:
-        return path.removeprefix(SERVICE) in STREAMS
+        return path in STREAMS
 
     async def unary(self, call: IncomingCall, body: bytes) -> bytes:
         (answer,) = [message async for message in self.stream(call, body)]

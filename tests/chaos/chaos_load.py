@@ -1,0 +1,128 @@
+"""Work of every kind on a deployed app, whose results are all known.
+
+``python chaos_load.py FOLDER SEED``: goes on until FOLDER/stop exists, then writes what it saw to
+FOLDER/seen.json.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import modal
+
+app = modal.App("chaos")
+volume = modal.Volume.from_name("chaos-kept", create_if_missing=True)
+
+
+@app.function(max_containers=3)
+def work(x, seconds):
+    time.sleep(seconds)
+    return x * x
+
+
+@app.function(max_containers=2)
+@modal.concurrent(max_inputs=8)
+async def together(x, seconds):
+    await asyncio.sleep(seconds)
+    return b"%d" % x * 1000
+
+
+@app.function(max_containers=1, volumes={"/kept": volume})
+def keep(name, text):
+    Path("/kept", name).write_text(text)
+    volume.commit()
+    return name
+
+
+class Load:
+    def __init__(self, folder, seed):
+        self.folder = folder
+        self.seed = seed
+        self.done = {"map": 0, "spawn": 0, "queue": 0, "dict": 0, "volume": 0}
+        self.wrong = []
+
+    @property
+    def is_over(self):
+        return (self.folder / "stop").exists()
+
+    def expect(self, what, found, expected):
+        if found == expected:
+            self.done[what] += 1
+        else:
+            self.wrong.append([what, repr(found)[:500], repr(expected)[:500]])
+
+    async def repeat(self, what, step):
+        """``step`` again and again; any error that it sees is one too many."""
+        choice = random.Random(f"{self.seed} {what}")
+        number = 0
+        while not self.is_over:
+            number += 1
+            try:
+                await step(choice, number)
+            except Exception:
+                self.wrong.append([what, number, traceback.format_exc()[-3000:]])
+                await asyncio.sleep(1)
+
+    async def maps(self, choice, number):
+        values = [choice.randrange(10**6) for _ in range(choice.choice((1, 5, 40)))]
+        seconds = [choice.choice((0, 0.02, 0.2)) for _ in values]
+        found = [value async for value in self.work.map.aio(values, seconds)]
+        self.expect("map", found, [value * value for value in values])
+
+    async def spawns(self, choice, number):
+        values = [choice.randrange(10**6) for _ in range(choice.choice((1, 3, 10)))]
+        calls = [await self.together.spawn.aio(value, choice.random()) for value in values]
+        await asyncio.sleep(choice.random() * 3)
+        for call, value in zip(calls, values, strict=True):
+            again = modal.FunctionCall.from_id(call.object_id)
+            self.expect("spawn", await again.get.aio(), b"%d" % value * 1000)
+
+    async def queues(self, choice, number):
+        values = [f"{number}-{n}" for n in range(choice.choice((1, 4, 50)))]
+        await self.line.put_many.aio(values)
+        found = []
+        while len(found) < len(values):
+            found += await self.line.get_many.aio(choice.choice((1, 10, 100)), timeout=60)
+        self.expect("queue", found, values)
+        await asyncio.sleep(choice.random() / 5)
+
+    async def dicts(self, choice, number):
+        key = f"key-{choice.randrange(5)}"
+        await self.kept.put.aio(key, number)
+        self.expect("dict", await self.kept.get.aio(key), number)
+        await asyncio.sleep(choice.random() / 5)
+
+    async def volumes(self, choice, number):
+        name, text = f"file-{choice.randrange(20)}", f"{number} " * choice.choice((1, 2000))
+        await self.keep.remote.aio(name, text)
+        found = b"".join([part async for part in volume.read_file.aio(name)])
+        self.expect("volume", found.decode(), text)
+        await asyncio.sleep(choice.random())
+
+    async def run(self):
+        await app.deploy.aio(name="chaos")
+        self.work = modal.Function.from_name("chaos", "work")
+        self.together = modal.Function.from_name("chaos", "together")
+        self.keep = modal.Function.from_name("chaos", "keep")
+        self.line = modal.Queue.from_name("chaos", create_if_missing=True)
+        self.kept = modal.Dict.from_name("chaos", create_if_missing=True)
+        self.expect("map", await self.work.remote.aio(3, 0), 9)
+        (self.folder / "begun").touch()
+        steps = {"map": self.maps, "map 2": self.maps, "spawn": self.spawns}
+        steps |= {"queue": self.queues, "dict": self.dicts, "volume": self.volumes}
+        await asyncio.gather(*(self.repeat(what, step) for what, step in steps.items()))
+        return {"done": self.done, "wrong": self.wrong}
+
+
+def main():
+    folder, seed = Path(sys.argv[1]), sys.argv[2]
+    seen = asyncio.run(Load(folder, seed).run())
+    (folder / "seen.json").write_text(json.dumps(seen, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What can go wrong under a running ``homeport up``, made to go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from tests.conformance.harness.server import Server
+
+from homeport.node.runtime.records import find_processes, init_name, run_token
+
+_KILLS_MAX, _WINDOW_S = 4, 61.0
+"""``homeport up`` gives up on a part that crashes more often: so much is not disturbed."""
+
+
+class Disturbances:
+    """Seeded disturbances of ``server``; ``happened`` says which there were, in order."""
+
+    def __init__(self, server: Server, seed: str) -> None:
+        self._server = server
+        self._choice = random.Random(f"{seed} disturbances")
+        self._kills: deque[float] = deque()
+        self.happened: list[str] = []
+        self._kinds: dict[str, Callable[[], None]] = {
+            "kill the server": lambda: self._kill("server"),
+            "kill the node": lambda: self._kill("node"),
+            "kill a container": self._kill_container,
+            "kill everything": self._kill_everything,
+            "pause the server": lambda: self._pause("server", (0.5, 4.0)),
+            "pause the node": lambda: self._pause("node", (0.5, 4.0)),
+            "pause the node until it counts as gone": lambda: self._pause("node", (12.0, 15.0)),
+            "cut the link": lambda: self._cut("reject with tcp reset", (0.2, 1.0)),
+            "lose what the link says": lambda: self._cut("drop", (2.0, 14.0)),
+        }
+        self._weights = (3, 3, 2, 1, 2, 2, 1, 3, 2)
+
+    def next(self) -> None:
+        """Wait a little, then let something go wrong."""
+        time.sleep(self._choice.uniform(0.5, 5.0))
+        kind = self._choice.choices(list(self._kinds), self._weights)[0]
+        self.happened.append(kind)
+        self._kinds[kind]()
+
+    def _kill(self, part: str) -> None:
+        now = time.monotonic()
+        while self._kills and now - self._kills[0] > _WINDOW_S:
+            self._kills.popleft()
+        if len(self._kills) >= _KILLS_MAX:
+            self.happened[-1] += " (not again so soon)"
+            return
+        self._kills.append(now)
+        with self._part(part) as pid:
+            os.kill(pid, signal.SIGKILL)
+
+    def _kill_everything(self) -> None:
+        self._server.crash()
+        self._kills.clear()
+        self._server.start()
+
+    def _kill_container(self) -> None:
+        notes = self._server.home.glob("**/network-tag")
+        prefixes = [init_name(run_token(note.parent), "ta-") for note in notes]
+        inside = sorted(find_processes(*prefixes))
+        if inside:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._choice.choice(inside), signal.SIGKILL)
+
+    def _pause(self, part: str, seconds: tuple[float, float]) -> None:
+        pause = self._choice.uniform(*seconds)
+        with self._part(part) as pid:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(pause)
+            os.kill(pid, signal.SIGCONT)
+
+    def _cut(self, verdict: str, seconds: tuple[float, float]) -> None:
+        """Nothing comes through the connections that the node has to the server now."""
+        pause = self._choice.uniform(*seconds)
+        with self._part("node") as pid:
+            ports = ", ".join(_ports(pid, int(self._server.url.rpartition(":")[2])))
+            if not ports:
+                return
+            table = f"inet homeport_chaos_{os.getpid()}"
+            rules = [f"tcp {end} {{ {ports} }} {verdict}" for end in ("sport", "dport")]
+            lines = ["type filter hook output priority 0", *rules]
+            text = f"table {table} {{ chain out {{\n{chr(10).join(lines)}\n}}\n}}"
+            try:
+                subprocess.run(["nft", text], check=True)
+                time.sleep(pause)
+            finally:
+                subprocess.run(["nft", f"delete table {table}"], check=True)
+
+    @contextlib.contextmanager
+    def _part(self, part: str) -> Iterator[int]:
+        """Its process; nothing happens if it is just starting."""
+        status = json.loads(self._server.homeport("status", "--json").stdout)
+        with contextlib.suppress(ProcessLookupError):
+            if pid := status.get(f"{part}_pid"):
+                yield int(pid)
+                return
+        self.happened[-1] += " (was not there)"
+
+
+def _ports(pid: int, server_port: int) -> list[str]:
+    """Local ports of the connections that process has to the server."""
+    listed = subprocess.run(
+        ["ss", "-Htnp", "state", "established", f"( dport = :{server_port} )"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    mine = [line.split() for line in listed.splitlines() if f"pid={pid}," in line]
+    return [re.sub(r".*:", "", columns[2]) for columns in mine]
