@@ -18,7 +18,7 @@ def checks(runner: Runner, client: Client) -> Checks:
     ("check", "expected"),
     [
         ("encrypted", ["echo one", True]),
-        ("loopback", "echo two"),
+        ("loopback", ["echo two", "echo too"]),
         ("http", [200, True]),
         ("h2", ["h2", "echo three"]),
         ("several", [[8000, 8001, 8002], 3]),

@@ -8,13 +8,16 @@ import shlex
 from collections.abc import Mapping
 
 from homeport.cli import instance
+from homeport.cli.trust import trust_variables
 from homeport.kernel.errors import NotFoundError
 from homeport.settings import Settings
 from homeport.workspace import credentials
 
 
-def client_variables(settings: Settings, url: str) -> dict[str, str]:
-    """``MODAL_SERVER_URL`` and the token of this home.
+def client_variables(
+    settings: Settings, url: str, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """``MODAL_SERVER_URL``, the token of this home, and what makes its certificates trusted.
 
     Raises ``NotFoundError`` before the first start: the server makes the token.
     """
@@ -31,6 +34,7 @@ def client_variables(settings: Settings, url: str) -> dict[str, str]:
         "MODAL_SERVER_URL": url,
         "MODAL_TOKEN_ID": found.token_id,
         "MODAL_TOKEN_SECRET": found.token_secret,
+        **trust_variables(settings.home, environ),
     }
 
 

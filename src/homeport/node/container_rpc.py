@@ -5,7 +5,7 @@ A container sends no credentials; the socket it speaks through is its identity.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 import structlog
@@ -98,8 +98,8 @@ class ContainerPort(Protocol):
         """Raises ``HomeportError``."""
         ...
 
-    async def open_tunnel(self, port: TunnelPort, key: str) -> tuple[str, int]:
-        """Where the node leads to that port of the container: host and port.
+    async def open_tunnels(self, ports: Sequence[TunnelPort], key: str) -> tuple[str, list[int]]:
+        """Where the node leads to that port of the container, in these ways: host and ports.
 
         ``key`` tells a repeated request from another one. Raises ``HomeportError``.
         """
@@ -268,13 +268,15 @@ class ContainerDispatcher:
         if not 0 < request.port < 65536:
             raise StatusError(INVALID_ARGUMENT, f"{request.port} is not a TCP port")
         h2 = request.tunnel_type == api_pb2.TUNNEL_TYPE_H2
-        port = TunnelPort(request.port, request.unencrypted, h2)
+        ports = [TunnelPort(request.port, h2=h2)]
+        if request.unencrypted:
+            ports.append(TunnelPort(request.port, unencrypted=True))
         key = call.metadata.get("x-idempotency-key", "")
-        host, number = await _answered(self._container.open_tunnel(port, key))
-        response = api_pb2.TunnelStartResponse(host=host, port=number)
+        host, numbers = await _answered(self._container.open_tunnels(ports, key))
+        response = api_pb2.TunnelStartResponse(host=host, port=numbers[0])
         if request.unencrypted:
             response.unencrypted_host = host
-            response.unencrypted_port = number
+            response.unencrypted_port = numbers[1]
         return response.SerializeToString()
 
     async def _tunnel_stop(self, _call: IncomingCall, body: bytes) -> bytes:

@@ -510,12 +510,12 @@ class Task:
         """``VolumeReload`` for a mounted volume."""
         await self._volumes.reload(volume_id)
 
-    async def open_tunnel(self, port: TunnelPort, key: str) -> tuple[str, int]:
+    async def open_tunnels(self, ports: Sequence[TunnelPort], key: str) -> tuple[str, list[int]]:
         """``TunnelStart``."""
         if self._tunnels is None:
             raise ConflictError("this node has no tunnels")
-        number = await self._tunnels.forward(self.task_id, self, port, key)
-        return self._tunnels.host, number
+        numbers = await self._tunnels.forward(self.task_id, self, ports, key)
+        return self._tunnels.host, numbers
 
     def close_tunnel(self, number: int) -> bool:
         """``TunnelStop``."""

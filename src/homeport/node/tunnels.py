@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import structlog
 
 from homeport.kernel.certificates import server_context
-from homeport.kernel.errors import AlreadyExistsError, HomeportError, InvalidError, UnavailableError
+from homeport.kernel.errors import AlreadyExistsError, HomeportError, UnavailableError
 from homeport.node.network import socket_in_netns
 from homeport.node.runtime.port import Container
 
@@ -169,7 +169,7 @@ class Tunnels:
         self.host = host
         self._certificate = ("", "")
         self._made: dict[bool, ssl.SSLContext] = {}
-        self._tunnels: dict[str, dict[int, tuple[Tunnel, int]]] = {}
+        self._tunnels: dict[str, dict[TunnelPort, tuple[Tunnel, int]]] = {}
         self._keys: dict[tuple[str, int], str] = {}
         self._lock = asyncio.Lock()
 
@@ -181,41 +181,43 @@ class Tunnels:
     async def open(self, task_id: str, target: Target, port: TunnelPort) -> int:
         """The node's port that leads to that one; the same if it is open already.
 
-        Raises ``InvalidError`` if it is open in another way, ``UnavailableError``.
+        Raises ``UnavailableError``.
         """
         async with self._lock:
-            known = self._tunnels.get(task_id, {}).get(port.number)
+            known = self._tunnels.get(task_id, {}).get(port)
             if known is not None:
-                if known[0].port != port:
-                    raise InvalidError(f"port {port.number} has a tunnel of another kind already")
                 return known[1]
             tunnel = Tunnel(target, port, self._context)
             number = await tunnel.open(self._listen)
-            self._tunnels.setdefault(task_id, {})[port.number] = (tunnel, number)
+            self._tunnels.setdefault(task_id, {})[port] = (tunnel, number)
             return number
 
-    async def forward(self, task_id: str, target: Target, port: TunnelPort, key: str) -> int:
-        """``open`` for the container itself, which may have one tunnel to a port.
+    async def forward(
+        self, task_id: str, target: Target, ports: Sequence[TunnelPort], key: str
+    ) -> list[int]:
+        """``open`` for the container itself, which may forward a port once, in these ways.
 
         ``key`` tells a repeated request from another one, which raises ``AlreadyExistsError``.
         """
-        known = self._keys.get((task_id, port.number))
+        number = ports[0].number
+        known = self._keys.get((task_id, number))
         if known is not None and (known != key or not key):
-            raise AlreadyExistsError(f"port {port.number} is forwarded already")
-        self._keys[task_id, port.number] = key
+            raise AlreadyExistsError(f"port {number} is forwarded already")
+        self._keys[task_id, number] = key
         try:
-            return await self.open(task_id, target, port)
+            return [await self.open(task_id, target, port) for port in ports]
         except BaseException:
-            self._keys.pop((task_id, port.number), None)
+            self.close(task_id, number)
+            self._keys.pop((task_id, number), None)
             raise
 
     def close(self, task_id: str, number: int | None = None) -> bool:
         """End one tunnel of a container, or all; whether there was any."""
         tunnels = self._tunnels.get(task_id, {})
-        ended = [one for one in tunnels if number is None or one == number]
+        ended = [one for one in tunnels if number is None or one.number == number]
         for one in ended:
             tunnels.pop(one)[0].close()
-            self._keys.pop((task_id, one), None)
+            self._keys.pop((task_id, one.number), None)
         if not tunnels:
             self._tunnels.pop(task_id, None)
         return bool(ended)

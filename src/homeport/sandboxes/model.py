@@ -54,6 +54,14 @@ class Port(msgspec.Struct, frozen=True, array_like=True):
     h2: bool = False
 
 
+class Tunnel(msgspec.Struct, frozen=True, array_like=True):
+    """Ports of the node that lead to ``port``: with TLS, and without (0 = not wanted)."""
+
+    port: int
+    encrypted: int
+    plain: int = 0
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox was asked to be. Times in seconds; 0 = the default or none."""
 

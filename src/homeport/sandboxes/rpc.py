@@ -153,17 +153,17 @@ class SandboxRpc:
         success = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
         response = api_pb2.SandboxGetTunnelsResponse(result=success)
         try:
-            ports = await self._service.tunnels(
+            tunnels = await self._service.tunnels(
                 request.sandbox_id, min(wait_s(request.timeout), _POLL_S)
             )
         except DeadlineError as error:
             response.result.status = api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT
             response.result.exception = error.message
             return response
-        if ports:
+        if tunnels:
             record = await self._service.get(request.sandbox_id)
             host = self._routers.host(record.node_id, ctx)
-            response.tunnels.extend(wire.tunnel(host, port, number) for port, number in ports)
+            response.tunnels.extend(wire.tunnel(host, tunnel) for tunnel in tunnels)
         return response
 
     async def SandboxGetTunnelsV2(

@@ -52,6 +52,7 @@ from homeport.sandboxes.model import (
     SandboxResult,
     SandboxSpec,
     SecretRef,
+    Tunnel,
     check_name,
     check_spec,
     has_tags,
@@ -492,8 +493,8 @@ class SandboxService:
         await self._store.save(record)
         return record
 
-    async def tunnels(self, sandbox_id: str, timeout_s: float) -> list[tuple[Port, int]]:
-        """The open ports, each with its node's port that leads there (RPC ``SandboxGetTunnels``).
+    async def tunnels(self, sandbox_id: str, timeout_s: float) -> list[Tunnel]:
+        """The open ports and where they are reached (RPC ``SandboxGetTunnels``).
 
         Raises ``ConflictError`` when it has ended, ``DeadlineError`` when it got no node in time,
         ``UnavailableError`` while its node is away.
@@ -509,20 +510,24 @@ class SandboxService:
             raise ConflictError("The sandbox has ended: its tunnels are closed")
         if live is None or not live.sent.is_set():
             raise DeadlineError(f"The sandbox did not start within {timeout_s:g} s")
-        found: list[tuple[Port, int]] = []
+        found: list[Tunnel] = []
         for port in record.spec.ports:
-            answer = await self._nodes.ask(
-                record.node_id,
-                partial(
-                    OpenTunnel,
-                    task_id=record.task_id,
-                    port=port.number,
-                    unencrypted=port.unencrypted,
-                    h2=port.h2,
-                ),
-            )
-            found.append((port, answer.number))
+            encrypted = await self._open_tunnel(record, port, unencrypted=False)
+            plain = 0
+            if port.unencrypted:
+                plain = await self._open_tunnel(record, port, unencrypted=True)
+            found.append(Tunnel(port.number, encrypted, plain))
         return found
+
+    async def _open_tunnel(self, record: SandboxRecord, port: Port, *, unencrypted: bool) -> int:
+        message = partial(
+            OpenTunnel,
+            task_id=record.task_id,
+            port=port.number,
+            unencrypted=unencrypted,
+            h2=port.h2,
+        )
+        return (await self._nodes.ask(record.node_id, message)).number
 
     async def write_stdin(self, sandbox_id: str, index: int, data: bytes, *, eof: bool) -> None:
         """Write to its standard input (RPC ``SandboxStdinWrite``).

@@ -17,6 +17,7 @@ from homeport.sandboxes.model import (
     SandboxRecord,
     SandboxResult,
     SandboxSpec,
+    Tunnel,
 )
 from homeport.sandboxes.service import Source
 
@@ -61,12 +62,12 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
     )
 
 
-def tunnel(host: str, port: Port, number: int) -> api_pb2.TunnelData:
-    """A tunnel's end: ``number`` of ``host`` leads to ``port``."""
-    data = api_pb2.TunnelData(host=host, port=number, container_port=port.number)
-    if port.unencrypted:
+def tunnel(host: str, made: Tunnel) -> api_pb2.TunnelData:
+    """A tunnel whose ends are ports of ``host``."""
+    data = api_pb2.TunnelData(host=host, port=made.encrypted, container_port=made.port)
+    if made.plain:
         data.unencrypted_host = host
-        data.unencrypted_port = number
+        data.unencrypted_port = made.plain
     return data
 
 

@@ -62,8 +62,9 @@ def loopback():
     running = sandbox("127.0.0.1", 8000, unencrypted_ports=[8000])
     tunnel = running.tunnels()[8000]
     answer = asks(socket.create_connection(tunnel.tcp_socket, timeout=30), "two")
+    with_tls = asks(tls((tunnel.host, tunnel.port)), "too")
     running.terminate()
-    return answer
+    return [answer, with_tls]
 
 
 def http():
