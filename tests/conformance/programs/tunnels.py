@@ -160,6 +160,7 @@ def main():
 
     report = Report()
     APP = modal.App.lookup("conformance-tunnels-sandboxes", create_if_missing=True)
+    report.check("prepare", without, 300.0)  # builds the image
     for call in (encrypted, loopback, http, h2, several, without, after_the_end):
         report.check(call.__name__, call)
     with app.run():
