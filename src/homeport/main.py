@@ -50,6 +50,7 @@ from homeport.gateway.direct import Direct
 from homeport.gateway.http import create_http_app
 from homeport.gateway.http1 import Http1
 from homeport.gateway.listener import Listener
+from homeport.gateway.relay import Relay
 from homeport.gateway.splice import Splice
 from homeport.gateway.web import WebGateway
 from homeport.housekeeping import Housekeeping
@@ -384,7 +385,23 @@ class Server:
         self._nodes.use(
             self._scheduler, RpcForwarder(registry, self._scheduler.identify, self._secrets.env)
         )
-        self._grpc = GrpcServer(registry, message_bytes_max=settings.message_bytes_max)
+        access = Access(self._proxy_tokens)
+        direct = Direct(
+            self._web_routes, self._calls, self._scheduler, access, app_page=self._app_page
+        )
+        self._relay = Relay(direct)
+        self._gateway = WebGateway(
+            self._web_routes,
+            WebRequests(self._calls, wait_s=settings.web_wait_s, blob=self._blobs.file),
+            self._relay,
+            access,
+            app_page=self._app_page,
+        )
+        self._grpc = GrpcServer(
+            registry,
+            message_bytes_max=settings.message_bytes_max,
+            application=self._gateway,
+        )
         self._http = web.AppRunner(
             create_http_app(
                 self._blobs,
@@ -399,17 +416,8 @@ class Server:
             access_log=None,
         )
         access = Access(self._proxy_tokens)
-        self._web = Http1(
-            WebGateway(
-                self._web_routes,
-                WebRequests(self._calls, wait_s=settings.web_wait_s, blob=self._blobs.file),
-                access,
-                app_page=self._app_page,
-            )
-        )
-        self._splice = Splice(
-            Direct(self._web_routes, self._calls, self._scheduler, access, app_page=self._app_page)
-        )
+        self._web = Http1(self._gateway)
+        self._splice = Splice(direct)
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
             self._files,
@@ -513,6 +521,7 @@ class Server:
         self._scheduler.recover(unfinished, alive)
         await self._schedules.start()
         await self._http.setup()
+        await self._relay.start()
         self._listener = Listener(
             self.settings.host,
             self.settings.port,
@@ -584,6 +593,7 @@ class Server:
         await self._queues.stop()
         self._operations.stop()
         await self._http.cleanup()
+        await self._relay.stop()
         await self._logs.drain()
         await self._database.stop()
         self._files.close()

@@ -4,77 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import httpx
 import pytest
 from tests.conformance.harness.clients import Client
-from tests.conformance.harness.programs import Runner, Started
+from tests.conformance.harness.programs import Runner
+from tests.conformance.harness.sites import Site, proxy_token, running
 
-T = TypeVar("T")
-URLS = re.compile(r"^URLS (\{.*\})$", re.MULTILINE)
-PATIENCE_S = 30.0
 MB = 1_000_000
-
-
-class Site:
-    """The web functions of the running program; ``seen`` is what their containers noted."""
-
-    def __init__(self, urls: dict[str, str], program: Started, runner: Runner, client: Client):
-        self.urls = urls
-        self.program = program
-        self._runner = runner
-        self._client = client
-
-    def address(self, name: str, path: str = "/") -> tuple[str, dict[str, str]]:
-        """Where to connect, and the ``Host`` to ask: ``*.localhost`` is this machine."""
-        url = httpx.URL(self.urls[name])
-        return f"http://127.0.0.1:{url.port}{path}", {"host": url.netloc.decode()}
-
-    def ask(
-        self, name: str, path: str = "/", method: str = "GET", **options: Any
-    ) -> httpx.Response:
-        """One request; with a cold start it may have to be continued, as a browser does."""
-        url, host = self.address(name, path)
-        headers = {**host, **options.pop("headers", {})}
-        http2 = bool(options.pop("http2", False))
-        follow = bool(options.pop("follow", True))
-        with httpx.Client(timeout=60, http1=not http2, http2=http2) as client:
-            return client.request(method, url, headers=headers, follow_redirects=follow, **options)
-
-    def seen(self, key: str) -> Any:
-        """What a container noted under ``key``."""
-        code = (
-            "import json, modal, sys\n"
-            "seen = modal.Dict.from_name('conformance-web-seen')\n"
-            "print('SEEN ' + json.dumps(seen.get(sys.argv[1])))"
-        )
-        done = self._runner.python(self._client, "-c", code, key).succeeded()
-        return json.loads(done.stdout.partition("SEEN ")[2])
-
-    def eventually(self, key: str, wanted: Callable[[Any], bool]) -> Any:
-        """The same, once it is as ``wanted``; the last value when patience ends."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not wanted(value := self.seen(key)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return value
 
 
 @pytest.fixture(scope="module")
 def site(runner: Runner, client: Client) -> Iterator[Site]:
-    program = runner.start(client, "web.py")
-    program.wait_for(lambda output: URLS.search(output) is not None)
-    found = URLS.search(program.output())
-    assert found is not None
-    yield Site(json.loads(found[1]), program, runner, client)
-    program.interrupt(presses=3)
+    with running(runner, client, "web.py") as site:
+        yield site
 
 
 @pytest.fixture
@@ -104,7 +53,7 @@ def test_unknown_host(site: Site) -> None:
 
 
 def test_web_function_has_no_remote(site: Site) -> None:
-    report = [json.loads(line) for line in site.program._report.read_text().splitlines()]
+    report = site.program.lines()
     ended = {line["check"]: line for line in report if "seconds" in line}
     assert site.urls["hello"] in ended["remote"]["error"]["message"]
     assert ended["plain_method"]["value"] == "plain"
@@ -180,6 +129,12 @@ def test_many_at_once(site: Site) -> None:
             return [answer.status_code for answer in await asyncio.gather(*asked)]
 
     assert asyncio.run(all_of_them()) == [200] * 40
+
+
+def test_http2(site: Site) -> None:
+    answer = site.ask("bare", "/h2", method="POST", content=b"x" * 300_000, http2=True)
+    assert (answer.http_version, answer.status_code) == ("HTTP/2", 201)
+    assert answer.text == "POST /h2  300000"
 
 
 # ── streams ───────────────────────────────────────────────────────────────────────────────────
@@ -362,7 +317,7 @@ def test_proxy_token(site: Site, runner: Runner, client: Client) -> None:
     refused = site.ask("private", method="POST", json=numbers)
     assert refused.status_code == 401
     assert "Modal-Key" in refused.text
-    token, secret = _proxy_token(runner)
+    token, secret = proxy_token(runner)
     good = {"modal-key": token, "modal-secret": secret}
     assert site.ask("private", method="POST", json=numbers, headers=good).json() == {"sum": 3}
     bearer = {"authorization": f"Bearer {token}.{secret}"}
@@ -370,17 +325,3 @@ def test_proxy_token(site: Site, runner: Runner, client: Client) -> None:
     bad = {**good, "modal-secret": "ws-wrong"}
     assert site.ask("private", method="POST", json=numbers, headers=bad).status_code == 401
     assert site.ask("private", headers=good).status_code == 405
-
-
-def _proxy_token(runner: Runner) -> tuple[str, str]:
-    """A new proxy token; only newer clients can make one."""
-    from tests.conformance.harness.clients import VERSIONS, install
-
-    code = (
-        "import modal\n"
-        "made = modal.Workspace.from_context().proxy_tokens.create(name='of a test')\n"
-        "print('TOKEN', made.token_id, made.token_secret)"
-    )
-    done = runner.python(install(VERSIONS[-1]), "-c", code).succeeded()
-    _, token, secret = done.stdout.partition("TOKEN")[2].split(" ")
-    return token, secret.strip()

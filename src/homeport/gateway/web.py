@@ -11,6 +11,7 @@ import structlog
 
 from homeport.gateway.access import Access
 from homeport.gateway.errors import error_body
+from homeport.gateway.relay import Relay
 from homeport.web.requests import (
     CONTINUE_PARAMETER,
     BrokenError,
@@ -39,12 +40,14 @@ class WebGateway:
         self,
         routes: WebRoutes,
         requests: WebRequests,
+        relay: Relay,
         access: Access,
         *,
         app_page: Callable[[str], str],
     ) -> None:
         self._routes = routes
         self._requests = requests
+        self._relay = relay
         self._access = access
         self._app_page = app_page
 
@@ -82,6 +85,9 @@ class WebGateway:
 
     async def _http(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if target.is_direct:
+                await self._relay.http(target, scope, receive, send)
+                return
             call_id, _ = _continued(scope)
             call = self._requests.parked(call_id, target) if call_id else None
             if call is not None:
@@ -101,6 +107,8 @@ class WebGateway:
 
     async def _websocket(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if target.is_direct:
+                raise FailedError(421, "it is served on connections of its own")
             await self._requests.websocket(target, scope, receive, send)
         except FailedError as failure:
             await _error(scope, send, failure.status, self._explain(target, failure))

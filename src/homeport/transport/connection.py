@@ -25,6 +25,7 @@ from ngh2 import (
     TrailersReceived,
 )
 
+from homeport.transport.asgi_stream import Application, AsgiStream
 from homeport.transport.dispatch import (
     DEADLINE_EXCEEDED,
     INVALID_ARGUMENT,
@@ -60,7 +61,7 @@ _TIMEOUT_MAX_S = 10 * 365 * 86400.0
 _RESET_RATE = (50_000, 5_000)
 _CONFIGURATION = Configuration(stream_reset_rate_limit=_RESET_RATE)
 _MANUAL_WINDOWS = Configuration(stream_reset_rate_limit=_RESET_RATE, auto_window_update=False)
-"""With uploads: what they have not read yet holds back their senders."""
+"""With uploads or an application: what they have not read yet holds back their senders."""
 
 
 class GrpcProtocol(asyncio.Protocol):
@@ -74,9 +75,11 @@ class GrpcProtocol(asyncio.Protocol):
         self._dispatcher = shared.dispatcher
         self._limits = shared.limits
         self._uploads = shared.uploads
-        configuration = _CONFIGURATION if shared.uploads is None else _MANUAL_WINDOWS
+        self._manual = shared.uploads is not None or shared.application is not None
+        configuration = _MANUAL_WINDOWS if self._manual else _CONFIGURATION
         self._http2 = Connection(Role.SERVER, configuration)
         self._streams: dict[int, RpcStream] = {}
+        self._requests: dict[int, AsgiStream] = {}
         self._replies = Replies(shared.dispatcher, self._http2, self._flush_soon)
         self._inbound = 0
         self._peer = ""
@@ -133,6 +136,10 @@ class GrpcProtocol(asyncio.Protocol):
         self._streams.clear()
         for stream in streams:
             self._drop(stream)
+        requests = list(self._requests.values())
+        self._requests.clear()
+        for request in requests:
+            request.drop()
         self._shared.forget(self)
 
     # ── stopping ──────────────────────────────────────────────────────────────────────────────
@@ -148,6 +155,8 @@ class GrpcProtocol(asyncio.Protocol):
         """Answer every running RPC with ``status`` and cancel its task."""
         for stream in list(self._streams.values()):
             self._end(stream, status, sentence)
+        for request in list(self._requests.values()):
+            request.abort()
 
     def shut(self) -> None:
         """Say GOAWAY and close, after what is buffered."""
@@ -167,7 +176,13 @@ class GrpcProtocol(asyncio.Protocol):
 
     def _part_if_done(self) -> None:
         """With nothing left to answer, ask by a ping whether the peer has read all of it."""
-        if not self._shared.stopping or self._streams or self._closed or self._parting is not None:
+        if (
+            not self._shared.stopping
+            or self._streams
+            or self._requests
+            or self._closed
+            or self._parting is not None
+        ):
             return
         self._parting = self._loop.call_later(PARTING_S, self._on_parted)
         with contextlib.suppress(NGH2Error):
@@ -193,14 +208,21 @@ class GrpcProtocol(asyncio.Protocol):
             elif kind is RequestReceived:
                 self._on_request(event)  # type: ignore[arg-type]
             elif kind is StreamClosed or kind is StreamReset:
-                stream = self._streams.pop(event.stream_id, None)  # type: ignore[attr-defined]
+                stream_id = cast(int, event.stream_id)  # type: ignore[attr-defined]
+                stream = self._streams.pop(stream_id, None)
                 if stream is not None:
                     self._drop(stream)
                     self._part_if_done()
+                elif (request := self._requests.pop(stream_id, None)) is not None:
+                    request.drop()
+                    self._part_if_done()
             elif kind is TrailersReceived:
-                stream = self._streams.get(event.stream_id)  # type: ignore[attr-defined]
+                stream_id = cast(int, event.stream_id)  # type: ignore[attr-defined]
+                stream = self._streams.get(stream_id)
                 if stream is not None:
                     self._on_request_end(stream)
+                elif stream_id in self._requests:
+                    self._requests[stream_id].end()
             elif kind is PingAcknowledged:
                 self._loop.call_soon(self._on_parted)
             elif kind is ConnectionClosed:
@@ -220,6 +242,9 @@ class GrpcProtocol(asyncio.Protocol):
         metadata.pop(":scheme", None)
         method = metadata.pop(":method", "")
         if method != "POST" or not metadata.get("content-type", "").startswith("application/grpc"):
+            if self._shared.application is not None and not self._shared.stopping:
+                self._begin_request(event, self._shared.application)
+                return
             self._refuse(stream_id, b"415" if method == "POST" else b"405")
             return
         if ":authority" not in metadata and "host" in metadata:
@@ -236,6 +261,19 @@ class GrpcProtocol(asyncio.Protocol):
             self._end(stream, error.status, error.message)
         if event.end_stream:
             self._on_request_end(stream)
+
+    def _begin_request(self, event: RequestReceived, application: Application) -> None:
+        """A request that is no RPC."""
+        request = AsgiStream(
+            event.stream_id, self._http2, self._flush_soon, event.headers, self._peer
+        )
+        self._requests[event.stream_id] = request
+        if event.end_stream:
+            request.end()
+        task = request.task = self._loop.create_task(request.run(application))
+        tasks = self._shared.tasks
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     def _refuse(self, stream_id: int, status: bytes) -> None:
         """Answer something that is no gRPC request."""
@@ -266,11 +304,15 @@ class GrpcProtocol(asyncio.Protocol):
             )
 
     def _on_data(self, event: DataReceived) -> None:
+        request = self._requests.get(event.stream_id)
+        if request is not None:
+            request.feed(event.data)
+            if event.end_stream:
+                request.end()
+            return
         stream = self._streams.get(event.stream_id)
         data = event.data
-        if self._uploads is not None and (
-            stream is None or stream.upload is None or stream.answered
-        ):
+        if self._manual and (stream is None or stream.upload is None or stream.answered):
             self._acknowledge(event.stream_id, len(data))
         if stream is None:
             return
@@ -398,3 +440,5 @@ class GrpcProtocol(asyncio.Protocol):
             if len(data) < WRITE_BYTES:
                 break
         self._replies.wake()
+        for request in list(self._requests.values()):
+            request.wake()

@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from homeport.transport.asgi_stream import Application
 from homeport.transport.dispatch import Dispatcher
 from homeport.transport.upload import Uploads
 
@@ -38,6 +39,8 @@ class Shared:
     dispatcher: Dispatcher
     limits: Limits
     uploads: Uploads | None = None
+    application: Application | None = None
+    """Who answers requests that are no RPCs."""
     connections: set[StoppableConnection] = field(
         default_factory=lambda: set[StoppableConnection]()
     )

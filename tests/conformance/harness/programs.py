@@ -126,6 +126,11 @@ class Started:
         """What it reported, when it has ended by itself."""
         return _read(self._report, self.ended(TIMEOUT_S))
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has reported so far."""
+        text = self._report.read_text() if self._report.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
     def ended(self, timeout_s: float = 60.0) -> Completed:
         """Itself, ended; fails if it does not end within ``timeout_s``."""
         try:

@@ -1,0 +1,186 @@
+"""Servers and web servers: requests that go straight to a port of a container."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+from tests.conformance.harness.clients import Client
+from tests.conformance.harness.programs import Runner
+from tests.conformance.harness.sites import Site, proxy_token, running
+
+MB = 1_000_000
+pytestmark = pytest.mark.since("1.6.4")
+
+
+@pytest.fixture(scope="module")
+def site(runner: Runner, client: Client) -> Iterator[Site]:
+    with running(runner, client, "servers.py") as site:
+        yield site
+
+
+def test_url_says_app_and_class(site: Site) -> None:
+    assert re.fullmatch(
+        r"http://homeport--conformance-servers-open-dev\.localhost:\d+", site.urls["open"]
+    )
+
+
+def test_request_waits_for_the_first_container(site: Site) -> None:
+    """The server listens only a second after its container says that it is up."""
+    answer = site.ask("open", "/a/b%20c?d=e", headers={"x-one": "1"})
+    assert answer.status_code == 201
+    seen = answer.json()
+    assert (seen["method"], seen["path"]) == ("GET", "/a/b%20c?d=e")
+    assert seen["headers"]["x-one"] == "1"
+    assert seen["headers"]["x-forwarded-for"] == "127.0.0.1"
+
+
+def test_head_and_options(site: Site) -> None:
+    assert site.ask("open", "/x", method="HEAD").content == b""
+    assert site.ask("open", "/x", method="OPTIONS").json()["method"] == "OPTIONS"
+
+
+def test_body(site: Site) -> None:
+    body = bytes(range(256)) * 100_000
+    seen = site.ask("open", method="POST", content=body).json()
+    assert (seen["size"], seen["sha"]) == (len(body), hashlib.sha256(body).hexdigest())
+
+
+def test_chunked_body(site: Site) -> None:
+    body = [bytes([number]) * 50_000 for number in range(50)]
+    seen = site.ask("open", method="POST", content=iter(body)).json()
+    whole = b"".join(body)
+    assert (seen["size"], seen["sha"]) == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def test_large_answer(site: Site) -> None:
+    assert len(site.ask("open", f"/big?{50 * MB}").content) == 50 * MB
+
+
+def test_events_come_as_they_are_sent(site: Site) -> None:
+    url, host = site.address("open", "/stream?3")
+    late: list[float] = []
+    with httpx.stream("GET", url, headers=host, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line:
+                late.append(time.time() - float(line.split()[2]))
+    assert len(late) == 3
+    assert max(late) < 0.5  # before the next one was sent
+
+
+def test_connection_serves_many_requests(site: Site) -> None:
+    url, host = site.address("open")
+    with httpx.Client(timeout=60) as client:
+        answers = [client.get(url, headers=host).json()["requests"] for _ in range(5)]
+    assert answers[-1] - answers[0] == 4  # the connection to the container is kept as well
+
+
+def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    url, host = site.address("open")
+
+    async def pipeline() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        for path in ("one", "slow?0.5", "three"):
+            writer.write(f"GET /{path} HTTP/1.1\r\nHost: {host['host']}\r\n\r\n".encode())
+        writer.write(
+            f"GET /last HTTP/1.1\r\nHost: {host['host']}\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    paths = re.findall(rb'"path": "([^"]*)"', asyncio.run(pipeline()))
+    assert paths == [b"/one", b"/slow?0.5", b"/three", b"/last"]
+
+
+def test_websocket(site: Site) -> None:
+    async def talk() -> str:
+        url, host = site.address("open", "/ws")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, headers=host) as socket,
+        ):
+            await socket.send_str("abc" * 100)
+            return await socket.receive_str()
+
+    assert asyncio.run(talk()) == "cba" * 100
+
+
+def test_proxy_token_is_needed_unless_said_otherwise(site: Site, runner: Runner) -> None:
+    assert site.ask("private").status_code == 401
+    token, secret = proxy_token(runner)
+    good = {"modal-key": token, "modal-secret": secret}
+    seen = site.ask("private", headers=good)
+    assert seen.status_code == 201
+    assert not {"modal-key", "modal-secret"} & set(seen.json()["headers"])
+    assert site.ask("private", headers={**good, "modal-key": "wk-wrong"}).status_code == 401
+
+
+def test_too_many_requests(site: Site, runner: Runner) -> None:
+    token, secret = proxy_token(runner)
+    good = {"modal-key": token, "modal-secret": secret}
+    site.ask("private", headers=good)
+    statuses = _at_once(site, "private", "/slow?2", 4, headers=good)
+    assert sorted(statuses) == [201, 201, 429, 429]
+
+
+def test_containers_for_the_target(site: Site) -> None:
+    seen: set[str] = set()
+    deadline = time.monotonic() + 60
+    while len(seen) < 2 and time.monotonic() < deadline:
+        answers: list[httpx.Response] = []
+        _at_once(site, "scaled", "/slow?1", 3, answers=answers)
+        answers = [site.ask("scaled"), *answers]
+        seen |= {a.json()["container"] for a in answers}
+    assert len(seen) >= 2
+
+
+def test_server_that_never_listens(site: Site) -> None:
+    answer = site.ask("never")
+    assert answer.status_code == 500
+    assert "startup timeout of 3 s" in answer.text
+
+
+def test_container_that_ends_is_replaced(site: Site) -> None:
+    before = site.ask("web_server").json()["container"]
+    assert site.ask("web_server", "/exit", method="POST").status_code == 502
+    # Its process is gone but its container is not: the function's own code decides that.
+    answer = site.ask("web_server")
+    assert answer.status_code in (201, 502)
+    assert answer.status_code == 502 or answer.json()["container"] != before
+
+
+def test_web_server_one_at_a_time(site: Site) -> None:
+    site.ask("one")
+    began = time.monotonic()
+    assert _at_once(site, "one", "/slow?0.5", 3) == [201] * 3
+    assert time.monotonic() - began > 1.4
+
+
+def _at_once(
+    site: Site,
+    name: str,
+    path: str,
+    count: int,
+    answers: list[httpx.Response] | None = None,
+    **options: Any,
+) -> list[int]:
+    """The statuses of that many requests at the same time."""
+    got: list[httpx.Response] = answers if answers is not None else []
+    threads = [
+        threading.Thread(target=lambda: got.append(site.ask(name, path, **options)))
+        for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [answer.status_code for answer in got]
