@@ -18,11 +18,14 @@ from tests.conformance.harness.programs import Runner
 from tests.conformance.harness.sites import Site, proxy_token, running
 
 MB = 1_000_000
-pytestmark = pytest.mark.since("1.6.4")
+FIRST = (1, 6, 1)
+"""Servers came before; since then it is their node that knows their port."""
 
 
 @pytest.fixture(scope="module")
 def site(runner: Runner, client: Client) -> Iterator[Site]:
+    if client.release < FIRST:
+        pytest.skip("the client has no servers that this platform runs")
     with running(runner, client, "servers.py") as site:
         yield site
 
@@ -108,10 +111,10 @@ def test_websocket(site: Site) -> None:
             aiohttp.ClientSession() as session,
             session.ws_connect(url, headers=host) as socket,
         ):
-            await socket.send_str("abc" * 100)
+            await socket.send_str("abc" * 30)
             return await socket.receive_str()
 
-    assert asyncio.run(talk()) == "cba" * 100
+    assert asyncio.run(talk()) == "cba" * 30
 
 
 def test_proxy_token_is_needed_unless_said_otherwise(site: Site, runner: Runner) -> None:

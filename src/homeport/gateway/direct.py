@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from homeport.calls.lease import Lease
 from homeport.calls.service import CallService
 from homeport.gateway.access import Access
-from homeport.gateway.splice import Headers, Refusal
+from homeport.gateway.doorman import Headers, Refusal
 from homeport.kernel import ids
 from homeport.web.service import Target, WebRoutes
 

@@ -11,7 +11,7 @@ from yarl import URL
 
 from homeport.calls.lease import Lease, Place
 from homeport.gateway.direct import Direct
-from homeport.gateway.splice import Refusal
+from homeport.gateway.doorman import Refusal
 from homeport.web.requests import BrokenError, FailedError, Receive, Scope, Send
 from homeport.web.service import Target
 

@@ -10,74 +10,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast
+from typing import Final, cast
 
 import httptools
 import structlog
 
 from homeport.calls.lease import Lease, Place
+from homeport.gateway.doorman import Doorman, Headers, Refusal
 from homeport.gateway.errors import error_body
+from homeport.gateway.upstream import BUFFER_BYTES, FULL, Upstream, Upstreams
 from homeport.web.service import Target
 
 log = structlog.get_logger(__name__)
 
-BUFFER_BYTES: Final = 256 * 1024
-"""Bytes that wait for a slow side before the other one is not read any more."""
 REPLAY_BYTES_MAX: Final = 64 * 1024
 """A request up to that size is sent again if its connection to the container was stale."""
-IDLE_MAX: Final = 256
-"""Idle connections that are kept for one container."""
 KEEP_ALIVE_S: Final = 75.0
 """A client's connection without a request is closed after that time."""
 ATTEMPTS_MAX: Final = 3
-_UPSTREAM: Final = "the container takes no more"
 _BODY: Final = "no container yet for so much of a body"
 _QUEUE: Final = "an earlier request has no answer yet"
 _REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 _OWN: Final = frozenset({b"modal-key", b"modal-secret", b"modal-authorization", b"connection"})
 """Headers that are not passed on as they are."""
-
-
-class Doorman(Protocol):
-    """Says who may go where, and finds places."""
-
-    def admit(self, headers: Headers) -> Target | Refusal:
-        """Whom a request is for, if it may go there."""
-        ...
-
-    def open(self, target: Target, headers: Headers) -> Lease | Refusal:
-        """Ask for a place in a container of ``target``; ``close`` it in the end."""
-        ...
-
-    def control(
-        self, target: Target, path: bytes, headers: Headers, answer: Callable[[Refusal], None]
-    ) -> bool:
-        """Answer a request that is the gateway's own business; whether it is."""
-        ...
-
-    def close(self, lease: Lease) -> None:
-        """The place is free."""
-        ...
-
-    def explain(self, target: Target, reason: str) -> str:
-        """A sentence for a client whose request failed."""
-        ...
-
-
-Headers = list[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer in place of the container's."""
-
-    status: int
-    text: str
-    headers: Headers = field(default_factory=Headers)
-    body: bytes | None = None
-    """If set, in place of a page made of ``text``."""
 
 
 @dataclass(slots=True)
@@ -101,182 +57,6 @@ class _Request:
     answered: bool = False
     """A part of the answer is on its way to the client."""
     attempts: int = 0
-
-
-class Upstreams:
-    """Idle connections to containers, by container."""
-
-    def __init__(self) -> None:
-        self._idle: dict[str, deque[_Upstream]] = {}
-
-    def take(self, task_id: str) -> _Upstream | None:
-        """One that is free."""
-        idle = self._idle.get(task_id)
-        while idle:
-            upstream = idle.pop()
-            if not idle:
-                del self._idle[task_id]
-            if not upstream.is_closed:
-                return upstream
-        return None
-
-    def keep(self, upstream: _Upstream) -> None:
-        """This one is free again."""
-        idle = self._idle.setdefault(upstream.task_id, deque())
-        if len(idle) >= IDLE_MAX:
-            upstream.close()
-        else:
-            idle.append(upstream)
-
-    def forget(self, upstream: _Upstream) -> None:
-        """This one is closed."""
-        idle = self._idle.get(upstream.task_id)
-        if idle is not None and upstream in idle:
-            idle.remove(upstream)
-            if not idle:
-                del self._idle[upstream.task_id]
-
-    def close(self) -> None:
-        """Close all."""
-        for idle in list(self._idle.values()):
-            for upstream in list(idle):
-                upstream.close()
-
-
-class _Upstream(asyncio.Protocol):
-    """A connection to a container. Serves one request of one client at a time."""
-
-    def __init__(self, pool: Upstreams, task_id: str) -> None:
-        self._pool = pool
-        self.task_id = task_id
-        self._client: SpliceProtocol | None = None
-        self._parser: Any = None
-        self._status = 0
-        self._keep_alive = True
-        self._complete = False
-        self._headers_done = False
-        self._is_head = False
-        self._tunnel = False
-        self.is_closed = False
-        self.is_used = False
-        """It served a request before."""
-
-    # ── for the client's side ───────────────────────────────────────────────────────────────
-
-    def serve(self, client: SpliceProtocol, method: bytes) -> None:
-        self._client = client
-        self._parser = httptools.HttpResponseParser(self)
-        self._complete = self._headers_done = False
-        self._is_head = method == b"HEAD"
-
-    def write(self, data: bytes) -> None:
-        if not self.is_closed:
-            self._transport.write(data)
-
-    def pause(self) -> None:
-        if not self.is_closed:
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        if not self.is_closed:
-            self._transport.resume_reading()
-
-    def release(self, *, reusable: bool) -> None:
-        """The client has its answer, or left."""
-        self._client = None
-        if reusable and self._keep_alive and not self.is_closed and not self._is_head:
-            self.is_used = True
-            self._pool.keep(self)
-        else:
-            self.abort()
-
-    def close(self) -> None:
-        self.is_closed = True
-        self._transport.close()
-
-    def abort(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            self._transport.abort()
-
-    # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
-
-    def pause_writing(self) -> None:
-        if self._client is not None:
-            self._client.hold(_UPSTREAM)
-
-    def resume_writing(self) -> None:
-        if self._client is not None:
-            self._client.go_on(_UPSTREAM)
-
-    def data_received(self, data: bytes) -> None:
-        client = self._client
-        if client is None:  # nobody asked
-            self.abort()
-            return
-        if self._tunnel:
-            client.pass_back(data)
-            return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._tunnel = self._status == 101
-            self._complete = not self._tunnel
-        except httptools.HttpParserError as error:
-            log.warning("a web server in a container spoke no HTTP", error=str(error))
-            client.fail(self, "its web server answered with something that is not HTTP")
-            return
-        client.pass_back(data)
-        if self._tunnel:
-            client.tunnel()
-        elif self._complete:
-            client.answered(self._keep_alive, self._status)
-
-    def eof_received(self) -> None:
-        self._end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
-        self.is_closed = True
-        self._pool.forget(self)
-
-    def _end(self) -> None:
-        client, self._client = self._client, None
-        if client is None:
-            return
-        self.is_closed = True
-        self._transport.close()
-        if self._tunnel or (self._headers_done and self._lasts_to_end):
-            client.finish()
-        else:
-            client.fail(self, "its web server closed the connection")
-
-    # ── httptools ───────────────────────────────────────────────────────────────────────────
-
-    _lasts_to_end = False
-
-    def on_message_begin(self) -> None:
-        self._lasts_to_end = True
-
-    def on_header(self, name: bytes, _value: bytes) -> None:
-        if name.lower() in (b"content-length", b"transfer-encoding"):
-            self._lasts_to_end = False
-
-    def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()
-        if self._status >= 200:
-            self._headers_done = True
-            self._keep_alive = self._parser.should_keep_alive()
-            if self._is_head:
-                self._complete = True
-
-    def on_message_complete(self) -> None:
-        if self._status >= 200:
-            self._complete = True
 
 
 class Connections:
@@ -319,9 +99,10 @@ class SpliceProtocol(asyncio.Protocol):
         """The one that is served, and those that came before its answer was out."""
         self._target: Target | None = None
         self._lease: Lease | None = None
-        self._upstream: _Upstream | None = None
+        self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._tunnel = False
+        self._upgraded = False
         self._closed = False
         self._held: set[str] = set()
         self._stopping = False
@@ -343,12 +124,16 @@ class SpliceProtocol(asyncio.Protocol):
             if self._upstream is not None:
                 self._upstream.write(data)
             return
+        if self._upgraded:  # and whether the container agrees is not known yet
+            self._send_body(data)
+            return
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            self._upgraded = True
             rest = data[upgrade.args[0] :]
             if rest:
                 self._send_body(rest)
@@ -482,7 +267,7 @@ class SpliceProtocol(asyncio.Protocol):
         port = self._target.point.port
         try:
             _, upstream = await self._loop.create_connection(
-                lambda: _Upstream(self._pool, place.task_id), place.address, port
+                lambda: Upstream(self._pool, place.task_id), place.address, port
             )
         except OSError as error:
             self._connecting = None
@@ -494,7 +279,7 @@ class SpliceProtocol(asyncio.Protocol):
         else:
             self._use(upstream)
 
-    def _use(self, upstream: _Upstream) -> None:
+    def _use(self, upstream: Upstream) -> None:
         request = self._requests[0]
         self._upstream = upstream
         upstream.serve(self, request.method)
@@ -543,7 +328,7 @@ class SpliceProtocol(asyncio.Protocol):
                 self._upstream.write(b"".join(request.waiting))
                 request.waiting.clear()
 
-    def answered(self, keep_alive: bool, _status: int) -> None:
+    def answered(self, keep_alive: bool) -> None:
         """The answer is complete."""
         request = self._requests.popleft()
         self._let_go(reusable=request.is_whole)
@@ -561,7 +346,7 @@ class SpliceProtocol(asyncio.Protocol):
         self._let_go(reusable=False)
         self._transport.close()
 
-    def fail(self, upstream: _Upstream, reason: str) -> None:
+    def fail(self, upstream: Upstream, reason: str) -> None:
         """There will be no (more) answer."""
         was_used = upstream.is_used
         upstream.abort()
@@ -606,7 +391,7 @@ class SpliceProtocol(asyncio.Protocol):
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.release(reusable=reusable)
-        self.go_on(_UPSTREAM)
+        self.go_on(FULL)
         lease, self._lease = self._lease, None
         if lease is not None:
             self._doorman.close(lease)

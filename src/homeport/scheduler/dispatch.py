@@ -94,7 +94,7 @@ class Dispatch:
         if not task.held:
             task.progress_at = self._clock.monotonic()
         items: list[InputItem] = []
-        while len(items) < count:
+        for _ in range(count):
             item = pool.pop()
             if item is None:
                 break
