@@ -30,7 +30,8 @@ TESTS := tests/unit tests/contract \
 	tests/conformance/test_volumes_mounted.py tests/conformance/test_network_file_systems.py \
 	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
 	tests/conformance/test_schedules.py tests/conformance/test_serve.py \
-	tests/conformance/test_queue_crowd.py tests/chaos
+	tests/conformance/test_queue_crowd.py tests/conformance/test_web.py \
+	tests/conformance/test_servers.py tests/chaos
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests

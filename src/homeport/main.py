@@ -408,14 +408,21 @@ class Server:
                 self._mounts,
                 self._files,
                 self._volumes,
-                pages=Pages(self._apps, self._functions, self._tasks, self._scheduler, self._logs),
+                pages=Pages(
+                    self._apps,
+                    self._functions,
+                    self._tasks,
+                    self._scheduler,
+                    self._logs,
+                    self._web_routes.url,
+                ),
                 images=ImageUpkeep(self._images, names, self._nodes, self._images_in_use),
                 verify_node=self._tokens.verify_node,
+                is_elsewhere=self._web_routes.is_ours,
                 health=self._health,
             ),
             access_log=None,
         )
-        access = Access(self._proxy_tokens)
         self._web = Http1(self._gateway)
         self._splice = Splice(direct)
         self._listener: Listener | None = None

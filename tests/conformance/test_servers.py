@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import threading
 import time
@@ -125,6 +126,37 @@ def test_proxy_token_is_needed_unless_said_otherwise(site: Site, runner: Runner)
     assert seen.status_code == 201
     assert not {"modal-key", "modal-secret"} & set(seen.json()["headers"])
     assert site.ask("private", headers={**good, "modal-key": "wk-wrong"}).status_code == 401
+
+
+def test_short_lived_tokens_of_the_command_line(site: Site, runner: Runner, client: Client) -> None:
+    url, _ = site.address("private")
+    name = httpx.URL(site.urls["private"]).host
+    here = f"{name}:{httpx.URL(url).port}:127.0.0.1"
+    done = runner.cli(client, "curl", "-s", "--resolve", here, site.urls["private"])
+    assert json.loads(done.succeeded().stdout)["method"] == "GET"
+
+
+def test_sessions_stay_in_one_container(site: Site) -> None:
+    assert site.ask("sticky").status_code == 401
+    first, second = _session(site), _session(site)
+    containers = [site.ask("sticky", headers=h).json()["container"] for h in (first, second) * 3]
+    assert containers == containers[:2] * 3
+    assert containers[0] != containers[1]
+    token = first["modal-authorization"].partition(" ")[2]
+    ending = {"x-modal-server-session-token": token}
+    path = "/_modal/sessions/terminate"
+    assert site.ask("sticky", path, method="POST", headers=ending).status_code == 200
+    assert site.ask("sticky", headers=first).status_code == 401
+    assert site.ask("sticky", headers=second).status_code == 201
+    assert site.ask("sticky", path, method="POST", headers=ending).status_code == 404
+
+
+def _session(site: Site) -> dict[str, str]:
+    """The headers of a new session."""
+    idle = {"x-modal-server-session-idle-timeout": "60"}
+    made = site.ask("sticky", "/_modal/sessions/start", method="POST", headers=idle)
+    assert made.status_code == 200, made.text
+    return {"modal-authorization": f"Bearer {made.json()['token']}"}
 
 
 def test_too_many_requests(site: Site, runner: Runner) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from homeport.apps.service import AppService
 from homeport.functions.model import FunctionRecord
@@ -35,7 +35,7 @@ class Subjects:
 
 
 class Pages:
-    """Gathers what an app's page shows."""
+    """Gathers what an app's page shows. ``url_of`` gives the address of a web function's subdomain."""
 
     def __init__(
         self,
@@ -44,7 +44,9 @@ class Pages:
         tasks: TaskService,
         scheduler: Scheduler,
         logs: LogService,
+        url_of: Callable[[str], str],
     ) -> None:
+        self._url_of = url_of
         self._apps = apps
         self._functions = functions
         self._tasks = tasks
@@ -80,7 +82,12 @@ class Pages:
             pending=stats.backlog,
             running=stats.running_inputs,
             containers=stats.tasks,
+            web_url=self._web_url(record),
         )
+
+    def _web_url(self, record: FunctionRecord) -> str:
+        points = record.spec.web if record.spec is not None else []
+        return self._url_of(points[0].subdomain) if points else ""
 
     def _task_lines(self, app_id: str) -> list[TaskLine]:
         lines: list[TaskLine] = []

@@ -105,8 +105,13 @@ class Direct:
     def open(self, target: Target, headers: Headers) -> Lease | Refusal:
         if target.point.is_sticky:
             session = self._session(target, headers)
-            if session is not None:
-                return self._place_of(session)
+            if session is None:
+                return Refusal(
+                    401,
+                    "This server is used in sessions: start one, and send its token as "
+                    "Modal-Authorization: Bearer <token>. A session that was idle has ended.",
+                )
+            return self._place_of(session)
         lease = self._calls.open_lease(
             function_id=target.record.function_id, app_id=target.app.app_id
         )

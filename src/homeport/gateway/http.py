@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Middleware
 
 from homeport.blobs.service import BlobService
 from homeport.gateway.blobs import BlobRoutes
-from homeport.gateway.errors import errors_to_answers
+from homeport.gateway.errors import Handler, errors_to_answers
 from homeport.gateway.images import ImageRoutes
 from homeport.gateway.node_files import NodeRoutes
 from homeport.gateway.nodes_only import NodesOnly
@@ -47,6 +48,21 @@ def _logger() -> logging.Logger:
     return logger
 
 
+def _only_ours(is_elsewhere: Callable[[str], bool]) -> Middleware:
+    """Send a request for a web function to a new connection: this one began with another host."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not is_elsewhere(request.host):
+            return await handler(request)
+        text = f"{request.host} is served on connections of its own; open another one.\n"
+        answer = web.Response(status=421, text=text)
+        answer.force_close()
+        return answer
+
+    return check
+
+
 def create_http_app(
     blobs: BlobService,
     mounts: MountService,
@@ -56,15 +72,17 @@ def create_http_app(
     verify_node: Callable[[str], bool],
     pages: AppPages,
     images: ImageUpkeep | None = None,
+    is_elsewhere: Callable[[str], bool] = lambda _: False,
     health: Callable[[], Mapping[str, Any]] = dict,
 ) -> web.Application:
     """Blobs, blocks of volumes, files for nodes, the pages of apps and ``/healthz``.
 
     ``verify_node`` says whether a bearer token is a node's; ``health`` gives what ``/healthz``
-    reports besides ``status``. The caller feeds connections to ``AppRunner(app).server``.
+    reports besides ``status``. Hosts that are ``is_elsewhere`` are web functions' and served on
+    connections of their own. The caller feeds connections to ``AppRunner(app).server``.
     """
     app = web.Application(
-        middlewares=[errors_to_answers],
+        middlewares=[_only_ours(is_elsewhere), errors_to_answers],
         client_max_size=_BODY_BYTES_MAX,
         handler_args={
             "access_log": None,

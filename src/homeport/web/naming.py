@@ -63,6 +63,18 @@ def subdomain(
     return f"{name[:_KEPT]}-{digest[:_HASH]}"
 
 
+def check_domain(name: str) -> None:
+    """Raise ``InvalidError`` if a web function may not have the host name ``name``.
+
+    Names without a dot and addresses are the server's own.
+    """
+    parts = name.lower().split(".")
+    if len(name) > 253 or len(parts) < 2 or parts[-1].isdigit():
+        raise InvalidError(f"{name[:70]!r} cannot be the domain of a web function")
+    for part in parts:
+        check_label(part)
+
+
 def is_truncated(name: str) -> bool:
     """Whether ``subdomain`` had to cut ``name`` (as far as its length tells)."""
     return len(name) == CHARS_MAX and name[_KEPT] == "-"

@@ -9,7 +9,7 @@ from modal_proto import api_pb2
 
 from homeport.apps.model import App
 from homeport.functions.model import WebPoint
-from homeport.web.naming import is_truncated
+from homeport.web.naming import check_domain, is_truncated
 from homeport.web.service import WebRoutes
 
 
@@ -76,6 +76,8 @@ def _point(
     function_name = _full(owner.function_name, method) if owner is not None else shown.function_name
     host = _name(app, routes, webhook, function_name)
     domains = [domain.name for domain in webhook.custom_domains if domain.name]
+    for domain in domains:
+        check_domain(domain)
     shown.web_url = routes.url(host)
     shown.web_url_info.truncated = is_truncated(host)
     del shown.custom_domain_info[:]

@@ -65,7 +65,7 @@ class Site:
 def running(runner: Runner, client: Client, program: str) -> Iterator[Site]:
     """That program, which prints its URLs and then goes on until it is interrupted."""
     started = runner.start(client, program)
-    started.wait_for(lambda output: URLS.search(output) is not None)
+    started.wait_for(lambda output: URLS.search(output) is not None, timeout_s=400.0)
     found = URLS.search(started.output())
     assert found is not None
     try:

@@ -117,6 +117,14 @@ class Scaled:
         serve(8002)
 
 
+@app.server(port=8006, unauthenticated=True, target_concurrency=1, max_containers=3)
+@modal.sessioned()
+class Sticky:
+    @modal.enter()
+    def start(self):
+        serve(8006)
+
+
 @app.server(port=8003, unauthenticated=True, startup_timeout=3, max_containers=1)
 class NeverListens:
     @modal.enter()
@@ -145,6 +153,7 @@ def main():
         "open": Open.get_url(),
         "private": Private.get_url(),
         "scaled": Scaled.get_url(),
+        "sticky": Sticky.get_url(),
         "never": NeverListens.get_url(),
         "web_server": web_server.get_web_url(),
         "one": one_at_a_time.get_web_url(),

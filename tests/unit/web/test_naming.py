@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homeport.kernel.errors import InvalidError
-from homeport.web.naming import CHARS_MAX, check_label, is_truncated, slug, subdomain
+from homeport.web.naming import CHARS_MAX, check_domain, check_label, is_truncated, slug, subdomain
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,13 @@ def test_long_names_are_cut_and_told_apart() -> None:
 def test_labels_that_no_host_name_can_have(label: str) -> None:
     with pytest.raises(InvalidError):
         check_label(label)
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "a..b", "-a.example", "x" * 254])
+def test_domains_that_are_none(name: str) -> None:
+    with pytest.raises(InvalidError):
+        check_domain(name)
+
+
+def test_domain_of_ones_own() -> None:
+    check_domain("api.example.com")
