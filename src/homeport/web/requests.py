@@ -28,6 +28,8 @@ NUDGE_S: Final = 1.0
 """An application that goes on after its answer is told that nobody listens, so much later."""
 PARKED_MARGIN_S: Final = 60.0
 """How much longer than one wait an answer is kept for a client that was sent to wait again."""
+REQUESTS_MAX: Final = 20_000
+"""Requests at once, waiting or running; more are refused."""
 CONTINUE_PARAMETER: Final = "__modal_function_call_id"
 _PASSED_ON: Final = ("type", "http_version", "method", "scheme", "path", "query_string", "client")
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
@@ -65,6 +67,7 @@ class WebRequests:
         self._calls = calls
         self._wait_s = wait_s
         self._blob = blob
+        self._open_count = 0
         self._parked: dict[str, tuple[Call, asyncio.TimerHandle]] = {}
 
     # ── HTTP ────────────────────────────────────────────────────────────────────────────────
@@ -91,6 +94,9 @@ class WebRequests:
         await self._answer(call, call.exchange, upload, send)
 
     def _open(self, target: Target, scope: Scope, exchange: Exchange) -> Call:
+        if self._open_count >= REQUESTS_MAX:
+            raise FailedError(503, f"{REQUESTS_MAX} requests are being answered; try again")
+        self._open_count += 1
         plain = {name: scope[name] for name in _PASSED_ON if name in scope}
         plain["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         plain["asgi"] = _ASGI
@@ -168,10 +174,12 @@ class WebRequests:
 
     def _give_up(self, call: Call) -> None:
         self._parked.pop(call.call_id, None)
+        self._open_count -= 1
         self._calls.release(call)
 
     def _leave(self, call: Call, exchange: Exchange) -> None:
         """The connection is done with the input, which may have something left to do."""
+        self._open_count -= 1
         if exchange.output is not None:
             self._calls.release(call)
             return
