@@ -349,7 +349,7 @@ class SpliceProtocol(asyncio.Protocol):
     def fail(self, upstream: Upstream, reason: str) -> None:
         """There will be no (more) answer."""
         was_used = upstream.is_used
-        upstream.abort()
+        upstream.release(reusable=False)
         self._upstream = None
         request = self._requests[0]
         if request.answered:

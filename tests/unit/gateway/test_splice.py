@@ -1,0 +1,392 @@
+"""The short way to web servers, with servers of the tests' own in place of containers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
+
+from homeport.calls.lease import Lease, Place
+from homeport.gateway.doorman import Headers, Refusal
+from homeport.gateway.splice import Splice
+from homeport.web.service import Target
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+MIB = 1024 * 1024
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class _Point:
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+class _Target:
+    def __init__(self, port: int) -> None:
+        self.point = _Point(port)
+
+
+class Door:
+    """Lets everyone in, to a server on this machine; counts the places that are taken."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.taken = 0
+        self.opened = 0
+        self.granting = True
+        self.waiting: list[Lease] = []
+
+    def admit(self, headers: Headers) -> Target | Refusal:
+        if any(name.lower() == b"x-stranger" for name, _ in headers):
+            return Refusal(401, "who are you?")
+        return cast(Target, _Target(self.port))
+
+    def control(self, *_: Any) -> bool:
+        return False
+
+    def open(self, _target: Target, _headers: Headers) -> Lease | Refusal:
+        lease = Lease()
+        self.opened += 1
+        self.taken += 1
+        if self.granting:
+            lease.place = Place("ta-1", "127.0.0.1")
+        else:
+            self.waiting.append(lease)
+        return lease
+
+    def close(self, _lease: Lease) -> None:
+        self.taken -= 1
+
+    def explain(self, _target: Target, reason: str) -> str:
+        return f"no answer: {reason}"
+
+
+class Case:
+    """A gateway in front of ``serve``."""
+
+    def __init__(self, serve: Serve) -> None:
+        self._serve = serve
+        self.connections = 0
+
+    async def __aenter__(self) -> Case:
+        self._behind = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.door = Door(self._behind.sockets[0].getsockname()[1])
+        self.splice = Splice(self.door)
+        loop = asyncio.get_running_loop()
+        self._front = await loop.create_server(self.splice.protocol, "127.0.0.1", 0)
+        self.port = self._front.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.splice.stop(1.0)
+        self._front.close()
+        self._behind.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await self._serve(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def ask(self, request: bytes) -> bytes:
+        """All that is answered on a connection that ``request`` ends."""
+        reader, writer = await self.connect()
+        writer.write(request)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def settled(self) -> None:
+        """Until every place is given back."""
+        while self.door.taken:
+            await asyncio.sleep(0.01)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(20):
+            await work
+
+    asyncio.run(limited())
+
+
+def get(path: str, *headers: str, last: bool = True) -> bytes:
+    lines = [f"GET {path} HTTP/1.1", "Host: a", *headers, *(["Connection: close"] if last else [])]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def head_of(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers each request with its path."""
+    while True:
+        path = (await head_of(reader)).split(b" ")[1]
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(path), path))
+
+
+def test_request_and_answer_pass() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            assert (await case.ask(get("/there"))).endswith(b"\r\n\r\n/there")
+            await case.settled()
+
+    run(scenario())
+
+
+def test_headers_of_the_gateway_are_not_passed_on() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head))
+
+    async def scenario() -> None:
+        async with Case(echo) as case:
+            answer = await case.ask(get("/", "Modal-Key: k", "Modal-Secret: s", "X-Mine: 1"))
+            seen = answer.partition(b"\r\n\r\n")[2].lower()
+            assert b"modal-" not in seen
+            assert b"connection: close" not in seen
+            assert b"x-mine: 1" in seen
+            assert b"x-forwarded-for: 127.0.0.1" in seen
+
+    run(scenario())
+
+
+def test_pipelined_requests_are_answered_in_order_over_one_connection() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            asked = [get(f"/{n}", last=n == 4) for n in range(5)]
+            answer = await case.ask(b"".join(asked))
+            assert [line[:2] for line in answer.split(b"\r\n\r\n")[1:]] == [
+                b"/%d" % n for n in range(5)
+            ]
+            assert case.connections == 1
+            await case.settled()
+
+    run(scenario())
+
+
+def test_chunked_request_arrives_whole() -> None:
+    async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        total = b""
+        while length := int(await reader.readline(), 16):
+            total += await reader.readexactly(length)
+            await reader.readline()
+        await reader.readline()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(total), total))
+
+    async def scenario() -> None:
+        async with Case(digest) as case:
+            body = b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n"
+            head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+            answer = await case.ask(head + b"Connection: close\r\n\r\n" + body)
+            assert answer.endswith(b"\r\n\r\nabcdefg")
+
+    run(scenario())
+
+
+def test_fast_sender_is_held_back() -> None:
+    taken = 0
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        await head_of(reader)
+        await asyncio.sleep(0.5)
+        while taken < 64 * MIB:
+            taken += len(await reader.read(MIB))
+        writer.write(OK)
+
+    async def scenario() -> None:
+        async with Case(slow) as case:
+            reader, writer = await case.connect()
+            writer.transport.set_write_buffer_limits(high=MIB)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (64 * MIB))
+            sent = 0
+            while sent < 64 * MIB:
+                writer.write(bytes(MIB))
+                sent += MIB
+                await writer.drain()
+                assert sent - taken < 32 * MIB  # buffers of the kernel and ours
+            assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    run(scenario())
+
+
+def test_fast_server_is_held_back() -> None:
+    sent = 0
+
+    async def fast(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 * MIB))
+        for _ in range(64):
+            writer.write(bytes(MIB))
+            await writer.drain()
+            sent += MIB
+
+    async def scenario() -> None:
+        async with Case(fast) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/"))
+            await head_of(reader)
+            await asyncio.sleep(0.5)
+            assert sent < 32 * MIB
+            await reader.readexactly(64 * MIB)
+            writer.close()
+
+    run(scenario())
+
+
+def test_stale_connection_is_replaced() -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(OK)
+        await head_of(reader)  # the second request on this connection: gone without a word
+        writer.transport.abort()
+
+    async def scenario() -> None:
+        async with Case(once) as case:
+            for _ in range(2):
+                assert (await case.ask(get("/"))).endswith(b"ok")
+            assert case.connections == 2
+            await case.settled()
+
+    run(scenario())
+
+
+def test_answer_that_breaks_off_ends_the_connection() -> None:
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        await writer.drain()
+
+    async def scenario() -> None:
+        async with Case(half) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/"))
+            await head_of(reader)
+            rest = b""
+            try:
+                while part := await reader.read(1000):
+                    rest += part
+            except ConnectionError:
+                pass
+            assert rest in (b"", b"half")
+            assert case.connections == 1  # not tried again: a part of the answer was out
+            writer.close()
+            await case.settled()
+
+    run(scenario())
+
+
+def test_server_that_is_gone_is_a_bad_gateway() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            case.door.port = 1
+            answer = await case.ask(get("/"))
+            assert answer.startswith(b"HTTP/1.1 502 ")
+            assert b"no answer: nothing listens at port 1" in answer
+            await case.settled()
+
+    run(scenario())
+
+
+def test_something_else_than_http_is_a_bad_gateway() -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"220 mail.example ESMTP\r\n")
+        await reader.read()
+
+    async def scenario() -> None:
+        async with Case(nonsense) as case:
+            request = get("/").replace(b"GET", b"POST")
+            assert (await case.ask(request)).startswith(b"HTTP/1.1 502 ")
+
+    run(scenario())
+
+
+def test_client_that_leaves_gives_its_place_back() -> None:
+    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        assert await reader.read() == b""
+
+    async def scenario() -> None:
+        async with Case(never) as case:
+            _, writer = await case.connect()
+            writer.write(get("/"))
+            while not case.connections:
+                await asyncio.sleep(0.01)
+            writer.close()
+            await case.settled()
+
+    run(scenario())
+
+
+def test_request_waits_for_a_place() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            case.door.granting = False
+            asking = asyncio.ensure_future(case.ask(get("/late")))
+            while not case.door.waiting:
+                await asyncio.sleep(0.01)
+            assert not asking.done()
+            case.door.waiting[0].grant(Place("ta-1", "127.0.0.1"))
+            assert (await asking).endswith(b"/late")
+
+    run(scenario())
+
+
+def test_stranger_is_refused_before_anything_is_opened() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            answer = await case.ask(get("/", "X-Stranger: yes"))
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"who are you?" in answer
+            assert case.door.opened == 0
+
+    run(scenario())
+
+
+def test_nonsense_is_a_bad_request() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            assert (await case.ask(b"what?\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+            smuggled = (
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            )
+            assert (await case.ask(smuggled)).startswith(b"HTTP/1.1 400 ")
+            assert case.door.taken == 0
+
+    run(scenario())
+
+
+def test_tunnel_after_an_upgrade() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await head_of(reader)
+        assert b"upgrade: thing" in head.lower()
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n")
+        writer.write(b"Upgrade: thing\r\n\r\n")
+        while data := await reader.read(1000):
+            writer.write(data.upper())
+
+    async def scenario() -> None:
+        async with Case(echo) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/", "Upgrade: thing", "Connection: Upgrade", last=False))
+            writer.write(b"at once ")
+            assert (await head_of(reader)).startswith(b"HTTP/1.1 101 ")
+            writer.write(b"later")
+            assert await reader.readexactly(13) == b"AT ONCE LATER"
+            writer.close()
+            await case.settled()
+
+    run(scenario())
