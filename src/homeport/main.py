@@ -281,6 +281,7 @@ class Server:
             self._scheduler,
             clock,
             inputs_pending_max=settings.inputs_pending_max,
+            function_inputs_max=settings.function_inputs_max,
             result_retention_s=settings.result_retention_s,
             abandoned_call_s=settings.abandoned_call_s,
         )

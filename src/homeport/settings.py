@@ -52,6 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often what is beyond its retention is deleted, and content that nothing refers to."""
     inputs_pending_max: int = 200_000
     """Inputs waiting in one call before back-pressure (clients wait and retry)."""
+    function_inputs_max: int = 500_000
+    """Unfinished inputs of one function, of all its callers together; each takes about 1 KiB of the
+    server's memory. Beyond it ``.remote()`` and ``.spawn()`` fail, maps wait."""
     queue_items_max: int = 2_000_000
     """Items waiting in all Queues together; each takes some 200 bytes of the server's memory."""
     default_milli_cpu: int = 50

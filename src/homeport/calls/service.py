@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -78,6 +79,7 @@ class CallService:
         clock: Clock,
         *,
         inputs_pending_max: int,
+        function_inputs_max: int = 1_000_000,
         result_retention_s: float,
         abandoned_call_s: float,
     ) -> None:
@@ -85,6 +87,7 @@ class CallService:
         self._executor = executor
         self._clock = clock
         self._inputs_pending_max = inputs_pending_max
+        self._function_inputs_max = function_inputs_max
         self._result_retention_s = result_retention_s
         self._abandoned_call_s = abandoned_call_s
         self._call_ids = ids.Series(ids.CALL)
@@ -92,6 +95,7 @@ class CallService:
         self._calls: dict[str, Call] = {}
         self._inputs: dict[str, Input] = {}
         self._unfinished_of_app: dict[str, int] = {}
+        self._unfinished_of_function = Counter[str]()
         self._cleared: list[str] = []
         self._delete_scheduled = False
         self._housekeeping: asyncio.Task[None] | None = None
@@ -111,7 +115,7 @@ class CallService:
                 self._inputs[item.input_id] = item
                 if item.output is None:
                     unfinished.append(item)
-                    self._count(call.app_id, 1)
+                    self._count(call, 1)
         self._housekeeping = asyncio.create_task(self._expire_results())
         return unfinished
 
@@ -121,7 +125,12 @@ class CallService:
         for call in self._calls.values():
             call.wake()
 
-    def _count(self, app_id: str, change: int) -> int:
+    def _count(self, call: Call, change: int) -> int:
+        """Unfinished inputs of the call's app, after the change."""
+        app_id = call.app_id
+        self._unfinished_of_function[call.function_id] += change
+        if not self._unfinished_of_function[call.function_id]:
+            del self._unfinished_of_function[call.function_id]
         left = self._unfinished_of_app.get(app_id, 0) + change
         if left:
             self._unfinished_of_app[app_id] = left
@@ -154,6 +163,16 @@ class CallService:
 
     # ── inputs ──────────────────────────────────────────────────────────────────────────────
 
+    def _check_room(self, function_id: str, count: int) -> None:
+        """Raises ``ExhaustedError`` if that many further inputs of a function are too many."""
+        unfinished = self._unfinished_of_function[function_id]
+        if unfinished + count > self._function_inputs_max:
+            raise ExhaustedError(
+                f"The function has {unfinished} unfinished inputs, of all its callers together; "
+                f"the limit is {self._function_inputs_max} (setting function_inputs_max). Call it "
+                "again when some of them have ended."
+            )
+
     async def create(
         self,
         *,
@@ -173,6 +192,7 @@ class CallService:
         call_id = ids.derive(ids.CALL, key) if key else ids.new(ids.CALL)
         call = self._calls.get(call_id)
         if call is None:
+            self._check_room(function_id, len(inputs))
             call = Call(
                 call_id=call_id,
                 function_id=function_id,
@@ -272,7 +292,7 @@ class CallService:
         call.inputs[0] = item
         self._calls[call.call_id] = call
         self._inputs[item.input_id] = item
-        self._count(app_id, 1)
+        self._count(call, 1)
         return call
 
     def release(self, call: Call) -> None:
@@ -299,6 +319,7 @@ class CallService:
                 f"Function call {call_id} has {call.unfinished} unfinished inputs; the limit is "
                 f"{self._inputs_pending_max} (setting inputs_pending_max)."
             )
+        self._check_room(call.function_id, sum(item.idx not in call.inputs for item in inputs))
         await self._record(call, inputs)
         return [call.inputs[item.idx] for item in inputs]
 
@@ -319,7 +340,7 @@ class CallService:
             call.inputs[item.idx] = item
             self._inputs[item.input_id] = item
         if items:
-            self._count(call.app_id, len(items))
+            self._count(call, len(items))
 
     async def close(self, call_id: str) -> None:
         """No more inputs will come for the call (RPC ``FunctionFinishInputs``)."""
@@ -357,7 +378,7 @@ class CallService:
                 self._forget(call_id)
             elif not call.cleared:
                 durable.append(self._store.add_outputs(call_id, items))
-            if self._count(call.app_id, -len(items)) == 0:
+            if self._count(call, -len(items)) == 0:
                 finished_apps.add(call.app_id)
             if call.unfinished == 0:
                 call.finished_at = self._clock.now()
@@ -439,7 +460,7 @@ class CallService:
         for listener in self._on_forget:
             listener(call_id)
         if call.unfinished:
-            self._count(call.app_id, -call.unfinished)
+            self._count(call, -call.unfinished)
 
     @contextlib.contextmanager
     def reader(self, call_id: str) -> Generator[None]:

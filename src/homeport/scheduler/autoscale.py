@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from homeport.functions.model import SCALEDOWN_WINDOW_DEFAULT_S, Autoscaler
@@ -37,7 +38,8 @@ class PoolView:
     stalled: int
     """Those of them that take no further input for now, whatever room they should have."""
     starting: int
-    idle: tuple[IdleTask, ...]
+    idle: Iterable[IdleTask]
+    """The longest idle first."""
     slots: int
     """Inputs one container takes at once."""
     target_slots: int
@@ -148,7 +150,7 @@ def _scale_down(view: PoolView, wanted: int) -> Plan:
     surplus = view.ready + view.starting + view.outdated - max(keep, 0)
     stop: list[str] = []
     check_at: float | None = None
-    for task in sorted(view.idle, key=lambda item: item.idle_since):
+    for task in view.idle:
         if len(stop) >= surplus:
             break
         expires = task.idle_since + window_s

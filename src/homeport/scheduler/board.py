@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 from homeport.apps.model import AppState
 from homeport.apps.service import AppService
 from homeport.calls.model import Input
 from homeport.functions.model import FunctionRecord
 from homeport.kernel.clock import Clock
+from homeport.kernel.resources import Resources
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.pool import Pool, Task
+from homeport.scheduler.tally import Counted
 
 
 class Board:
@@ -22,6 +25,9 @@ class Board:
         self._build_functions = build_functions
         self.pools: dict[str, Pool] = {}
         self.tasks: dict[str, Task] = {}
+        self.used: dict[str, Resources] = {}
+        """What each app's containers are counted with."""
+        self._idle: dict[Counted, None] = {}
         self.lease: Callable[[Pool, Input], None]
         """Find a connection a place in a pool's containers (set by ``Dispatch``)."""
         self.step: Callable[[Pool], None]
@@ -33,9 +39,37 @@ class Board:
         """The function's pool; made on first use."""
         pool = self.pools.get(record.function_id)
         if pool is None:
-            pool = Pool(record, self._clock.monotonic())
+            pool = Pool(record, self._clock.monotonic(), self._idle)
             self.pools[record.function_id] = pool
         return pool
+
+    def admit(self, task: Task) -> None:
+        """A container more."""
+        self.tasks[task.task_id] = task
+        task.pool.admit(task)
+        app_id = task.pool.record.app_id
+        self.used[app_id] = self.used.get(app_id, Resources()) + task.reserved
+
+    def drop(self, task: Task) -> bool:
+        """A container less; whether it was there."""
+        task.pool.drop(task)
+        if self.tasks.pop(task.task_id, None) is None:
+            return False
+        app_id = task.pool.record.app_id
+        left = self.used[app_id] - task.reserved
+        if left == Resources():
+            del self.used[app_id]
+        else:
+            self.used[app_id] = left
+        return True
+
+    def pools_of(self, app_id: str) -> list[Pool]:
+        """The pools of an app's functions."""
+        return [pool for pool in self.pools.values() if pool.record.app_id == app_id]
+
+    def idle(self) -> Iterable[Task]:
+        """All containers without inputs, the longest idle first."""
+        return cast("dict[Task, None]", self._idle)
 
     def edition(self, record: FunctionRecord) -> str:
         """What tells containers of the present definition from those to be replaced."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 
 from homeport.calls.lease import Place
 from homeport.calls.model import CallType, Input, InputState
 from homeport.functions.model import FunctionSpec
 from homeport.kernel.clock import Clock
+from homeport.kernel.resources import Resources
 from homeport.link.messages import (
     DeliverInputs,
     InputItem,
@@ -16,8 +18,9 @@ from homeport.link.messages import (
 from homeport.nodes.service import NodeService
 from homeport.scheduler.autoscale import IdleTask, PoolView, plan
 from homeport.scheduler.board import Board
+from homeport.scheduler.fairness import richest, share
 from homeport.scheduler.fleet import Fleet
-from homeport.scheduler.pool import STUCK_S, Pool, Task, TaskStatus
+from homeport.scheduler.pool import STUCK_S, Pool, Task
 
 SCALE_LINGER_S = 0.02
 """Outputs make no hurry: a container takes longer to start, and stops after seconds of idleness."""
@@ -32,18 +35,32 @@ class Dispatch:
         self._board = board
         self._fleet = fleet
         self._starved: dict[str, Pool] = {}
+        self._given: dict[str, Task] = {}
+        """The container that another app last gave up for a starved function."""
         board.step = self.step
         board.lease = self.lease
 
     def forget(self, pool: Pool) -> None:
         """The pool wants no containers any more."""
         self._starved.pop(pool.record.function_id, None)
+        self._given.pop(pool.record.function_id, None)
 
     def serve_starved(self) -> None:
         """There may be room: look at the pools that wait for some."""
-        # Round robin: whoever waited longest is served first, then goes to the end.
-        for function_id in list(self._starved):
-            self.step(self._starved.pop(function_id))
+        if not self._starved:
+            return
+        # Whose app has least of the machine comes first; of equals, who waited longest.
+        capacity, used = self._fleet.capacity(), self._board.used
+        order = sorted(
+            self._starved.items(),
+            key=lambda item: share(used.get(item[1].record.app_id, Resources()), capacity),
+        )
+        room = self._fleet.room()
+        for function_id, pool in order:
+            if self._fleet.demand(pool).fits_in(room):
+                del self._starved[function_id]
+                self.step(pool)
+                room = self._fleet.room()
 
     def idle(self, task: Task) -> None:
         """A container has nothing to do: others may need its hands, or its room."""
@@ -52,24 +69,18 @@ class Dispatch:
 
     def step(self, pool: Pool) -> None:
         """Hand out what can be handed out, then see to the number of containers."""
-        if pool.waiting:
-            for task in sorted(pool.tasks.values(), key=lambda t: (t.outdated, len(t.held))):
-                if not pool.waiting:
-                    break
-                self._fill(task, limit=pool.spec.slots)
-            for task in list(pool.tasks.values()):
-                if not pool.waiting:
-                    break
-                self._fill(task, limit=pool.spec.slots + pool.prefetch)
+        for limit in (pool.spec.slots, pool.spec.slots + pool.prefetch):
+            while pool.waiting and (task := pool.least_loaded(limit)) is not None:
+                self._fill(task, limit)
         self._scale(pool)
 
     def lease(self, pool: Pool, item: Input) -> None:
         """Find a connection a place; in the common case that is all there is to do."""
         if not pool.waiting:
-            ready = [task for task in pool.tasks.values() if task.room > 0]
-            if ready:
+            task = pool.least_loaded(pool.spec.slots)
+            if task is not None:
                 pool.push([item])
-                self._fill(min(ready, key=_load), limit=pool.spec.slots)
+                self._fill(task, limit=pool.spec.slots)
                 if pool.running > len(pool.tasks) * _target_slots(pool.spec):
                     self._scale_soon(pool)
                 return
@@ -78,7 +89,7 @@ class Dispatch:
 
     def give_back(self, task: Task, item: Input) -> None:
         """The connection is done with its place."""
-        if task.held.pop(item.input_id, None) is not None:
+        if task.held.take(item.input_id) is not None:
             task.leases -= 1
             task.running.discard(item.input_id)
         if task.leaving is not None and not task.leases:
@@ -100,9 +111,9 @@ class Dispatch:
                 break
             item.state = InputState.ASSIGNED
             item.task_id = task.task_id
-            task.held[item.input_id] = item
             if task.inputs_left > 0:
                 task.inputs_left -= 1
+            task.held[item.input_id] = item
             if item.call.lease is not None:
                 task.leases += 1
                 task.running.add(item.input_id)
@@ -131,14 +142,12 @@ class Dispatch:
         if decision.start and now < pool.not_before:
             self._look_again(pool, pool.not_before)
             return
-        for _ in range(decision.start):
-            if not self._fleet.start(pool):
-                self._starved[pool.record.function_id] = pool
-                if any(task.is_outdated for task in pool.tasks.values()):
-                    self._retire(pool, 1)
-                else:
-                    self.reclaim(pool)
-                break
+        if decision.start and self._fleet.start(pool, decision.start) < decision.start:
+            self._starved[pool.record.function_id] = pool
+            if pool.tally.outdated:
+                self._retire(pool, 1)
+            else:
+                self.reclaim(pool)
         else:
             self._starved.pop(pool.record.function_id, None)
         if decision.check_at is not None:
@@ -146,8 +155,7 @@ class Dispatch:
 
     def _retire(self, pool: Pool, count: int) -> None:
         """End ``count`` outdated containers, those with the least to do first."""
-        outdated = [task for task in pool.tasks.values() if task.is_outdated]
-        for task in sorted(outdated, key=lambda task: len(task.held))[:count]:
+        for task in heapq.nsmallest(count, pool.outdated(), key=lambda task: len(task.held)):
             self._fleet.stop(task, graceful=True)
 
     def _look_again(self, pool: Pool, at: float) -> None:
@@ -165,18 +173,33 @@ class Dispatch:
         self._scale(pool)
 
     def reclaim(self, starved: Pool | None = None) -> None:
-        """The machine is full: end the longest idle container that another function can spare."""
-        candidates = [
-            task
-            for task in self._board.tasks.values()
-            if task.is_idle
-            and task.pool is not starved
-            and not task.pool.waiting
-            and len(task.pool.tasks)
-            > ((task.pool.settings.min_containers or 0) if task.pool.keep_min else 0)
-        ]
-        if candidates:
-            self._fleet.stop(min(candidates, key=lambda task: task.idle_since), graceful=True)
+        """The machine is full: end the longest idle container that another function can spare.
+
+        If there is none, an app that has more of the machine than the starved one gives a container
+        up when that has done what it runs.
+        """
+        for task in self._board.idle():
+            if task.pool is not starved and not task.pool.waiting and task.pool.can_spare:
+                self._fleet.stop(task, graceful=True)
+                return
+        if starved is not None and starved.waiting:
+            self._share(starved)
+
+    def _share(self, starved: Pool) -> None:
+        function_id = starved.record.function_id
+        given = self._given.get(function_id)
+        if given is not None and not given.gone.is_set():
+            return  # one after the other: the next may not be needed
+        app_id = starved.record.app_id
+        demand = self._fleet.demand(starved)
+        for richer in richest(self._board.used, app_id, demand, self._fleet.capacity()):
+            pools = [pool for pool in self._board.pools_of(richer) if pool.can_spare]
+            for pool in sorted(pools, key=lambda pool: -len(pool.tasks)):
+                task = pool.least_busy()
+                if task is not None:
+                    self._given[function_id] = task
+                    self._fleet.stop(task, graceful=True)
+                    return
 
     def advanced(self, task: Task) -> None:
         """A container ended inputs: give it others, see what that means for the rest."""
@@ -197,13 +220,11 @@ class Dispatch:
         if pool.recall is not None:
             pool.recall.cancel()
             pool.recall = None
-        if pool.waiting or not any(task.is_idle for task in pool.tasks.values()):
+        if pool.waiting or not pool.tally.has_idle:
             return
         now = self._clock.monotonic()
         stuck_at: list[float] = []
-        for task in pool.tasks.values():
-            if len(task.held) <= pool.spec.slots:
-                continue
+        for task in pool.overloaded():
             if now < task.progress_at + STUCK_S:
                 stuck_at.append(task.progress_at + STUCK_S)
                 continue
@@ -237,10 +258,6 @@ def _item(item: Input, *, final: bool) -> InputItem:
     )
 
 
-def _load(task: Task) -> tuple[bool, int]:
-    return task.outdated, len(task.held)
-
-
 def _target_slots(spec: FunctionSpec) -> int:
     target = (spec.target_concurrent or max(1, spec.max_concurrent)) * max(1, spec.batch_max_size)
     return min(target, spec.slots)
@@ -248,19 +265,15 @@ def _target_slots(spec: FunctionSpec) -> int:
 
 def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
     spec = pool.spec
-    serving = [task for task in pool.tasks.values() if task.status is TaskStatus.READY]
-    ready = [task for task in serving if not task.outdated]
-    starting = sum(
-        task.status is TaskStatus.STARTING and not task.outdated for task in pool.tasks.values()
-    )
+    tally = pool.tally
     return PoolView(
         now=now,
         waiting=pool.waiting_count,
-        running=sum(len(task.held) for task in serving if not task.stalled),
-        ready=len(ready),
-        stalled=sum(1 for task in ready if task.stalled),
-        starting=starting,
-        idle=tuple(IdleTask(task.task_id, task.idle_since) for task in serving if not task.held),
+        running=tally.running,
+        ready=tally.ready,
+        stalled=tally.stalled,
+        starting=tally.starting,
+        idle=(IdleTask(task.task_id, task.idle_since) for task in pool.idle()),
         slots=spec.slots,
         target_slots=_target_slots(spec),
         settings=pool.settings,
@@ -269,6 +282,6 @@ def _view(pool: Pool, now: float, is_live: bool) -> PoolView:
         single_use=spec.single_use,
         is_live=is_live and pool.is_live,
         keep_min=pool.keep_min,
-        outdated=sum(task.is_outdated for task in pool.tasks.values()),
+        outdated=len(tally.outdated),
         can_start=not pool.start_failures,
     )

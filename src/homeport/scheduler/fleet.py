@@ -19,7 +19,7 @@ from homeport.nodes.service import NodeService
 from homeport.scheduler.board import Board
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher, start_error
-from homeport.scheduler.placement import place
+from homeport.scheduler.placement import demand_of, place, place_many
 from homeport.scheduler.pool import Pool, Task, TaskStatus
 from homeport.scheduler.reservations import Reservations
 from homeport.scheduler.settler import Settler
@@ -33,6 +33,8 @@ STOP_GRACE_S = 8.0
 for the last lines of its app."""
 START_BACKOFF_S = 1.0
 START_BACKOFF_MAX_S = 60.0
+CRASHES_FREE = 3
+"""Containers that may end by themselves in a row before the next is started with a delay."""
 START_FAILURES_MAX = 3
 """Failed starts by the platform itself (not by user code) before waiting inputs are failed."""
 
@@ -68,12 +70,30 @@ class Fleet:
         for launch in list(self._launches):
             launch.cancel()
 
-    def start(self, pool: Pool) -> bool:
-        """Start one container; ``False`` when no node has room."""
-        spot = place(pool.spec, self._reservations.views(), self._reservations.defaults)
-        if spot is None:
-            return False
-        node_id, reserved = spot
+    def start(self, pool: Pool, count: int) -> int:
+        """Start up to ``count`` containers; how many there was room for."""
+        reservations = self._reservations
+        demand = demand_of(pool.spec, reservations.defaults)
+        places = place_many(
+            demand, pool.spec.gpu_type, count, reservations.views(), reservations.defaults
+        )
+        for node_id, reserved in places:
+            self._start_at(pool, node_id, reserved)
+        return len(places)
+
+    def capacity(self) -> Resources:
+        """What all nodes together have."""
+        return self._reservations.capacity()
+
+    def room(self) -> Resources:
+        """The most there is of each resource on one node (not on the same one, perhaps)."""
+        return self._reservations.room()
+
+    def demand(self, pool: Pool) -> Resources:
+        """What a container of the function is counted with."""
+        return demand_of(pool.spec, self._reservations.defaults)
+
+    def _start_at(self, pool: Pool, node_id: str, reserved: Resources) -> None:
         task = self._task(pool, node_id, ids.new(ids.TASK), reserved)
         task.inputs_left = 1 if pool.spec.single_use else -1
         self._admit(task)
@@ -90,7 +110,6 @@ class Fleet:
         launch = asyncio.create_task(self._launch(task))
         self._launches.add(launch)
         launch.add_done_callback(self._launches.discard)
-        return True
 
     def adopt(self, pool: Pool, node_id: str, task_id: str, *, ready: bool, edition: str) -> Task:
         """Take a container back that a former server process started."""
@@ -119,8 +138,7 @@ class Fleet:
         )
 
     def _admit(self, task: Task) -> None:
-        task.pool.tasks[task.task_id] = task
-        self._board.tasks[task.task_id] = task
+        self._board.admit(task)
         self._reservations.take(task.node_id, task.reserved)
 
     async def _launch(self, task: Task) -> None:
@@ -182,12 +200,24 @@ class Fleet:
     def remove(self, task: Task) -> None:
         if task.leaving is not None:
             task.leaving.cancel()
-        task.pool.tasks.pop(task.task_id, None)
-        if self._board.tasks.pop(task.task_id, None) is not None:
+        if self._board.drop(task):
             self._reservations.give_back(task.node_id, task.reserved)
         self._task_records.finished(task.task_id)
         task.gone.set()
         self._board.room_made()
+
+    def crashed(self, pool: Pool) -> None:
+        """A container that had come up ended by itself: do not start others without end."""
+        pool.crashes += 1
+        if pool.crashes > CRASHES_FREE:
+            steps = min(pool.crashes - CRASHES_FREE - 1, 16)
+            delay = min(START_BACKOFF_S * 2**steps, START_BACKOFF_MAX_S)
+            pool.not_before = self._clock.monotonic() + delay
+            text = (
+                f"Containers of {pool.spec.display_name!r} ended by themselves {pool.crashes} times "
+                f"in a row; the next one is started in {delay:g} s\n"
+            )
+            self._logs.system(pool.record.app_id, text)
 
     def start_failed(
         self, pool: Pool, reason: str, *, final: bool, result: Result | None = None
@@ -197,7 +227,9 @@ class Fleet:
         delay = min(START_BACKOFF_S * 2 ** (pool.start_failures - 1), START_BACKOFF_MAX_S)
         pool.not_before = self._clock.monotonic() + delay
         self._logs.system(pool.record.app_id, f"Container failed to start: {reason}\n")
-        others = any(task.status is TaskStatus.READY for task in pool.tasks.values())
+        others = pool.tally.ready or any(
+            task.status is TaskStatus.READY for task in pool.tasks.values()
+        )
         if not others and (final or pool.start_failures >= START_FAILURES_MAX):
             failure = result or Result(
                 STATUS_INIT_FAILURE,

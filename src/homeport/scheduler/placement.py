@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,38 @@ def place_demand(
         if best is None or score > best[0]:
             best = (score, node.node_id, needed)
     return None if best is None else (best[1], best[2])
+
+
+def place_many(
+    demand: Resources, gpu_type: str, count: int, nodes: Sequence[NodeView], defaults: Defaults
+) -> list[tuple[str, Resources]]:
+    """The places of up to ``count`` containers, as ``place_demand`` would give them one by one."""
+    cpu, memory, gpus = demand.milli_cpu, demand.memory_mb, demand.gpus
+    heap: list[tuple[int, int]] = []  # (what is needed less what is free, number of the node)
+    for index, node in enumerate(nodes):
+        free, whole = node.free, node.capacity
+        needed = min(cpu, whole.milli_cpu)
+        if (
+            needed <= free.milli_cpu
+            and min(memory, whole.memory_mb) <= free.memory_mb
+            and node.tasks < defaults.containers_max
+            and (not gpus or (gpus <= free.gpus and _has_gpu(gpus, gpu_type, node)))
+        ):
+            heap.append((needed - free.milli_cpu, index))
+    heapq.heapify(heap)
+    left: dict[int, tuple[Resources, int]] = {}
+    places: list[tuple[str, Resources]] = []
+    while heap and len(places) < count:
+        _, index = heapq.heappop(heap)
+        node = nodes[index]
+        needs = clamp(demand, node.capacity)
+        free, tasks = left.get(index, (node.free, node.tasks))
+        free, tasks = free - needs, tasks + 1
+        left[index] = (free, tasks)
+        places.append((node.node_id, needs))
+        if tasks < defaults.containers_max and needs.fits_in(free):
+            heapq.heappush(heap, (needs.milli_cpu - free.milli_cpu, index))
+    return places
 
 
 def check_placeable(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:

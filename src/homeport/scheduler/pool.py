@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 from homeport.calls.model import Input, InputState
 from homeport.functions.model import Autoscaler, FunctionRecord, FunctionSpec
 from homeport.kernel.resources import Resources
+from homeport.scheduler.tally import Counted, Shape, Tally, TaskStatus
 
 PREFETCH_INPUT_S = 0.1
 """Inputs that typically take less than this are sent ahead, so that a container finds the next
@@ -24,47 +24,144 @@ start it at once."""
 _EWMA_WEIGHT = 0.2
 
 
-class TaskStatus(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
+class Held(dict[str, Input]):
+    """Inputs of a container by id; its pool counts them."""
+
+    __slots__ = ("_changed",)
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._changed = changed
+
+    def __setitem__(self, input_id: str, item: Input) -> None:
+        super().__setitem__(input_id, item)
+        self._changed()
+
+    def __delitem__(self, input_id: str) -> None:
+        super().__delitem__(input_id)
+        self._changed()
+
+    def take(self, input_id: str) -> Input | None:
+        """Remove and return one, if it is there."""
+        item = super().pop(input_id, None)
+        self._changed()
+        return item
+
+    def clear(self) -> None:
+        super().clear()
+        self._changed()
 
 
-@dataclass(slots=True, eq=False)
 class Task:
     """A container as the scheduler sees it. Times are monotonic seconds."""
 
-    task_id: str
-    pool: Pool
-    node_id: str
-    edition: str
-    """Which definition it runs (see ``Board.edition``)."""
-    reserved: Resources
-    memory_limit_mb: int
-    created_at: float
-    status: TaskStatus = TaskStatus.STARTING
-    idle_since: float = 0.0
-    progress_at: float = 0.0
-    """When it last became ready, or ended an input."""
-    held: dict[str, Input] = field(default_factory=dict[str, Input])
-    """Inputs given to it and not finished, by id."""
-    running: set[str] = field(default_factory=set[str])
-    """Those of ``held`` that its container has begun."""
-    inputs_left: int = -1
-    """How many more inputs it takes in its life (-1 = any number)."""
-    stalled: bool = False
-    """It gave inputs back that waited too long behind those it runs, and finished none since."""
-    init_failed: bool = False
-    outdated: bool = False
-    """It runs an earlier version: it serves until containers of the present one can."""
-    graceful: bool = False
-    address: str = ""
-    """Of its ``eth0``, for connections past the work loop."""
-    leases: int = 0
-    """Connections among ``held`` that use it directly."""
-    leaving: asyncio.TimerHandle | None = None
-    """It is to be stopped once its leases are given back, or at this time."""
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    __slots__ = (
+        "_is_outdated",
+        "_stalled",
+        "_status",
+        "address",
+        "counted",
+        "created_at",
+        "edition",
+        "gone",
+        "graceful",
+        "held",
+        "idle_since",
+        "init_failed",
+        "inputs_left",
+        "leases",
+        "leaving",
+        "memory_limit_mb",
+        "node_id",
+        "pool",
+        "progress_at",
+        "reserved",
+        "running",
+        "task_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        pool: Pool,
+        node_id: str,
+        edition: str,
+        reserved: Resources,
+        memory_limit_mb: int,
+        created_at: float,
+    ) -> None:
+        self.task_id = task_id
+        self.pool = pool
+        self.node_id = node_id
+        self.edition = edition
+        """Which definition it runs (see ``Board.edition``)."""
+        self.reserved = reserved
+        self.memory_limit_mb = memory_limit_mb
+        self.created_at = created_at
+        self.idle_since = 0.0
+        self.progress_at = 0.0
+        """When it last became ready, or ended an input."""
+        self.held = Held(self._changed)
+        """Inputs given to it and not finished."""
+        self.running: set[str] = set()
+        """Ids of those of ``held`` that its container has begun."""
+        self.inputs_left = -1
+        """How many more inputs it takes in its life (-1 = any number)."""
+        self.init_failed = False
+        self.graceful = False
+        self.address = ""
+        """Of its ``eth0``, for connections past the work loop."""
+        self.leases = 0
+        """Connections among ``held`` that use it directly."""
+        self.leaving: asyncio.TimerHandle | None = None
+        """It is to be stopped once its leases are given back, or at this time."""
+        self.gone = asyncio.Event()
+        self.counted: Shape | None = None
+        self._status = TaskStatus.STARTING
+        self._stalled = False
+        self._is_outdated = False
+
+    def _changed(self) -> None:
+        if self.counted is not None:
+            self.pool.tally.update(self)
+
+    @property
+    def shape(self) -> Shape:
+        """What its pool counts of it."""
+        return Shape(
+            self._status, self._is_outdated, self._stalled, len(self.held), self.inputs_left != 0
+        )
+
+    @property
+    def status(self) -> TaskStatus:
+        return self._status
+
+    @status.setter
+    def status(self, status: TaskStatus) -> None:
+        self._status = status
+        self._changed()
+
+    @property
+    def stalled(self) -> bool:
+        """It gave inputs back that waited too long behind those it runs, and finished none since."""
+        return self._stalled
+
+    @stalled.setter
+    def stalled(self, stalled: bool) -> None:
+        if stalled != self._stalled:
+            self._stalled = stalled
+            self._changed()
+
+    @property
+    def outdated(self) -> bool:
+        """It runs an earlier version: it serves until containers of the present one can."""
+        return self._is_outdated
+
+    @outdated.setter
+    def outdated(self, outdated: bool) -> None:
+        self._is_outdated = outdated
+        self._changed()
 
     @property
     def room(self) -> int:
@@ -76,11 +173,6 @@ class Task:
         return min(room, self.inputs_left) if self.inputs_left >= 0 else room
 
     @property
-    def is_outdated(self) -> bool:
-        """Whether it is of an earlier version and not yet told to end."""
-        return self.outdated and self.status is not TaskStatus.STOPPING
-
-    @property
     def is_idle(self) -> bool:
         return self.status is TaskStatus.READY and not self.held
 
@@ -88,7 +180,9 @@ class Task:
 class Pool:
     """One function (or bound variant): its spec, its waiting inputs, its containers."""
 
-    def __init__(self, record: FunctionRecord, now: float) -> None:
+    def __init__(
+        self, record: FunctionRecord, now: float, idle_anywhere: dict[Counted, None] | None = None
+    ) -> None:
         self.record = record
         self.spec: FunctionSpec = record.require_spec()
         self.waiting: deque[Input] = deque()
@@ -96,6 +190,7 @@ class Pool:
         self.delayed = 0
         """Inputs counting down to a retry."""
         self.tasks: dict[str, Task] = {}
+        self.tally = Tally({} if idle_anywhere is None else idle_anywhere)
         self.settings = self.spec.autoscaler
         """The scaling settings in force."""
         self._override = Autoscaler()
@@ -103,6 +198,8 @@ class Pool:
         self.progress_at = now
         """When an input last finished, or the first of those waiting came (monotonic seconds)."""
         self.start_failures = 0
+        self.crashes = 0
+        """Containers that ended by themselves since one last did what it was asked."""
         self.not_before = 0.0
         """No container is started before this time (back-off after failed starts)."""
         self.keep_min = False
@@ -119,6 +216,7 @@ class Pool:
         self._override = Autoscaler()
         self.settings = self.spec.autoscaler
         self.start_failures = 0
+        self.crashes = 0
         self.not_before = 0.0
 
     def override(self, changes: Autoscaler) -> None:
@@ -138,7 +236,46 @@ class Pool:
 
     @property
     def running(self) -> int:
-        return sum(len(task.held) for task in self.tasks.values())
+        return self.tally.held
+
+    def admit(self, task: Task) -> None:
+        """A container more."""
+        self.tasks[task.task_id] = task
+        self.tally.update(task)
+
+    def drop(self, task: Task) -> None:
+        """A container less."""
+        if self.tasks.pop(task.task_id, None) is not None:
+            self.tally.drop(task)
+
+    # Whatever is counted here is one of this pool's own containers.
+
+    def idle(self) -> Iterator[Task]:
+        """Containers without inputs, the longest idle first."""
+        return cast("Iterator[Task]", self.tally.idle())
+
+    def outdated(self) -> Iterable[Task]:
+        """Containers of earlier versions that are not told to end."""
+        return cast("Iterable[Task]", self.tally.outdated)
+
+    def overloaded(self) -> list[Task]:
+        """Containers that hold inputs beyond those they run."""
+        return cast("list[Task]", list(self.tally.loaded(self.spec.slots)))
+
+    def least_loaded(self, below: int) -> Task | None:
+        """A container with the fewest inputs, fewer than ``below``."""
+        return cast("Task | None", self.tally.least_loaded(below))
+
+    def least_busy(self) -> Task | None:
+        """The container that will be done first, as far as one can tell."""
+        return self.least_loaded(1 << 30)
+
+    @property
+    def can_spare(self) -> bool:
+        """Whether it has more containers than its minimum."""
+        tally = self.tally
+        minimum = (self.settings.min_containers or 0) if self.keep_min else 0
+        return tally.ready + tally.starting + len(tally.outdated) > minimum
 
     def rest(self) -> None:
         """Nothing is to happen to it by itself any more."""
@@ -176,6 +313,7 @@ class Pool:
 
     def observe(self, seconds: float) -> None:
         """Learn from the duration of one finished input."""
+        self.crashes = 0
         if self.input_s is None:
             self.input_s = seconds
         else:

@@ -118,7 +118,8 @@ class Reports:
         task.address = message.address
         task.idle_since = task.progress_at = self._clock.monotonic()
         task.pool.start_failures = 0
-        task.pool.not_before = 0.0
+        if not task.pool.crashes:
+            task.pool.not_before = 0.0
         self._task_records.started(task.task_id, message.time)
         self._logs.task_state(task.pool.record.app_id, task.task_id, TASK_ACTIVE)
         self._dispatch.step(task.pool)
@@ -227,6 +228,8 @@ class Reports:
         if not asked and (message.oom_killed or message.returncode != 0):
             text = attempts.crash_text(message.returncode, message.oom_killed, task.memory_limit_mb)
             self._logs.system(pool.record.app_id, f"{task.task_id}: {text}\n", task_id=task.task_id)
+        if not asked and not was_starting and not held:  # inputs count their crashes themselves
+            self._fleet.crashed(pool)
         if was_starting and not message.was_ready:
             self._never_ready(pool, task, message)
         self._logs.task_state(pool.record.app_id, task.task_id, TASK_COMPLETED)

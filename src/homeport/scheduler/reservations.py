@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 from homeport.kernel.resources import Resources
 from homeport.nodes.service import NodeService
 from homeport.scheduler.placement import Defaults, NodeView
 from homeport.settings import Settings
+
+_ANY: Final = 1 << 62
 
 
 class Reservations:
@@ -18,25 +23,63 @@ class Reservations:
         self._nodes = nodes
         self._reserved: dict[str, Resources] = {}
         self._placed = Counter[str]()
+        self._known: tuple[tuple[str, object], ...] = ()
+        self._views: dict[str, NodeView] = {}
+        self._capacity = Resources()
+        self._room: Resources | None = None
         self.defaults = Defaults(
             settings.default_milli_cpu, settings.default_memory_mb, settings.containers_max
         )
 
-    def views(self) -> list[NodeView]:
+    def views(self) -> Sequence[NodeView]:
         """The connected nodes with what is left of them."""
-        views: list[NodeView] = []
-        for node_id, session in self._nodes.nodes().items():
-            reserved = self._reserved.get(node_id, Resources())
-            views.append(
-                NodeView(
-                    node_id=node_id,
-                    capacity=session.capacity,
-                    free=session.capacity - reserved,
-                    gpu_type=session.gpu_type,
-                    tasks=self._placed[node_id],
-                )
+        self._follow_nodes()
+        return list(self._views.values())
+
+    def _follow_nodes(self) -> None:
+        """Take over who has come and gone since the last look."""
+        sessions = self._nodes.nodes()
+        known = (*sessions.items(),)
+        if known == self._known:
+            return
+        self._known = known
+        self._views = {}
+        self._capacity = Resources()
+        for node_id, session in sessions.items():
+            self._capacity += session.capacity
+            self._views[node_id] = NodeView(
+                node_id=node_id,
+                capacity=session.capacity,
+                free=session.capacity - self._reserved.get(node_id, Resources()),
+                gpu_type=session.gpu_type,
+                tasks=self._placed[node_id],
             )
-        return views
+        self._room = None
+
+    def capacity(self) -> Resources:
+        """What all connected nodes together have."""
+        self._follow_nodes()
+        return self._capacity
+
+    def room(self) -> Resources:
+        """The most there is left of each resource on one node (not on the same one, perhaps).
+
+        CPU and memory of a node where nothing runs are room for any demand, as demands are cut
+        down to the size of the machine.
+        """
+        self._follow_nodes()
+        if self._room is None:
+            cpu = memory = gpus = 0
+            for node in self._views.values():
+                if node.tasks < self.defaults.containers_max:
+                    free, whole = node.free, node.capacity
+                    cpu = max(cpu, _ANY if free.milli_cpu >= whole.milli_cpu else free.milli_cpu)
+                    memory = max(
+                        memory, _ANY if free.memory_mb >= whole.memory_mb else free.memory_mb
+                    )
+                    gpus = max(gpus, free.gpus)
+            self._room = Resources(cpu, memory, gpus)
+        return self._room
 
     def whole(self, node_id: str) -> NodeView:
         """A connected node as if nothing ran there."""
@@ -45,13 +88,20 @@ class Reservations:
 
     def take(self, node_id: str, amount: Resources) -> None:
         """A container more."""
-        self._reserved[node_id] = self._reserved.get(node_id, Resources()) + amount
-        self._placed[node_id] += 1
+        self._change(node_id, self._reserved.get(node_id, Resources()) + amount, 1)
 
     def give_back(self, node_id: str, amount: Resources) -> None:
         """A container less."""
-        self._reserved[node_id] = self._reserved.get(node_id, Resources()) - amount
-        self._placed[node_id] -= 1
+        self._change(node_id, self._reserved.get(node_id, Resources()) - amount, -1)
+
+    def _change(self, node_id: str, reserved: Resources, tasks: int) -> None:
+        self._reserved[node_id] = reserved
+        self._placed[node_id] += tasks
+        view = self._views.get(node_id)
+        if view is not None:
+            free = view.capacity - reserved
+            self._views[node_id] = replace(view, free=free, tasks=self._placed[node_id])
+            self._room = None
 
     def memory_limit_mb(self, node_id: str, asked_mb: int, asked_max_mb: int) -> int:
         """The hard limit: the asked one, else what is asked for or the default, if larger."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from homeport.calls.model import CallType, Input, Invocation, Output
-from homeport.calls.service import CallService, InputSpec
+from homeport.calls.service import CallService, InputSpec, terminated
 from homeport.calls.store import CallStore
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import ExhaustedError, InvalidError, NotFoundError
@@ -47,7 +47,12 @@ def spec(idx: int) -> InputSpec:
 Scenario = Callable[[CallService, Recorder], Awaitable[None]]
 
 
-def run(path: Path, scenario: Scenario, inputs_pending_max: int = 1000) -> None:
+def run(
+    path: Path,
+    scenario: Scenario,
+    inputs_pending_max: int = 1000,
+    function_inputs_max: int = 1000,
+) -> None:
     async def main() -> None:
         database = Database.sqlite(path / "x.db")
         await database.start()
@@ -57,6 +62,7 @@ def run(path: Path, scenario: Scenario, inputs_pending_max: int = 1000) -> None:
             executor,
             SystemClock(),
             inputs_pending_max=inputs_pending_max,
+            function_inputs_max=function_inputs_max,
             result_retention_s=3600,
             abandoned_call_s=0.05,
         )
@@ -169,6 +175,34 @@ def test_too_many_waiting_inputs_are_refused_with_the_limit(tmp_path: Path) -> N
             await service.put_inputs(call.call_id, [spec(10)])
 
     run(tmp_path, scenario, inputs_pending_max=10)
+
+
+def test_a_function_has_a_limit_for_all_its_callers(tmp_path: Path) -> None:
+    async def scenario(service: CallService, executor: Recorder) -> None:
+        async def remote(key: str):
+            return await service.create(
+                function_id="fu-1",
+                app_id="ap-1",
+                type_=CallType.UNARY,
+                invocation=Invocation.SYNC,
+                parent_input_id="",
+                inputs=[spec(0)],
+                key=key,
+            )
+
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(4)])
+        first = await remote("one")
+        with pytest.raises(ExhaustedError, match="5 unfinished inputs"):
+            await remote("two")
+        with pytest.raises(ExhaustedError, match="function_inputs_max"):
+            await service.put_inputs(call.call_id, [spec(4)])
+        await service.put_inputs(call.call_id, [spec(3)])  # repeated: nothing new
+        assert (await remote("one")) is first
+        service.finish([(first.inputs[0], terminated(first.inputs[0], 0.0))])
+        await remote("two")
+
+    run(tmp_path, scenario, function_inputs_max=5)
 
 
 def test_cancelling_a_call_cancels_the_calls_its_inputs_made(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from homeport.functions.model import FunctionRecord
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.resources import Resources
 from homeport.link.messages import StartTask, StopTask
+from homeport.scheduler.board import Board
 from homeport.scheduler.fleet import Fleet
 from homeport.scheduler.placement import NodeView
 from homeport.scheduler.pool import Pool
@@ -28,9 +29,10 @@ def test_container_that_is_stopped_before_it_is_launched() -> None:
             await prepared.wait()
             return MagicMock(StartTask)
 
-        nodes, board, reservations = MagicMock(), MagicMock(), MagicMock()
+        nodes, reservations = MagicMock(), MagicMock()
+        board = Board(SystemClock(), MagicMock(), MagicMock())
+        board.step = board.room_made = MagicMock()
         nodes.send.side_effect = lambda _, message: sent.append(message) or True
-        board.tasks, board.edition.return_value = {}, "de-1/0"
         capacity = Resources(1000, 1000)
         reservations.views.return_value = [NodeView("no-1", capacity, capacity, "", 0)]
         reservations.defaults = DEFAULTS
@@ -50,7 +52,7 @@ def test_container_that_is_stopped_before_it_is_launched() -> None:
             function_id="fu-1", app_id="ap-1", tag="f", handle=b"", created_at=0.0, spec=spec()
         )
         pool = Pool(record, 0.0)
-        assert fleet.start(pool)
+        assert fleet.start(pool, 1) == 1
         await asyncio.sleep(0)
         (task,) = pool.tasks.values()
         fleet.stop(task, graceful=True)

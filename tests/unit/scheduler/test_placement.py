@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from homeport.functions.model import Autoscaler, FunctionSpec
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Resources
-from homeport.scheduler.placement import Defaults, NodeView, check_placeable, place
+from homeport.scheduler.placement import (
+    Defaults,
+    NodeView,
+    check_placeable,
+    place,
+    place_demand,
+    place_many,
+)
 
 DEFAULTS = Defaults(milli_cpu=125, memory_mb=128, containers_max=100)
 SPEC = FunctionSpec(
@@ -97,3 +108,37 @@ def test_gpus_are_matched_by_type() -> None:
     )
     assert place(spec(gpu_type="ANY", gpu_count=1), nodes, DEFAULTS) is not None
     assert place(spec(gpu_type="T4", gpu_count=1), nodes, DEFAULTS) is None
+
+
+NODES = st.lists(
+    st.builds(
+        lambda cpu, memory, used, tasks: NodeView(
+            "",
+            Resources(cpu, memory, 0),
+            Resources(cpu - cpu * used // 100, memory - memory * used // 100, 0),
+            "",
+            tasks,
+        ),
+        st.integers(100, 4000),
+        st.integers(100, 4000),
+        st.integers(0, 100),
+        st.integers(90, 100),
+    ),
+    max_size=6,
+)
+
+
+@given(nodes=NODES, cpu=st.integers(1, 3000), memory=st.integers(1, 3000), count=st.integers(0, 12))
+def test_many_at_once_are_placed_like_one_by_one(
+    nodes: list[NodeView], cpu: int, memory: int, count: int
+) -> None:
+    nodes = [dataclasses.replace(node, node_id=f"no-{n}") for n, node in enumerate(nodes)]
+    demand = Resources(cpu, memory, 0)
+    at_once = place_many(demand, "", count, nodes, DEFAULTS)
+    left = {node.node_id: node for node in nodes}
+    for found in at_once:
+        assert place_demand(demand, "", list(left.values()), DEFAULTS) == found
+        node = left[found[0]]
+        left[found[0]] = dataclasses.replace(node, free=node.free - found[1], tasks=node.tasks + 1)
+    if len(at_once) < count:
+        assert place_demand(demand, "", list(left.values()), DEFAULTS) is None
