@@ -16,7 +16,7 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 
 # What every change must pass; `make conformance` runs all suites with all clients, and tests/chaos
 # kills processes under load.
-TESTS := tests/unit tests/contract \
+TESTS := tests/unit tests/contract tests/sim \
 	tests/conformance/test_hello.py tests/conformance/test_calls.py \
 	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
 	tests/conformance/test_entrypoints.py tests/conformance/test_generators.py \
@@ -65,6 +65,7 @@ bench: setup  ## measure, with ratios to peers in the same run
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/storage_ops.py
+	$(BIN)/python benchmarks/sim.py
 
 leaks:  ## what earlier runs left on this machine (must be nothing)
 	@scripts/setup

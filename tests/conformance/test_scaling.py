@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.harness.programs import Checks
+from tests.conformance.harness.clients import Client
+from tests.conformance.harness.programs import Checks, Runner
 
 PROGRAM = "scaling"
 
@@ -58,3 +59,12 @@ def test_warm_container_is_used(checks: Checks) -> None:
 
 def test_max_containers(checks: Checks) -> None:
     assert 1 <= checks.value("max_containers") <= 2
+
+
+@pytest.mark.newest
+def test_crash_loop_is_slowed_down(runner: Runner, client: Client) -> None:
+    """Containers that end while they have nothing to do are started ever more rarely."""
+    done = runner.modal_run(client, "crash_loop.py").succeeded()
+    ends = done.output.count("exited with code 3")
+    assert 3 < ends < 9, done.output
+    assert "times in a row; the next one is started in 2 s" in done.output

@@ -79,13 +79,16 @@ def after_exit(
     return Decision(Verdict.FINISH, result=Result(STATUS_FAILURE, exception=text + attempts))
 
 
-def crash_text(returncode: int, oom_killed: bool, memory_limit_mb: int) -> str:
+def crash_text(
+    returncode: int, oom_killed: bool, memory_limit_mb: int, *, is_busy: bool = True
+) -> str:
     """Why a container ended, for its user."""
     if oom_killed:
         return (
             f"Out of memory: the container used more than its limit of {memory_limit_mb} MiB and "
             "was killed. Ask for more with memory=(request, limit), or use less."
         )
+    when = "while it ran this input" if is_busy else "while it had nothing to do"
     if returncode < 0:
-        return f"The container was killed by signal {-returncode} while it ran this input"
-    return f"The container exited with code {returncode} while it ran this input"
+        return f"The container was killed by signal {-returncode} {when}"
+    return f"The container exited with code {returncode} {when}"

@@ -226,7 +226,12 @@ class Reports:
             )
             self._settler.settle(item, decision)
         if not asked and (message.oom_killed or message.returncode != 0):
-            text = attempts.crash_text(message.returncode, message.oom_killed, task.memory_limit_mb)
+            text = attempts.crash_text(
+                message.returncode,
+                message.oom_killed,
+                task.memory_limit_mb,
+                is_busy=bool(held) or was_starting,
+            )
             self._logs.system(pool.record.app_id, f"{task.task_id}: {text}\n", task_id=task.task_id)
         if not asked and not was_starting and not held:  # inputs count their crashes themselves
             self._fleet.crashed(pool)
