@@ -116,15 +116,14 @@ def both_ways():
     """Line by line through a program's input and output."""
     process = sandbox.exec("cat", bufsize=1)
     seen = []
+    lines = iter(process.stdout)
     for number in range(50):
         process.stdin.write(f"line {number}\n")
         process.stdin.drain()
-        seen.append(next(iter(process.stdout)) if RELEASE >= (1, 4) else None)
+        seen.append(next(lines))
     process.stdin.write_eof()
     process.stdin.drain()
-    rest = process.stdout.read() if RELEASE < (1, 4) else ""
-    whole = rest or "".join(seen)
-    return [whole == "".join(f"line {n}\n" for n in range(50)), process.wait()]
+    return [seen == [f"line {n}\n" for n in range(50)], process.wait()]
 
 
 def large_input():
