@@ -156,6 +156,13 @@ def test_files_of_older_clients(checks: Checks, client: Client) -> None:
     assert checks.value("old_directories") == [["a", "f"], "FileNotFoundError", "FileNotFoundError"]
 
 
+def test_from_a_container(checks: Checks, client: Client) -> None:
+    wanted = ["got this\n", 3]
+    if client.release >= (1, 4):
+        wanted.append("text")
+    assert checks.value("from_inside") == wanted
+
+
 def test_command_line(checks: Checks) -> None:
     # without a terminal the command does not pass the program's exit code on
     listed, code, executed, stopped, output = checks.value("command_line")

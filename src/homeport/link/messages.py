@@ -25,6 +25,8 @@ RELAY_HOST = "127.77.77.77"
 """Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
 network namespace, so that client-side checks of blob hosts accept it."""
 RELAY_PORT = 7460
+RELAY_ROUTER_PORT = 7461
+"""Where, at that address, a container finds its node's command router."""
 ROUTER_AUDIENCE = "command-router"
 """What tokens for a node's command router are good for; their subject is a task's id."""
 SECRETS_PATH = "homeport/secrets"

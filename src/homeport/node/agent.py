@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -125,7 +126,11 @@ class Agent:
         root = self._config.root
         link = NodeLink(self._connect)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        relay = BlobRelay(lambda: self._http_url(link))
+
+        def serve_router(listening: socket.socket) -> Callable[[], None]:
+            return router.serve(listening)
+
+        relay = BlobRelay(lambda: self._http_url(link), serve_router)
         await relay.start()
         stack.push_async_callback(relay.close)
         layers = LayerStore(root / "layers")

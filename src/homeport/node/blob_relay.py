@@ -1,5 +1,7 @@
 """The way of containers to the server's blobs: an HTTP relay inside each network namespace.
 
+Beside it the node's command router is to be found, for programs that run others in sandboxes.
+
 It listens at a loopback address of the container's own namespace, so it works without a network,
 and passes nothing on but ``/blob/<id>`` and ``/block/<sha256>`` (signed URLs that the server made).
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -17,7 +20,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from homeport.link.messages import RELAY_HOST, RELAY_PORT
+from homeport.link.messages import RELAY_HOST, RELAY_PORT, RELAY_ROUTER_PORT
 from homeport.node.network import listen_in_netns
 from homeport.node.runtime.port import Container
 
@@ -44,10 +47,19 @@ _HOP_BY_HOP: Final = frozenset(
 
 
 class BlobRelay:
-    """One relay for all containers of a node. ``http_url`` says where the server is now."""
+    """One relay for all containers of a node.
 
-    def __init__(self, http_url: Callable[[], str]) -> None:
+    ``http_url`` says where the server is now; ``serve_router`` serves the command router on a
+    listening socket until what it returns is called.
+    """
+
+    def __init__(
+        self,
+        http_url: Callable[[], str],
+        serve_router: Callable[[socket.socket], Callable[[], None]] | None = None,
+    ) -> None:
         self._http_url = http_url
+        self._serve_router = serve_router
         self._session: aiohttp.ClientSession | None = None
         self.protocol_factory: web.Server | None = None
 
@@ -75,17 +87,30 @@ class BlobRelay:
         that are too large for a message.
         """
         assert self.protocol_factory is not None
+        ports = [RELAY_PORT]
+        if self._serve_router is not None:
+            ports.append(RELAY_ROUTER_PORT)
+
+        def listen() -> list[socket.socket]:
+            return [listen_in_netns(container.netns, RELAY_HOST, port) for port in ports]
+
         try:
-            listener = await asyncio.to_thread(
-                listen_in_netns, container.netns, RELAY_HOST, RELAY_PORT
-            )
+            listener, *routers = await asyncio.to_thread(listen)
         except OSError as error:
             log.warning("no blob relay for a container", id=container.id, error=str(error))
             return lambda: None
         server = await asyncio.get_running_loop().create_server(
             self.protocol_factory, sock=listener
         )
-        return server.close
+        ends = [server.close]
+        if self._serve_router is not None:
+            ends += [self._serve_router(router) for router in routers]
+
+        def end() -> None:
+            for close in ends:
+                close()
+
+        return end
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass one request on, both bodies as streams."""

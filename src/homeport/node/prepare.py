@@ -252,7 +252,9 @@ def environment(start: StartTask) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "MODAL_IS_REMOTE": "1",
         "MODAL_DISABLE_API_PROXY": "1",
-        "MODAL_SERVER_URL": f"unix://{CONTROL_DIR}/{SOCKET_NAME}",
+        # A host name here tells the client that routers need not prove who they are: it reaches
+        # them through its node (see ``blob_relay``). It does not matter for the socket.
+        "MODAL_SERVER_URL": f"unix://localhost{CONTROL_DIR}/{SOCKET_NAME}",
         "MODAL_CONTAINER_ARGUMENTS_PATH": f"{CONTROL_DIR}/{ARGUMENTS_NAME}",
         "MODAL_TASK_ID": start.task_id,
     }

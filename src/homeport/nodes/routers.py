@@ -13,8 +13,14 @@ from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, NotFoundError, UnavailableError
 from homeport.kernel.signing import Signer
-from homeport.link.messages import ROUTER_AUDIENCE, Message, RouterCertificate
-from homeport.rpc.context import Context
+from homeport.link.messages import (
+    RELAY_HOST,
+    RELAY_ROUTER_PORT,
+    ROUTER_AUDIENCE,
+    Message,
+    RouterCertificate,
+)
+from homeport.rpc.context import Context, TaskIdentity
 from homeport.rpc.versions import at_least
 
 TOKEN_LIFE_S: Final = 3600.0
@@ -25,6 +31,7 @@ HOSTS_MAX: Final = 100
 """Names in a router's certificate; the ones longest unused go."""
 _PYTHON_CLIENTS: Final = frozenset({1, 3})
 _TRUSTS_LOCAL_SINCE: Final = (1, 3, 0)
+_NEEDS_SINCE: Final = (1, 4, 0)
 _PLAIN_SINCE: Final = (1, 5, 0)
 _HOST: Final = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,251}[0-9A-Za-z])?|[0-9A-Fa-f:]{2,39}")
 
@@ -82,15 +89,19 @@ class Routers:
         address = self._nodes.router(node_id) if self._nodes is not None else None
         if address is None:
             raise UnavailableError(f"the node that runs {task_id} is out of reach; try again")
-        if ctx.client_type in _PYTHON_CLIENTS and needs_no_router(ctx.client_version):
+        name, port = address.host or host_of(host), address.port
+        is_local = name in LOCAL_HOSTS
+        if isinstance(ctx.identity, TaskIdentity):
+            # a container: by the relay of its node
+            is_local, name, port = True, RELAY_HOST, RELAY_ROUTER_PORT
+        if ctx.client_type in _PYTHON_CLIENTS and needs_no_router(ctx.client_version, is_local):
             raise ConflictError("this client gets along without a command router")
-        name = address.host or host_of(host)
-        scheme = "http" if plain and name in LOCAL_HOSTS else "https"
+        scheme = "http" if plain and is_local else "https"
         if scheme == "https":
             self._certify(name)
         signer = Signer(self.key(node_id), self._clock)
         token = signer.issue(task_id, ROUTER_AUDIENCE, TOKEN_LIFE_S)
-        return f"{scheme}://{name}:{address.port}", token
+        return f"{scheme}://{name}:{port}", token
 
     def host(self, node_id: str, ctx: Context) -> str:
         """The host under which the caller reaches that node; its certificate names it.
@@ -118,13 +129,14 @@ class Routers:
             self._nodes.send_all(self.certificate())
 
 
-def needs_no_router(client_version: str) -> bool:
+def needs_no_router(client_version: str, is_local: bool) -> bool:
     """Whether a client falls back on the control plane, and better does.
 
-    Until 1.3 it would not trust a router's certificate without being told to; a refusal makes it
-    use RPCs of the control plane instead, as its predecessors do.
+    Up to 1.3 a refusal makes it use RPCs of the control plane instead, as its predecessors do:
+    nobody need tell it to trust the router's certificate. From 1.3 on it trusts one on the
+    server's own machine.
     """
-    return not at_least(client_version, _TRUSTS_LOCAL_SINCE)
+    return not at_least(client_version, _TRUSTS_LOCAL_SINCE if is_local else _NEEDS_SINCE)
 
 
 class Nodes(Protocol):

@@ -30,6 +30,23 @@ def hold(queue):
     time.sleep(500)
 
 
+@app.function(image=image, timeout=120)
+def from_inside(name):
+    """A container of a function that uses a sandbox."""
+    own = modal.App.lookup(name, create_if_missing=True)
+    made = modal.Sandbox.create("sleep", "100", app=own, image=modal.Image.debian_slim())
+    process = made.exec("sh", "-c", "read line; echo got $line; exit 3")
+    process.stdin.write("this\n")
+    process.stdin.write_eof()
+    process.stdin.drain()
+    found = [process.stdout.read(), process.wait()]
+    if hasattr(made, "filesystem"):
+        made.filesystem.write_text("text", "/tmp/x")
+        found.append(made.filesystem.read_text("/tmp/x"))
+    made.terminate()
+    return found
+
+
 def create(*command, **options):
     return modal.Sandbox.create(*command, app=app, image=image, **options)
 
@@ -386,6 +403,7 @@ def main():
         if RELEASE < (1, 6):
             check("opened", opened)
             check("old_directories", old_directories)
+        check("from_inside", lambda: from_inside.remote(f"{NAME}-inside"), 120.0)
         check("command_line", lambda: command_line(queue), 120.0)
 
 

@@ -111,7 +111,7 @@ def test_platform_keys_win_and_python_paths_are_merged() -> None:
     start = start_task(function("f"), env=given)
     env = environment(start)
     assert env["PYTHONPATH"] == "/root:/pkg:/image"
-    assert env["MODAL_SERVER_URL"].startswith("unix:///__modal/")
+    assert env["MODAL_SERVER_URL"].startswith("unix://localhost/__modal/")
     assert env["MODAL_TASK_ID"] == start.task_id
     assert (
         env["PYTHONUNBUFFERED"] == env["MODAL_IS_REMOTE"] == env["MODAL_DISABLE_API_PROXY"] == "1"

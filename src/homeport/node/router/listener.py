@@ -91,6 +91,21 @@ class RouterListener:
         if waiting:
             await asyncio.wait(waiting)
 
+    def serve(self, listening: socket.socket) -> Callable[[], None]:
+        """Accept on a socket that listens already, which is taken over; the result ends it."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        self._sockets.append(listening)
+        loop.add_reader(listening, self._accept, listening)
+
+        def end() -> None:
+            if listening in self._sockets:
+                self._sockets.remove(listening)
+                loop.remove_reader(listening)
+                listening.close()
+
+        return end
+
     def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(_BACKLOG):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -92,6 +93,10 @@ class CommandRouter:
         """Show that certificate from now on."""
         if certificate:
             self._listener.certify(certificate, key)
+
+    def serve(self, listening: socket.socket) -> Callable[[], None]:
+        """Serve on a listening socket as well, until the result is called."""
+        return self._listener.serve(listening)
 
     async def execute(self, task: RoutedTask, command: list[str]) -> int:
         """Run ``command`` in a running container; its exit code. Raises ``HomeportError``."""
