@@ -327,7 +327,7 @@ class Server:
         build_functions.use(self._calls)
         self._tasks.use(self._scheduler)
         deployments = Deployments(self._apps, self._functions, clock, rebound=rebound)
-        subjects = Subjects(self._apps, self._tasks)
+        subjects = Subjects(self._apps, self._tasks, self._sandboxes)
         registry = Registry(
             [
                 AppsRpc(

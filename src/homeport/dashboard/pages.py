@@ -11,6 +11,7 @@ from homeport.functions.service import FunctionService
 from homeport.gateway.pages import AppPage, FunctionLine, LogLine, TaskLine
 from homeport.logs.model import RANGE_S_MAX, Filter, TaskRef
 from homeport.logs.service import LogService
+from homeport.sandboxes.service import SandboxService
 from homeport.scheduler.service import Scheduler
 from homeport.tasks.service import TaskService
 
@@ -20,9 +21,10 @@ _SOURCES = {1: "stdout", 2: "stderr", 3: "system"}
 class Subjects:
     """What exists that has logs."""
 
-    def __init__(self, apps: AppService, tasks: TaskService) -> None:
+    def __init__(self, apps: AppService, tasks: TaskService, sandboxes: SandboxService) -> None:
         self._apps = apps
         self._tasks = tasks
+        self._sandboxes = sandboxes
 
     def has_app(self, app_id: str) -> bool:
         """Whether there is (or was) such an app."""
@@ -32,6 +34,10 @@ class Subjects:
         """The app of a task and whether the task has ended."""
         record = await self._tasks.find(task_id)
         return None if record is None else TaskRef(record.app_id, not record.is_alive)
+
+    async def task_of_sandbox(self, sandbox_id: str) -> str:
+        """The task that a sandbox is. Raises ``NotFoundError``."""
+        return (await self._sandboxes.get(sandbox_id)).task_id
 
 
 class Pages:

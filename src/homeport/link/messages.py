@@ -529,6 +529,13 @@ class WriteStdin(Message):
     eof: bool
 
 
+class ReloadVolumes(Message):
+    """Show a sandbox the newest state of its volumes; answered by ``Answer``."""
+
+    ask_id: int
+    task_id: str
+
+
 class TakeSnapshot(Message):
     """Make the files of a sandbox the image ``image_id``; answered by ``Answer`` when it is there."""
 
@@ -710,6 +717,7 @@ ServerMessage = (
     | StartSandbox
     | WriteStdin
     | TakeSnapshot
+    | ReloadVolumes
     | OpenTunnel
     | DeliverInputs
     | CancelInputs

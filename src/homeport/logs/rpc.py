@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Final, Protocol
 
+import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
-from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.kernel.numbers import wait_s
 from homeport.logs import wire
-from homeport.logs.model import Bucket, TaskRef
+from homeport.logs.model import Bucket, Filter, TaskRef
 from homeport.logs.service import LogService
 from homeport.logs.wire import LogRequest
 from homeport.rpc.context import Context
@@ -34,6 +35,10 @@ class LogSubjects(Protocol):
         """The app of a task and whether the task has ended; ``None`` if it is unknown."""
         ...
 
+    async def task_of_sandbox(self, sandbox_id: str) -> str:
+        """The task that a sandbox is. Raises ``NotFoundError``."""
+        ...
+
 
 class LogRpc:
     """``AppGetLogs``, ``AppFetchLogs`` and ``AppCountLogs``."""
@@ -45,10 +50,10 @@ class LogRpc:
     async def AppGetLogs(
         self, request: api_pb2.AppGetLogsRequest, ctx: Context
     ) -> AsyncIterator[api_pb2.TaskLogsBatch]:
-        app_id, task = await self._subject(request)
+        app_id, task, filter = await self._subject(request)
         events = self._service.follow(
             app_id,
-            wire.filter_of(request),
+            filter,
             after_id=_entry_id(request.last_entry_id),
             timeout_s=wait_s(request.timeout),
             task_finished=task is not None and task.finished,
@@ -61,11 +66,11 @@ class LogRpc:
     async def AppFetchLogs(
         self, request: api_pb2.AppFetchLogsRequest, ctx: Context
     ) -> api_pb2.AppFetchLogsResponse:
-        app_id, _ = await self._subject(request)
+        app_id, _, filter = await self._subject(request)
         since_ns, until_ns = _range_ns(request)
         entries = await self._service.fetch(
             app_id,
-            wire.filter_of(request),
+            filter,
             since_ns=since_ns,
             until_ns=until_ns,
             limit=request.limit,
@@ -75,27 +80,29 @@ class LogRpc:
     async def AppCountLogs(
         self, request: api_pb2.AppCountLogsRequest, ctx: Context
     ) -> api_pb2.AppCountLogsResponse:
-        app_id, _ = await self._subject(request)
+        app_id, _, filter = await self._subject(request)
         since_ns, until_ns = _range_ns(request)
         buckets = await self._service.count(
             app_id,
-            wire.filter_of(request),
+            filter,
             since_ns=since_ns,
             until_ns=until_ns,
             bucket_s=request.bucket_secs,
         )
         return api_pb2.AppCountLogsResponse(app_id=app_id, buckets=map(_bucket, buckets))
 
-    async def _subject(self, request: LogRequest) -> tuple[str, TaskRef | None]:
+    async def _subject(self, request: LogRequest) -> tuple[str, TaskRef | None, Filter]:
+        filter = wire.filter_of(request)
         if request.sandbox_id:
-            raise UnimplementedError("logs of sandboxes are not available yet")
-        task = await self._subjects.find_task(request.task_id) if request.task_id else None
+            task_id = await self._subjects.task_of_sandbox(request.sandbox_id)
+            filter = msgspec.structs.replace(filter, task_id=task_id)
+        task = await self._subjects.find_task(filter.task_id) if filter.task_id else None
         app_id = request.app_id or (task.app_id if task else "")
-        if request.task_id and not app_id:
-            raise NotFoundError(f"Container {request.task_id!r} not found")
+        if filter.task_id and not app_id:
+            raise NotFoundError(f"Container {filter.task_id!r} not found")
         if not self._subjects.has_app(app_id):
             raise NotFoundError(f"App {app_id!r} not found")
-        return app_id, task
+        return app_id, task, filter
 
 
 def _entry_id(text: str) -> int | None:

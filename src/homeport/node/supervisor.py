@@ -32,6 +32,7 @@ from homeport.link.messages import (
     InputsReturned,
     OpenTunnel,
     RecallInputs,
+    ReloadVolumes,
     RouterCancel,
     RouterCertificate,
     RouterRequest,
@@ -256,6 +257,8 @@ class Supervisor:
                 self._start_sandbox(message)
             case WriteStdin():
                 self._answer(message.ask_id, self._write_stdin(message))
+            case ReloadVolumes():
+                self._answer(message.ask_id, self._reload_volumes(message))
             case TakeSnapshot():
                 self._answer(message.ask_id, self._take_snapshot(message))
             case OpenTunnel():
@@ -334,6 +337,11 @@ class Supervisor:
     async def _write_stdin(self, message: WriteStdin) -> None:
         sandbox = self._sandbox(message.task_id)
         await sandbox.write_stdin_numbered(message.index, message.data, eof=message.eof)
+
+    async def _reload_volumes(self, message: ReloadVolumes) -> None:
+        sandbox = self._sandbox(message.task_id)
+        await sandbox.started()
+        await sandbox.reload_volumes()
 
     async def _take_snapshot(self, message: TakeSnapshot) -> None:
         sandbox = self._sandbox(message.task_id)

@@ -147,6 +147,12 @@ class SandboxRpc:
         ready_at = await self._service.until_ready(request.sandbox_id, wait_s(request.timeout))
         return api_pb2.SandboxWaitUntilReadyResponse(ready_at=ready_at)
 
+    async def ContainerReloadVolumes(
+        self, request: api_pb2.ContainerReloadVolumesRequest, ctx: Context
+    ) -> api_pb2.ContainerReloadVolumesResponse:
+        await self._service.reload_volumes(request.task_id)
+        return api_pb2.ContainerReloadVolumesResponse()
+
     async def SandboxGetTunnels(
         self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
     ) -> api_pb2.SandboxGetTunnelsResponse:

@@ -32,6 +32,7 @@ from homeport.link.messages import (
     Logs,
     Message,
     OpenTunnel,
+    ReloadVolumes,
     SandboxReady,
     SandboxSnapshot,
     StopTask,
@@ -544,6 +545,13 @@ class SandboxService:
         await self._nodes.ask(
             record.node_id, lambda ask_id: WriteStdin(ask_id, task_id, index, data, eof)
         )
+
+    async def reload_volumes(self, task_id: str) -> None:
+        """Show a running sandbox the newest state of its volumes. Raises ``HomeportError``."""
+        record = await self.get(task_id)
+        if record.is_over or not record.node_id:
+            raise ConflictError("The sandbox is not running")
+        await self._nodes.ask(record.node_id, lambda ask_id: ReloadVolumes(ask_id, record.task_id))
 
     async def snapshot(self, sandbox_id: str, image_id: str, ttl_s: float) -> None:
         """Make the files of a running sandbox the image ``image_id``.

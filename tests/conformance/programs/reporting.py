@@ -63,6 +63,14 @@ def describe(error):
     }
 
 
+def raised(call):
+    """The kind of error that ``call`` gives, and its text."""
+    try:
+        return ["nothing", repr(call())]
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+
 def until(condition, timeout=30.0, pause=0.25):
     """The first true value of ``condition()``; the last value when ``timeout`` seconds pass."""
     deadline = time.monotonic() + timeout

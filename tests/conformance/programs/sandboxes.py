@@ -7,7 +7,7 @@ import time
 
 import modal
 import modal.exception
-from reporting import Report, until
+from reporting import Report, raised, until
 
 RELEASE = tuple(int(part) for part in modal.__version__.split(".")[:3])
 GENERATION = "v1" if os.environ.get("MODAL_SANDBOX_V2") == "0" or RELEASE < (1, 6) else "v2"
@@ -31,14 +31,6 @@ def ended(sandbox):
     """Its return code and what it printed."""
     sandbox.wait(raise_on_termination=False)
     return [sandbox.returncode, sandbox.stdout.read(), sandbox.stderr.read()]
-
-
-def raised(call):
-    """The kind of error that ``call`` gives, and its text."""
-    try:
-        return ["nothing", repr(call())]
-    except Exception as error:
-        return [type(error).__name__, str(error)]
 
 
 def output():

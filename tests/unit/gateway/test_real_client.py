@@ -38,6 +38,9 @@ class AnyApp:
     def has_app(self, app_id: str) -> bool:
         return True
 
+    async def task_of_sandbox(self, sandbox_id: str) -> str:
+        raise NotImplementedError
+
     async def find_task(self, task_id: str) -> TaskRef | None:
         return None
 

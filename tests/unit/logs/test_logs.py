@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 from tests.unit.feature_home import Home, open_home, run
 
-from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.link.messages import LogEntry
 from homeport.logs.model import TASK_COMPLETED, TaskRef
 from homeport.logs.rpc import LogRpc
@@ -30,6 +30,11 @@ class Subjects:
 
     def has_app(self, app_id: str) -> bool:
         return app_id in self.apps
+
+    async def task_of_sandbox(self, sandbox_id: str) -> str:
+        if sandbox_id != "sb-1":
+            raise NotFoundError(f"Sandbox {sandbox_id!r} not found")
+        return "ta-1"
 
     async def find_task(self, task_id: str) -> TaskRef | None:
         return self.tasks.get(task_id)
@@ -371,8 +376,8 @@ def test_what_does_not_exist_has_no_logs(tmp_path: Path) -> None:
             await follow(home, app_id="ap-9").batch()
         with pytest.raises(NotFoundError, match="ta-9"):
             await follow(home, app_id="", task_id="ta-9").batch()
-        with pytest.raises(UnimplementedError, match="sandboxes"):
-            await follow(home, sandbox_id="sb-1").batch()
+        with pytest.raises(NotFoundError, match="sb-9"):
+            await follow(home, sandbox_id="sb-9").batch()
 
     run(tmp_path, scenario)
 
@@ -442,3 +447,19 @@ def test_builds_of_images_are_in_history_by_their_own_id_only(tmp_path: Path) ->
         assert await follower.lines(2) == ["built", "ran"]
 
     run(tmp_path, scenario)
+
+
+def test_a_sandbox_s_logs_are_its_task_s(tmp_path: Path) -> None:
+    async def check(home: Home) -> None:
+        home.logs.append(APP, "ta-1", "", lines(["its own"]))
+        home.logs.append(APP, "ta-2", "", lines(["another's"]))
+        rpc = LogRpc(home.logs, Subjects())
+        times = {"since": Timestamp(seconds=0), "until": Timestamp(seconds=10)}
+        request = api_pb2.AppFetchLogsRequest(app_id=APP, sandbox_id="sb-1", **times)
+        answer = await rpc.AppFetchLogs(request, home.context())
+        assert [item.data for batch in answer.batches for item in batch.items] == ["its own"]
+        request.sandbox_id = "sb-2"
+        with pytest.raises(NotFoundError):
+            await rpc.AppFetchLogs(request, home.context())
+
+    run(tmp_path, check)
