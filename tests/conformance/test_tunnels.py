@@ -20,6 +20,7 @@ def checks(runner: Runner, client: Client) -> Checks:
         ("encrypted", ["echo one", True]),
         ("loopback", ["echo two", "echo too"]),
         ("http", [200, True]),
+        ("usual_port", 200),
         ("h2", ["h2", "echo three"]),
         ("several", [[8000, 8001, 8002], 3]),
         ("without", {}),

@@ -549,7 +549,8 @@ class OpenTunnel(Message):
     """Let a port of the node lead to ``port`` of a container; it ends with the container.
 
     Answered by ``Answer``, whose ``number`` is the node's port: the same when asked again. ``h2``:
-    TLS clients are offered HTTP/2 alone.
+    TLS clients are offered HTTP/2 alone. With ``host`` the tunnel is at port 443 of that address of
+    the node, with a certificate of its own; if that is not to be had, at another port as without.
     """
 
     ask_id: int
@@ -557,6 +558,9 @@ class OpenTunnel(Message):
     port: int
     unencrypted: bool
     h2: bool
+    host: str = ""
+    certificate: str = ""
+    key: str = ""
 
 
 class DeliverInputs(Message):

@@ -51,7 +51,7 @@ from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.task import Relay, Task
-from homeport.node.tunnels import TunnelPort, Tunnels
+from homeport.node.tunnels import Place, TunnelPort, Tunnels
 from homeport.node.work import Key
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -357,7 +357,8 @@ class Supervisor:
         target = self.find(message.task_id)
         if target is None:
             raise NotFoundError(f"the container {message.task_id} does not run")
-        return await self._tunnels.open(message.task_id, target, port)
+        own = Place(message.host, message.certificate, message.key) if message.host else None
+        return await self._tunnels.open(message.task_id, target, port, own)
 
     def _certify(self, certificate: str, key: str) -> None:
         if not certificate:

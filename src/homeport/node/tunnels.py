@@ -24,8 +24,9 @@ from homeport.node.runtime.port import Container
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LISTEN_WAIT_S: Final = 30.0
+LISTEN_WAIT_S: Final = 5.0
 """How long a connection waits for the program to listen."""
+HTTPS_PORT: Final = 443
 _RETRY_FIRST_S: Final = 0.01
 _RETRY_MAX_S: Final = 0.25
 _HANDSHAKE_S: Final = 30.0
@@ -41,6 +42,15 @@ class TunnelPort:
     number: int
     unencrypted: bool = False
     h2: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An address that a tunnel has for itself, at the usual port of HTTPS; PEM texts."""
+
+    host: str
+    certificate: str
+    key: str
 
 
 class Target(Protocol):
@@ -70,10 +80,9 @@ class Tunnel:
         self._acceptors: list[asyncio.Task[None]] = []
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def open(self, host: str) -> int:
-        """Listen on a free port of ``host``; the port. Raises ``UnavailableError``."""
+    async def open(self, host: str, number: int = 0) -> int:
+        """Listen on a port of ``host``, 0 = a free one; the port. Raises ``UnavailableError``."""
         loop = asyncio.get_running_loop()
-        number = 0
         try:
             found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
             for family, _, _, _, address in dict.fromkeys(found):
@@ -178,8 +187,12 @@ class Tunnels:
         self._certificate = (certificate, key)
         self._made.clear()
 
-    async def open(self, task_id: str, target: Target, port: TunnelPort) -> int:
+    async def open(
+        self, task_id: str, target: Target, port: TunnelPort, place: Place | None = None
+    ) -> int:
         """The node's port that leads to that one; the same if it is open already.
+
+        ``HTTPS_PORT`` says that the tunnel has its ``place`` for itself.
 
         Raises ``UnavailableError``.
         """
@@ -187,10 +200,23 @@ class Tunnels:
             known = self._tunnels.get(task_id, {}).get(port)
             if known is not None:
                 return known[1]
-            tunnel = Tunnel(target, port, self._context)
-            number = await tunnel.open(self._listen)
-            self._tunnels.setdefault(task_id, {})[port] = (tunnel, number)
-            return number
+            opened = await self._open_at(target, port, place) if place is not None else None
+            if opened is None:
+                tunnel = Tunnel(target, port, self._context)
+                opened = tunnel, await tunnel.open(self._listen)
+            self._tunnels.setdefault(task_id, {})[port] = opened
+            return opened[1]
+
+    async def _open_at(
+        self, target: Target, port: TunnelPort, place: Place
+    ) -> tuple[Tunnel, int] | None:
+        context = server_context(place.certificate, place.key, _protocols(port.h2))
+        tunnel = Tunnel(target, port, lambda _: context)
+        try:
+            return tunnel, await tunnel.open(place.host, HTTPS_PORT)
+        except UnavailableError as error:  # taken, or not ours to take
+            log.info("a tunnel has no address for itself", host=place.host, reason=str(error))
+            return None
 
     async def forward(
         self, task_id: str, target: Target, ports: Sequence[TunnelPort], key: str
@@ -232,8 +258,12 @@ class Tunnels:
         if not certificate:
             return None
         if h2 not in self._made:
-            self._made[h2] = server_context(certificate, key, ["h2"] if h2 else ["http/1.1"])
+            self._made[h2] = server_context(certificate, key, _protocols(h2))
         return self._made[h2]
+
+
+def _protocols(h2: bool) -> list[str]:
+    return ["h2"] if h2 else ["http/1.1"]
 
 
 async def _streams(

@@ -84,7 +84,7 @@ class Routers:
         """
         if not node_id:
             raise NotFoundError(f"Container {task_id!r} is not running (any more)")
-        host = ctx.metadata.get("x-modal-host") or ctx.metadata.get(":authority", "")
+        host = _authority(ctx)
         plain = ctx.client_type in _PYTHON_CLIENTS and at_least(ctx.client_version, _PLAIN_SINCE)
         address = self._nodes.router(node_id) if self._nodes is not None else None
         if address is None:
@@ -111,10 +111,18 @@ class Routers:
         address = self._nodes.router(node_id) if self._nodes is not None else None
         if address is None:
             raise UnavailableError("the node is out of reach; try again")
-        found = ctx.metadata.get("x-modal-host") or ctx.metadata.get(":authority", "")
-        name = address.host or host_of(found)
+        name = address.host or host_of(_authority(ctx))
         self._certify(name)
         return name
+
+    def own_address(self, name: str) -> tuple[str, str, str]:
+        """A loopback address for one tunnel alone, the same for the same name; with a certificate.
+
+        Programs that look at a tunnel's host only, and expect it at the port of HTTPS, find it.
+        """
+        digest = hashlib.sha256(name.encode()).digest()
+        host = f"127.{64 + digest[0] % 63}.{digest[1]}.{1 + digest[2] % 254}"
+        return (host, *self._authority.issue([host]))
 
     def _certify(self, name: str) -> None:
         """Have the routers' certificate name ``name`` before a client sees it."""
@@ -145,6 +153,11 @@ class Nodes(Protocol):
     def router(self, node_id: str) -> RouterAddress | None: ...
 
     def send_all(self, message: Message) -> None: ...
+
+
+def _authority(ctx: Context) -> str:
+    """What the caller has for the server: ``host`` or ``host:port``."""
+    return ctx.metadata.get("x-modal-host") or ctx.metadata.get(":authority", "")
 
 
 def host_of(authority: str) -> str:

@@ -55,11 +55,15 @@ class Port(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tunnel(msgspec.Struct, frozen=True, array_like=True):
-    """Ports of the node that lead to ``port``: with TLS, and without (0 = not wanted)."""
+    """Ports of the node that lead to ``port``: with TLS, and without (0 = not wanted).
+
+    ``host`` is where the one with TLS is; empty = at the node's usual name.
+    """
 
     port: int
     encrypted: int
     plain: int = 0
+    host: str = ""
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):

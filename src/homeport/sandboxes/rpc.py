@@ -17,7 +17,7 @@ from homeport.kernel.errors import DeadlineError, InvalidError, NotFoundError, U
 from homeport.kernel.numbers import wait_s
 from homeport.logs.model import Filter
 from homeport.logs.service import LogService
-from homeport.nodes.routers import Routers
+from homeport.nodes.routers import LOCAL_HOSTS, Routers
 from homeport.rpc.context import Context
 from homeport.sandboxes import wire
 from homeport.sandboxes.service import SandboxService
@@ -159,17 +159,22 @@ class SandboxRpc:
         success = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
         response = api_pb2.SandboxGetTunnelsResponse(result=success)
         try:
+            record = await self._service.placed(
+                request.sandbox_id, wait_s(request.timeout, _POLL_S)
+            )
+            if not record.spec.ports:
+                return response
+            host = self._routers.host(record.node_id, ctx) if record.node_id else ""
+            # On one machine each tunnel can have an address, where others have a host name.
+            place = self._routers.own_address if host in LOCAL_HOSTS else None
             tunnels = await self._service.tunnels(
-                request.sandbox_id, min(wait_s(request.timeout), _POLL_S)
+                request.sandbox_id, wait_s(request.timeout, _POLL_S), place
             )
         except DeadlineError as error:
             response.result.status = api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT
             response.result.exception = error.message
             return response
-        if tunnels:
-            record = await self._service.get(request.sandbox_id)
-            host = self._routers.host(record.node_id, ctx)
-            response.tunnels.extend(wire.tunnel(host, tunnel) for tunnel in tunnels)
+        response.tunnels.extend(wire.tunnel(host, tunnel) for tunnel in tunnels)
         return response
 
     async def SandboxGetTunnelsV2(

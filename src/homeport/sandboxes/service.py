@@ -78,6 +78,10 @@ _NODE_S: Final = 300.0
 """How long input waits for a sandbox that waits for room."""
 _TICK_S: Final = 1e-6
 
+HTTPS_PORT: Final = 443
+Places = Callable[[str], tuple[str, str, str]]
+"""For a tunnel's name: an address of its own, its certificate and key (PEM)."""
+NO_PLACE: Final = ("", "", "")
 Source = str | Mapping[str, str]
 """A secret's id, or variables themselves."""
 
@@ -494,8 +498,12 @@ class SandboxService:
         await self._store.save(record)
         return record
 
-    async def tunnels(self, sandbox_id: str, timeout_s: float) -> list[Tunnel]:
+    async def tunnels(
+        self, sandbox_id: str, timeout_s: float, place: Places | None = None
+    ) -> list[Tunnel]:
         """The open ports and where they are reached (RPC ``SandboxGetTunnels``).
+
+        ``place`` gives tunnels with TLS addresses of their own, by a name for each.
 
         Raises ``ConflictError`` when it has ended, ``DeadlineError`` when it got no node in time,
         ``UnavailableError`` while its node is away.
@@ -513,20 +521,28 @@ class SandboxService:
             raise DeadlineError(f"The sandbox did not start within {timeout_s:g} s")
         found: list[Tunnel] = []
         for port in record.spec.ports:
-            encrypted = await self._open_tunnel(record, port, unencrypted=False)
+            own = place(f"{record.task_id} {port.number}") if place is not None else NO_PLACE
+            encrypted = await self._open_tunnel(record, port, unencrypted=False, place=own)
             plain = 0
             if port.unencrypted:
-                plain = await self._open_tunnel(record, port, unencrypted=True)
-            found.append(Tunnel(port.number, encrypted, plain))
+                plain = await self._open_tunnel(record, port, unencrypted=True, place=NO_PLACE)
+            host = own[0] if encrypted == HTTPS_PORT else ""
+            found.append(Tunnel(port.number, encrypted, plain, host))
         return found
 
-    async def _open_tunnel(self, record: SandboxRecord, port: Port, *, unencrypted: bool) -> int:
+    async def _open_tunnel(
+        self, record: SandboxRecord, port: Port, *, unencrypted: bool, place: tuple[str, str, str]
+    ) -> int:
+        host, certificate, key = place
         message = partial(
             OpenTunnel,
             task_id=record.task_id,
             port=port.number,
             unencrypted=unencrypted,
             h2=port.h2,
+            host=host,
+            certificate=certificate,
+            key=key,
         )
         return (await self._nodes.ask(record.node_id, message)).number
 

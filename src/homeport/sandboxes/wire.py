@@ -64,7 +64,7 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
 
 def tunnel(host: str, made: Tunnel) -> api_pb2.TunnelData:
     """A tunnel whose ends are ports of ``host``."""
-    data = api_pb2.TunnelData(host=host, port=made.encrypted, container_port=made.port)
+    data = api_pb2.TunnelData(host=made.host or host, port=made.encrypted, container_port=made.port)
     if made.plain:
         data.unencrypted_host = host
         data.unencrypted_port = made.plain

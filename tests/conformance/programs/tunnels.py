@@ -78,6 +78,18 @@ def http():
     return found
 
 
+def usual_port():
+    """What takes a tunnel's host for all of its address finds it."""
+    running = modal.Sandbox.create(
+        "python", "-m", "http.server", "9000", app=APP, encrypted_ports=[9000]
+    )
+    url = f"https://{running.tunnels()[9000].host}/"
+    with urllib.request.urlopen(url, context=authority(), timeout=30) as answer:
+        found = answer.status
+    running.terminate()
+    return found
+
+
 def h2():
     running = sandbox("0.0.0.0", 8000, h2_ports=[8000])
     connection = tls(running.tunnels()[8000].tls_socket, ["http/1.1", "h2"])
@@ -90,9 +102,9 @@ def h2():
 def several():
     running = sandbox("0.0.0.0", 8000, encrypted_ports=[8000, 8001], unencrypted_ports=[8002])
     tunnels = running.tunnels()
-    ports = {tunnel.port for tunnel in tunnels.values()}
+    ends = {tunnel.tls_socket for tunnel in tunnels.values()}
     running.terminate()
-    return [sorted(tunnels), len(ports)]
+    return [sorted(tunnels), len(ends)]
 
 
 def without():
@@ -161,7 +173,7 @@ def main():
     report = Report()
     APP = modal.App.lookup("conformance-tunnels-sandboxes", create_if_missing=True)
     report.check("prepare", without, 300.0)  # builds the image
-    for call in (encrypted, loopback, http, h2, several, without, after_the_end):
+    for call in (encrypted, loopback, http, usual_port, h2, several, without, after_the_end):
         report.check(call.__name__, call)
     with app.run():
         report.check("forward_tls", lambda: forward("tls"))
