@@ -1,6 +1,7 @@
 """An app to deploy; ``EDITION`` tells deployments apart."""
 
 import os
+import time
 
 import modal
 
@@ -17,6 +18,12 @@ def double(x):
 
 @app.function(secrets=[edition])
 def which():
+    return os.environ["EDITION_DEPLOYED"]
+
+
+@app.function(secrets=[edition])
+def slow(seconds):
+    time.sleep(seconds)
     return os.environ["EDITION_DEPLOYED"]
 
 
