@@ -31,7 +31,8 @@ TESTS := tests/unit tests/contract tests/sim \
 	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
 	tests/conformance/test_schedules.py tests/conformance/test_serve.py \
 	tests/conformance/test_queue_crowd.py tests/conformance/test_web.py \
-	tests/conformance/test_servers.py tests/chaos
+	tests/conformance/test_servers.py tests/conformance/test_sandboxes.py \
+	tests/conformance/test_sandboxes_recovery.py tests/chaos
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests

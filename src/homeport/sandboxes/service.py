@@ -20,6 +20,7 @@ from homeport.kernel.errors import (
     DeadlineError,
     HomeportError,
     NotFoundError,
+    UnavailableError,
 )
 from homeport.kernel.resources import Resources
 from homeport.link.messages import (
@@ -551,12 +552,7 @@ class SandboxService:
 
         Raises ``ConflictError`` after its end, ``UnavailableError`` while its node is away.
         """
-        live = self._live.get(sandbox_id)
-        if live is not None:
-            await _within(_NODE_S, live.sent)
-        record = live.record if live is not None else await self.get(sandbox_id)
-        if record.is_over:
-            raise ConflictError("The sandbox has ended: nobody reads its input any more")
+        record = await self._on_its_node(sandbox_id, "nobody reads its input any more")
         task_id = record.task_id
         await self._nodes.ask(
             record.node_id, lambda ask_id: WriteStdin(ask_id, task_id, index, data, eof)
@@ -564,9 +560,7 @@ class SandboxService:
 
     async def reload_volumes(self, task_id: str) -> None:
         """Show a running sandbox the newest state of its volumes. Raises ``HomeportError``."""
-        record = await self.get(task_id)
-        if record.is_over or not record.node_id:
-            raise ConflictError("The sandbox is not running")
+        record = await self._on_its_node(task_id, "it sees no volumes any more")
         await self._nodes.ask(record.node_id, lambda ask_id: ReloadVolumes(ask_id, record.task_id))
 
     async def snapshot(self, sandbox_id: str, image_id: str, ttl_s: float) -> None:
@@ -574,13 +568,27 @@ class SandboxService:
 
         Raises ``ConflictError`` when it has ended, ``UnavailableError`` if the node cannot.
         """
-        record = await self.placed(sandbox_id, 300.0)
-        if record.is_over or not record.node_id:
-            raise ConflictError("The sandbox is not running: a snapshot is taken of a running one")
+        record = await self._on_its_node(sandbox_id, "a snapshot is taken of a running one")
         task_id = record.task_id
         await self._nodes.ask(
             record.node_id, lambda ask_id: TakeSnapshot(ask_id, task_id, image_id, ttl_s)
         )
+
+    async def _on_its_node(self, sandbox_id: str, when_over: str) -> SandboxRecord:
+        """A sandbox (by its own or its task's id) that its node has been told of.
+
+        Raises ``NotFoundError``, ``ConflictError`` if it has ended, ``UnavailableError`` if it
+        still waits for room.
+        """
+        live = self._live.get(sandbox_id) or self._by_task.get(sandbox_id)
+        if live is not None:
+            await _within(_NODE_S, live.sent)
+        record = live.record if live is not None else await self.get(sandbox_id)
+        if record.is_over:
+            raise ConflictError(f"The sandbox has ended: {when_over}")
+        if live is None or not live.sent.is_set():
+            raise UnavailableError("The sandbox waits for room on a node; try again")
+        return record
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,337 @@
+"""The life of sandboxes on the server: waiting for room, adoption, losses, repeats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tests.unit.feature_home import Home, run
+
+from homeport.kernel.errors import AlreadyExistsError, NotFoundError, UnavailableError
+from homeport.kernel.resources import Limits, Resources
+from homeport.link.messages import (
+    PROTOCOL,
+    STATUS_INIT_FAILURE,
+    STATUS_INTERNAL_FAILURE,
+    STATUS_SUCCESS,
+    STATUS_TERMINATED,
+    Answer,
+    Hello,
+    Message,
+    RunningTask,
+    StartSandbox,
+    StopTask,
+    TaskExited,
+    TaskReady,
+)
+from homeport.sandboxes.model import SandboxRecord, SandboxSpec
+from homeport.sandboxes.service import SandboxService
+from homeport.sandboxes.store import SandboxStore
+from homeport.tasks.service import TaskService
+from homeport.tasks.store import TaskStore
+
+APP = "ap-1"
+NODE = "no-1"
+SPEC = SandboxSpec(image_id="im-1")
+
+
+class FakeRoom:
+    """Room for ``size`` sandboxes on one node."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken: set[str] = set()
+        self.idle: list[str] = []
+
+    def check(self, spec: SandboxSpec) -> None: ...
+
+    def reserve(self, task_id: str, spec: SandboxSpec) -> tuple[str, Resources] | None:
+        if len(self.taken) >= self.size:
+            return None
+        self.taken.add(task_id)
+        return NODE, Resources(50, 128, 0)
+
+    def count(self, task_id: str, spec: SandboxSpec, node_id: str) -> Resources:
+        self.taken.add(task_id)
+        return Resources(50, 128, 0)
+
+    def free(self, task_id: str) -> None:
+        self.taken.discard(task_id)
+
+    def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int:
+        return 256
+
+    def wanted(self) -> None: ...
+
+    def work_finished(self, app_id: str) -> None:
+        self.idle.append(app_id)
+
+
+class FakeNodes:
+    """A node that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def send(self, node_id: str, message: Message) -> bool:
+        self.sent.append(message)
+        return True
+
+    async def ask(self, node_id: str, make: Callable[[int], Message]) -> Answer:
+        self.sent.append(make(1))
+        return Answer(1)
+
+    def of(self, kind: type[Message]) -> list[str]:
+        return [cast("Any", each).task_id for each in self.sent if isinstance(each, kind)]
+
+
+class FakeLauncher:
+    """Prepares at once, or fails."""
+
+    failure: Exception | None = None
+
+    async def check(self, sandbox_id: str, spec: SandboxSpec) -> None: ...
+
+    async def prepare(
+        self, record: SandboxRecord, memory_limit_mb: int, milli_cpu: int
+    ) -> StartSandbox:
+        if self.failure is not None:
+            raise self.failure
+        return StartSandbox(
+            task_id=record.task_id,
+            sandbox_id=record.sandbox_id,
+            app_id=record.app_id,
+            command=[],
+            layers=[],
+            mounts=[],
+            env={},
+            workdir="/",
+            limits=Limits(),
+            runtime="",
+            timeout_s=1.0,
+            idle_timeout_s=0.0,
+            block_network=False,
+        )
+
+
+class World:
+    """The service with fakes around it."""
+
+    def __init__(self, home: Home, *, room: int = 10) -> None:
+        self.room = FakeRoom(room)
+        self.nodes = FakeNodes()
+        self.launcher = FakeLauncher()
+        self.tasks = TaskService(TaskStore(home.database), home.clock)
+        self.service = SandboxService(
+            SandboxStore(home.database),
+            self.nodes,
+            self.tasks,
+            home.logs,
+            home.secrets,
+            cast("Any", self.launcher),
+            cast("Any", None),
+            home.clock,
+        )
+        apps = SimpleNamespace(require_live=lambda app_id: None)
+        self.service.use(cast("Any", apps), self.room)
+
+    async def create(self, key: str = "", *, name: str = "", repeat: bool = False) -> SandboxRecord:
+        record = await self.service.create(
+            APP,
+            SPEC,
+            name=name,
+            tags={},
+            sources=[{"SECRET": "value"}],
+            is_v2=True,
+            seed=key,
+            is_repeat=repeat,
+        )
+        await asyncio.sleep(0)
+        return record
+
+    def exits(self, record: SandboxRecord, returncode: int = 0) -> None:
+        self.service.said(TaskReady(record.task_id, 1.0))
+        self.service.said(TaskExited(1, record.task_id, returncode, False, True, [], [], "", ""))
+
+
+def hello(running: Sequence[SandboxRecord]) -> Hello:
+    tasks = [RunningTask(each.task_id, True, []) for each in running]
+    return Hello(PROTOCOL, NODE, "", Resources(), [], "", tasks)
+
+
+def world(path: Path, scenario: Callable[[World], Awaitable[None]], *, room: int = 10) -> None:
+    async def check(home: Home) -> None:
+        made = World(home, room=room)
+        await made.service.start()
+        try:
+            await scenario(made)
+        finally:
+            await made.service.stop()
+
+    run(path, check)
+
+
+def test_a_result_is_waited_for_and_kept(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        record = await world.create()
+        waiting = asyncio.create_task(world.service.wait(record.sandbox_id, 10.0))
+        await asyncio.sleep(0)
+        world.exits(record)
+        ended = await waiting
+        assert ended.result is not None
+        assert ended.result.status == STATUS_SUCCESS
+        assert world.room.taken == set()
+        assert world.room.idle == [APP]
+        again = await world.service.wait(record.sandbox_id, 10.0)
+        assert again.result == ended.result
+
+    world(tmp_path, scenario)
+
+
+def test_those_without_room_wait_their_turn(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        first = await world.create()
+        second, third = await world.create(), await world.create()
+        assert first.node_id == NODE
+        assert (second.node_id, third.node_id) == ("", "")
+        world.exits(first)
+        world.service.serve_waiting()
+        placed = await world.service.placed(second.sandbox_id, 10.0)
+        assert placed.node_id == NODE
+        assert (await world.service.placed(third.sandbox_id, 0)).node_id == ""
+        await world.service.terminate(third.sandbox_id)
+        ended = await world.service.wait(third.sandbox_id, 0)
+        assert ended.result is not None
+        assert ended.result.status == STATUS_TERMINATED
+        await asyncio.sleep(0)
+        assert world.nodes.of(StartSandbox) == [first.task_id, second.task_id]
+        assert world.nodes.of(StopTask) == []
+
+    world(tmp_path, scenario, room=1)
+
+
+def test_a_repeated_creation_is_the_same_sandbox(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        record = await world.create("one call")
+        again = await world.create("one call", repeat=True)
+        world.exits(record)
+        late = await world.create("one call", repeat=True)
+        assert record.sandbox_id == again.sandbox_id == late.sandbox_id
+        assert late.is_over
+        assert world.nodes.of(StartSandbox) == [record.task_id]
+
+    world(tmp_path, scenario)
+
+
+def test_a_name_is_free_as_soon_as_its_sandbox_is_ended(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        first = await world.create(name="n")
+        with pytest.raises(AlreadyExistsError):
+            await world.create(name="n")
+        await world.service.terminate(first.sandbox_id)
+        second = await world.create(name="n")
+        assert (await world.service.named(APP, "n", ended_too=False)) == second
+        world.exits(first, -9)
+        assert (await world.service.named(APP, "n", ended_too=False)).task_id == second.task_id
+        world.exits(second)
+        with pytest.raises(NotFoundError):
+            await world.service.named(APP, "n", ended_too=False)
+        latest = await world.service.named(APP, "n", ended_too=True)
+        assert latest.sandbox_id == second.sandbox_id
+
+    world(tmp_path, scenario)
+
+
+def test_what_cannot_be_prepared_says_why(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.launcher.failure = UnavailableError("the image is gone")
+        record = await world.create()
+        ended = await world.service.wait(record.sandbox_id, 10.0)
+        assert ended.result is not None
+        assert ended.result.status == STATUS_INIT_FAILURE
+        assert "the image is gone" in ended.result.exception
+
+    world(tmp_path, scenario)
+
+
+def test_a_restarted_server_takes_its_sandboxes_back(tmp_path: Path) -> None:
+    async def check(home: Home) -> None:
+        before = World(home, room=3)
+        runs, ends, never_sent = [await before.create(name=name) for name in ("a", "b", "c")]
+        waits = await before.create(name="d")
+        before.service.said(TaskReady(runs.task_id, 1.0))
+        await before.service.terminate(ends.sandbox_id)
+
+        after = World(home, room=3)
+        await after.tasks.start()
+        await after.service.start()
+        claimed = after.service.joined(NODE, hello([runs, ends]))
+        assert claimed == {runs.task_id, ends.task_id}
+        await asyncio.sleep(0)
+        assert after.nodes.of(StopTask) == [ends.task_id]
+        assert after.nodes.of(StartSandbox) == [never_sent.task_id]
+        assert after.room.taken == {runs.task_id, ends.task_id, never_sent.task_id}
+        assert (await after.service.named(APP, "a", ended_too=False)).started_at == 1.0
+        assert (await after.service.placed(waits.sandbox_id, 0)).node_id == ""
+        after.exits(runs)
+        after.service.serve_waiting()
+        assert (await after.service.placed(waits.sandbox_id, 1.0)).node_id == NODE
+        await after.service.stop()
+        await before.service.stop()
+
+    run(tmp_path, check)
+
+
+@pytest.mark.parametrize("how", ["restarted", "lost"])
+def test_what_went_with_its_node_is_reported(tmp_path: Path, how: str) -> None:
+    async def scenario(world: World) -> None:
+        record = await world.create()
+        world.service.said(TaskReady(record.task_id, 1.0))
+        if how == "restarted":
+            assert world.service.joined(NODE, hello([])) == set()
+        else:
+            world.service.node_lost(NODE)
+        ended = await world.service.wait(record.sandbox_id, 0)
+        assert ended.result is not None
+        assert ended.result.status == STATUS_INTERNAL_FAILURE
+        assert "node" in ended.result.exception
+        assert world.room.taken == set()
+
+    world(tmp_path, scenario)
+
+
+def test_lists_are_newest_first_and_paged(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        made = [await world.create() for _ in range(5)]
+        await world.service.set_tags(made[1].sandbox_id, {"k": "v"})
+        world.exits(made[2])
+        alive = await world.service.list([APP], tags={}, before=0.0, ended_too=False)
+        order = [record.sandbox_id for record in alive]
+        assert order == [made[index].sandbox_id for index in (4, 3, 1, 0)]
+        older = await world.service.list([APP], tags={}, before=made[3].created_at, ended_too=True)
+        assert [each.sandbox_id for each in older] == [made[i].sandbox_id for i in (2, 1, 0)]
+        tagged = await world.service.list([APP], tags={"k": "v"}, before=0.0, ended_too=True)
+        assert [each.sandbox_id for each in tagged] == [made[1].sandbox_id]
+        assert await world.service.list(["ap-2"], tags={}, before=0.0, ended_too=True) == []
+
+    world(tmp_path, scenario)
+
+
+def test_an_app_s_end_waits_for_its_sandboxes(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        record = await world.create()
+        stopping = asyncio.create_task(world.service.stop_app(APP))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.shield(stopping)
+        assert not stopping.done()
+        assert world.nodes.of(StopTask) == [record.task_id]
+        world.exits(record, -9)
+        await stopping
+
+    world(tmp_path, scenario)
