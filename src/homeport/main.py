@@ -92,6 +92,7 @@ from homeport.queues.model import QUEUE
 from homeport.queues.rpc import QueueRpc
 from homeport.queues.service import QueueService
 from homeport.queues.store import QueueStore
+from homeport.rpc.admission import Admission
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.registry import Registry
 from homeport.sandboxes.launcher import SandboxLauncher
@@ -380,6 +381,12 @@ class Server:
                 ),
             ],
             authenticator=Authenticator(self._tokens),
+            admission=Admission(
+                home,
+                clock,
+                disk_reserve_mb=settings.disk_reserve_mb,
+                memory_reserve_mb=settings.memory_reserve_mb,
+            ),
             log_calls=settings.log_level == "debug",
         )
         self._registry = registry

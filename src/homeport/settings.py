@@ -55,6 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     function_inputs_max: int = 500_000
     """Unfinished inputs of one function, of all its callers together; each takes about 1 KiB of the
     server's memory. Beyond it ``.remote()`` and ``.spawn()`` fail, maps wait."""
+    disk_reserve_mb: int = 256
+    """Work and content that is new is refused while the home's disk has less room than that, in MiB:
+    it is for what runs already. 0 = never refused."""
+    memory_reserve_mb: int = 128
+    """The same for the memory of the server's machine."""
     queue_items_max: int = 2_000_000
     """Items waiting in all Queues together; each takes some 200 bytes of the server's memory."""
     default_milli_cpu: int = 50

@@ -9,6 +9,7 @@ print a traceback.
 from __future__ import annotations
 
 import base64
+import errno
 from typing import Final
 
 from modal_proto import api_pb2
@@ -40,6 +41,12 @@ def status_error(error: Exception, method: str, request_id: str) -> StatusError:
         status = STATUS_OF_CODE[error.code]
         message = error.message or f"{method} failed ({error.code.value}), request {request_id}"
         return StatusError(status, message, _trailers(error, status, message))
+    if _is_full(error):
+        return StatusError(
+            dispatch.RESOURCE_EXHAUSTED,
+            "The disk of the Homeport server is full: nothing more can be stored. "
+            "Free some space there and try again.",
+        )
     return StatusError(
         dispatch.INTERNAL,
         f"internal error, request {request_id}; the server's log has details",
@@ -50,7 +57,13 @@ def is_unexpected(error: Exception) -> bool:
     """Whether ``error`` is a defect whose traceback belongs in the log."""
     if isinstance(error, StatusError):
         return error.status in (dispatch.INTERNAL, dispatch.UNKNOWN)
-    return not isinstance(error, HomeportError) or error.code is Code.INTERNAL
+    if isinstance(error, HomeportError):
+        return error.code is Code.INTERNAL
+    return not _is_full(error)
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _trailers(error: HomeportError, status: int, message: str) -> Trailers:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import InternalError, InvalidError, UnimplementedError
+from homeport.rpc.admission import NEW, Admission
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.context import Context, Identity, TaskIdentity, caller_of
 from homeport.rpc.errors import is_unexpected, status_error
@@ -26,6 +27,7 @@ from homeport.rpc.methods import Method, check_classes, client_services, methods
 from homeport.rpc.missing import missing_sentence
 from homeport.rpc.repeatable import ENDS_WITH_CALLER, REPEATABLE
 from homeport.rpc.versions import require_supported
+from homeport.storage.database import needs_room
 from homeport.transport.dispatch import OK, IncomingCall, StatusError, Trailers
 from homeport.transport.recording import Recorder
 
@@ -66,6 +68,7 @@ class Registry:
         services: Sequence[ServiceDescriptor] | None = None,
         idempotency: Idempotency | None = None,
         recorder: Recorder | None = None,
+        admission: Admission | None = None,
         http_base: str = "",
         log_calls: bool = False,
     ) -> None:
@@ -80,6 +83,7 @@ class Registry:
         self._authenticator = authenticator
         self._idempotency = idempotency or Idempotency(SystemClock())
         self._recorder = recorder or Recorder.from_environment()
+        self._admission = admission
         self._http_base = http_base
         self._log_calls = log_calls
         # Unique within the log of one installation, and cheap: a random start and a count.
@@ -214,6 +218,9 @@ class Registry:
         self, bound: _Bound, call: IncomingCall, context: Context, body: bytes
     ) -> bytes:
         handler = _implemented(bound)
+        if self._admission is not None:
+            self._admission.check(bound.name, context.identity)
+        needs_room.set(bound.name in NEW and not isinstance(context.identity, TaskIdentity))
         request = _decode(bound, body)
         key = context.idempotency_key
         if bound.is_repeatable or not key:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,7 +25,7 @@ import structlog
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
-from homeport.kernel.errors import UnavailableError
+from homeport.kernel.errors import ExhaustedError, UnavailableError
 from homeport.storage.migrations import migrate
 from homeport.storage.prepared import Prepared
 
@@ -35,10 +37,21 @@ Step = tuple[sa.Executable, Sequence[Row]]
 _GROUP_MAX = 2_000
 """Operations in one transaction: bounds how long a commit can keep the first waiter."""
 
+_FULL_RETRY_S = 0.5
+"""How often what waits for room on a full disk is tried again."""
+_DISK_IS_FULL = (
+    "The disk of the Homeport server is full: nothing more can be stored. "
+    "Free some space there; it goes on by itself then."
+)
+
 log = structlog.get_logger(__name__)
 
 metadata = sa.MetaData()
 """Every table of the installation."""
+
+needs_room: ContextVar[bool] = ContextVar("needs_room", default=False)
+"""Whether what is appended now is refused on a full disk rather than kept waiting for room: somebody
+asks for it and can be told."""
 
 
 @dataclass(slots=True)
@@ -51,6 +64,7 @@ class _Write:
 class _Append:
     steps: Sequence[Step]
     future: asyncio.Future[Any]
+    may_wait: bool
 
     def has_shape_of(self, other: _Append) -> bool:
         """Whether both execute the same statements in the same order."""
@@ -69,6 +83,9 @@ class Database:
 
     ``durability``: ``process`` survives the death of any process (the default), ``power`` also
     survives power loss, at the price of an ``fsync`` a commit.
+
+    On a full disk a ``write`` raises ``ExhaustedError``. An ``append`` waits for room, as what it
+    tells has happened already, unless it was made where ``needs_room`` holds.
     """
 
     def __init__(self, url: str, *, durability: Literal["process", "power"] = "process") -> None:
@@ -78,6 +95,8 @@ class Database:
         self._engine: Engine = sa.create_engine(url, pool_size=4, max_overflow=2)
         self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="db-read")
         self._prepared = Prepared()
+        self._held: list[_Write | _Append] = []  # appends for which there was no room yet
+        self._is_full = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         if url.startswith("sqlite"):
@@ -141,7 +160,7 @@ class Database:
         two appends of one shape must not matter but within a statement.
         """
         future: asyncio.Future[None] = self._new_future()
-        self._queue.put(_Append(steps, future))
+        self._queue.put(_Append(steps, future, may_wait=not needs_room.get()))
         return future
 
     async def read(self, function: Callable[[Connection], T]) -> T:
@@ -166,13 +185,16 @@ class Database:
             while True:
                 group, stop = self._next_group()
                 if group:
-                    self._commit_group(connection, group)
+                    self._commit_group(connection, group, stopping=stop)
                 if stop:
                     return
 
     def _next_group(self) -> tuple[list[_Write | _Append], bool]:
-        group: list[_Write | _Append] = []
-        item = self._queue.get()
+        group, self._held = self._held, []
+        try:
+            item = self._queue.get(timeout=_FULL_RETRY_S if group else None)
+        except queue.Empty:
+            return group, False
         while True:
             if isinstance(item, _Stop):
                 return group, True
@@ -184,7 +206,9 @@ class Database:
             except queue.Empty:
                 return group, False
 
-    def _commit_group(self, connection: Connection, group: list[_Write | _Append]) -> None:
+    def _commit_group(
+        self, connection: Connection, group: list[_Write | _Append], *, stopping: bool
+    ) -> None:
         outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         try:
             with connection.begin():
@@ -199,15 +223,52 @@ class Database:
                             with _savepoint(connection):
                                 outcomes.append((item.future, item.function(connection), None))
                         except Exception as error:  # the caller's, raised at its await
+                            if _is_full(error):
+                                raise
                             outcomes.append((item.future, None, error))
+            if self._is_full:
+                log.info("there is room on the disk again")
+            self._is_full = False
         except Exception as error:
-            log.exception("commit failed", operations=len(group))
-            outcomes = [(item.future, None, error) for item in group]
+            if _is_full(error) and not stopping:
+                outcomes = self._commit_without_room(connection, group)
+            else:
+                log.exception("commit failed", operations=len(group))
+                outcomes = [(item.future, None, error) for item in group]
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(_resolve, outcomes)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+    def _commit_without_room(
+        self, connection: Connection, group: list[_Write | _Append]
+    ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
+        """One by one: some may fit, or make room. Appends that do not are held, in their order."""
+        if not self._is_full:
+            log.error("the disk is full")
+        self._is_full = True
+        outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        for item in group:
+            if isinstance(item, _Append) and item.may_wait and self._held:
+                self._held.append(item)
+                continue
+            value: Any = None
+            try:
+                with connection.begin():
+                    if isinstance(item, _Append):
+                        self._execute_appends(connection, [item], 0, [])
+                    else:
+                        value = item.function(connection)
+                outcomes.append((item.future, value, None))
+            except Exception as error:
+                if not _is_full(error):
+                    outcomes.append((item.future, None, error))
+                elif isinstance(item, _Append) and item.may_wait:
+                    self._held.append(item)
+                else:
+                    outcomes.append((item.future, None, ExhaustedError(_DISK_IS_FULL)))
+        return outcomes
 
     def _execute_appends(
         self,
@@ -231,6 +292,11 @@ class Database:
             if rows:
                 self._prepared.execute(connection, statement, rows)
         return index
+
+
+def _is_full(error: Exception) -> bool:
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
 def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
@@ -258,10 +324,11 @@ def _savepoint(connection: Connection) -> Generator[None]:
     try:
         yield
     except BaseException:
-        driver.execute("ROLLBACK TO one_write")
+        if driver.in_transaction:  # a full disk may have undone all of it already
+            driver.execute("ROLLBACK TO one_write")
+            driver.execute("RELEASE one_write")
         raise
-    finally:
-        driver.execute("RELEASE one_write")
+    driver.execute("RELEASE one_write")
 
 
 def _begin_sqlite(connection: Connection) -> None:

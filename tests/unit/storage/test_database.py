@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from homeport.calls.store import calls
+from homeport.kernel.errors import ExhaustedError
 from homeport.storage.database import Database
 
 
@@ -68,3 +69,32 @@ def test_a_failing_write_undoes_only_itself(tmp_path: Path) -> None:
         await database.stop()
 
     asyncio.run(scenario())
+
+
+def test_a_full_disk_refuses_writes_holds_appends_and_recovers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        database = Database.sqlite(tmp_path / "x.db")
+        await database.start()
+        statement = insert(calls).on_conflict_do_nothing()
+        await database.append(statement, [_row("fc-before")])
+        await database.write(lambda connection: _set_room(connection, 0))
+        large = _row("fc-large") | {"parent_input_id": "x" * 1_000_000}
+        append = database.append(statement, [large])
+        with pytest.raises(ExhaustedError, match="disk of the Homeport server is full"):
+            await database.write(lambda connection: connection.execute(statement, [large]))
+        with pytest.raises(ExhaustedError):
+            await database.write(lambda connection: connection.execute(statement, [large]))
+        assert not append.done()
+        assert await database.read(_count) == 1
+        held = [database.append(statement, [_row("fc-later")])]
+        await database.write(lambda connection: _set_room(connection, 10_000))
+        await asyncio.gather(append, *held)
+        assert await database.read(_count) == 3
+        await database.stop()
+
+    asyncio.run(scenario())
+
+
+def _set_room(connection: sa.Connection, pages: int) -> None:
+    used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA max_page_count={used + pages}")
