@@ -24,6 +24,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from homeport.kernel.errors import ExhaustedError, UnavailableError
 from homeport.storage.migrations import migrate
@@ -295,7 +296,7 @@ class Database:
 
 
 def _is_full(error: Exception) -> bool:
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, DBAPIError) else error
     return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
