@@ -38,7 +38,7 @@ test:  ## the tests that every change must pass
 	@scripts/setup containers tests
 	$(BIN)/python -m pytest $(TESTS)
 
-check:  ## format, lint, types, import contracts, coverage page, lock file
+check:  ## format, lint, types, import contracts, coverage page, lock file, known vulnerabilities
 	@scripts/setup
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
 	$(BIN)/ruff check $(PYTHON_SOURCES)
@@ -46,6 +46,7 @@ check:  ## format, lint, types, import contracts, coverage page, lock file
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python -m homeport.rpc.coverage --check
 	$(BIN)/uv lock --check --quiet
+	@scripts/audit
 
 format:  ## format and mend what can be mended
 	@scripts/setup

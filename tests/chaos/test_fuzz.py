@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import tomllib
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from tests.chaos.fuzzing import METHODS, Report, fuzz, said, sound_call
 from tests.conformance.harness.bare import BareServer
 from tests.conformance.harness.lossy import RawCodec
 
+from homeport.gateway.http import ACCESS
 from homeport.rpc.auth import ANONYMOUS_METHODS
 from homeport.transport.dispatch import OK, UNAUTHENTICATED, UNIMPLEMENTED
 
@@ -88,6 +90,31 @@ async def _ask_for_all(port: int, metadata: dict[str, str]) -> dict[str, int]:
     finally:
         channel.close()
     return statuses
+
+
+def test_no_route_without_its_right(server: BareServer) -> None:
+    """Of each route, as a stranger and with a signature that is not ours."""
+    port = int(server.url.rpartition(":")[2])
+
+    async def statuses(path: str) -> set[int]:
+        found: set[int] = set()
+        for method in ("GET", "POST", "PUT"):
+            for headers in ("", "Authorization: Bearer nk-x.as-x\r\n"):
+                head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}"
+                request = f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n"
+                found.add(await hostile_http.ask(port, request.encode()))
+        return found - {405}
+
+    expected = {
+        "everybody": {200},
+        "who knows the id": {404},
+        "who has a signed URL": {403},
+        "nodes": {401},
+    }
+    for route, access in ACCESS.items():
+        path = re.sub(r"\{\w+\}", "0" * 64, route)
+        query = f"?t={'A' * 90}" if access == "who has a signed URL" else ""
+        assert asyncio.run(statuses(path + query)) == expected[access], route
 
 
 def test_hostile_http_is_answered(server: BareServer) -> None:

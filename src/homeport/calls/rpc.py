@@ -15,7 +15,12 @@ from homeport.calls.wire import cursor_of, data_chunk, entry_id, input_specs, ou
 from homeport.functions.service import FunctionService
 from homeport.functions.wire import retry_policy_message
 from homeport.kernel import ids
-from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.errors import (
+    InvalidError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnimplementedError,
+)
 from homeport.kernel.numbers import member, wait_s
 from homeport.link.messages import (
     STATUS_SUCCESS,
@@ -201,6 +206,8 @@ class CallsRpc:
             for chunk in request.data_chunks
         ]
         call = self._calls.find(request.function_call_id)
+        if call is not None and call.app_id != task.app_id:
+            raise PermissionDeniedError(f"{call.call_id} is not a call of this container's app")
         if call is not None and call.exchange is not None:
             if call.inputs[0].task_id == task.task_id:  # not of an attempt that was given up
                 await call.exchange.put(chunks)

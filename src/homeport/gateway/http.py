@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -27,6 +27,27 @@ _READ_BYTES: Final = 512 * 1024
 """Body bytes buffered per connection before the sender is held back (twice this at most)."""
 _BODY_BYTES_MAX: Final = 1024 * 1024
 """Bodies that are read whole: lists of parts. Uploads are streams and not bound by it."""
+
+
+Access = Literal["everybody", "who knows the id", "who has a signed URL", "nodes"]
+ACCESS: Final[Mapping[str, Access]] = {
+    "/healthz": "everybody",
+    "/apps/{id}": "who knows the id",
+    "/apps/{id}/logs": "who knows the id",
+    "/blob/{id}": "who has a signed URL",
+    "/block/{sha256}": "who has a signed URL",
+    "/_images": "nodes",
+    "/_images/remove": "nodes",
+    "/_images/prune": "nodes",
+    "/_images/bundle": "nodes",
+    "/_node/mounts/{digest}": "nodes",
+    "/_node/files/{sha256}": "nodes",
+    "/_node/volumes/{id}/changes": "nodes",
+    "/_node/volumes/{id}/commit": "nodes",
+    "/_node/blocks/missing": "nodes",
+    "/_node/blocks/{sha256}": "nodes",
+}
+"""Reviewed: who may use each route. Ids of apps cannot be guessed and are told to their users only."""
 
 
 class _NotOurs(logging.Filter):
@@ -103,4 +124,12 @@ def create_http_app(
         return web.json_response({"status": "ok", **health()})
 
     app.router.add_get("/healthz", healthz)
+    _check_access(app)
     return app
+
+
+def _check_access(app: web.Application) -> None:
+    """Raises ``ValueError`` for a route of which ``ACCESS`` does not say who may use it."""
+    paths = {route.resource.canonical for route in app.router.routes() if route.resource}
+    if unknown := sorted(paths - set(ACCESS)):
+        raise ValueError(f"ACCESS does not say who may use {', '.join(unknown)}")

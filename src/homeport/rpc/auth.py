@@ -12,6 +12,16 @@ ANONYMOUS_METHODS: Final = frozenset({"TokenFlowCreate", "TokenFlowWait", "CliCo
 """Methods that the client calls before it has a token. Reviewed: none of them tells or changes
 anything of the installation's."""
 
+_CLIENT_ONLY: Final = """
+    EnvironmentDelete EnvironmentUpdate TokenDelete TokenDisable TokenEnable TokensList
+    WebhookTokenCreate WebhookTokenDelete WebhookTokenEnvironmentAdd WebhookTokenEnvironmentList
+    WebhookTokenEnvironmentRemove WebhookTokenList WebhookTokenListForEnvironment
+    WebhookTokenUpdate WorkspaceSetDefaultEnvironment WorkspaceSetImageBuilderVersion
+"""
+CLIENT_ONLY: Final = frozenset(_CLIENT_ONLY.split())
+"""Reviewed: what runs the installation itself. Code in a container has the rights of its app, which
+looks up and calls others, but not these."""
+
 ANONYMOUS: Final = AnonymousIdentity()
 _CONTAINER: Final = "3"
 _IDENTITIES_MAX: Final = 10_000

@@ -17,9 +17,14 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from homeport.kernel.clock import SystemClock
-from homeport.kernel.errors import InternalError, InvalidError, UnimplementedError
+from homeport.kernel.errors import (
+    InternalError,
+    InvalidError,
+    PermissionDeniedError,
+    UnimplementedError,
+)
 from homeport.rpc.admission import NEW, Admission
-from homeport.rpc.auth import Authenticator
+from homeport.rpc.auth import CLIENT_ONLY, Authenticator
 from homeport.rpc.context import Context, Identity, TaskIdentity, caller_of
 from homeport.rpc.errors import is_unexpected, status_error
 from homeport.rpc.idempotency import Answer, Idempotency
@@ -143,6 +148,7 @@ class Registry:
         started = time.perf_counter()
         request_id = self._new_request_id()
         try:
+            _require_own_right(bound)
             context = self._context(bound, call, identity, http_base, request_id)
             answer = await self._answer(bound, call, context, body)
         except Exception as error:
@@ -165,6 +171,7 @@ class Registry:
         started = time.perf_counter()
         request_id = self._new_request_id()
         try:
+            _require_own_right(bound)
             context = self._context(bound, call, identity, http_base, request_id)
             async for message in self._messages(bound, context, body):
                 yield message
@@ -287,6 +294,12 @@ def _implemented(bound: _Bound) -> Callable[..., Any]:
     if bound.handler is None:
         raise UnimplementedError(missing_sentence(bound.name))
     return bound.handler
+
+
+def _require_own_right(bound: _Bound) -> None:
+    """Raises ``PermissionDeniedError`` for what a container may not do in the name of its app."""
+    if bound.name in CLIENT_ONLY:
+        raise PermissionDeniedError(f"{bound.name} is not for containers: it needs a token")
 
 
 def _decode(bound: _Bound, body: bytes) -> Message:

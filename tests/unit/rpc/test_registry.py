@@ -10,9 +10,10 @@ import pytest
 import structlog
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
-from tests.unit.rpc.rpc_harness import body, call, registry
+from tests.unit.rpc.rpc_harness import SERVICE, body, call, registry
 
 from homeport.kernel.errors import ExhaustedError, NotFoundError
+from homeport.rpc.auth import CLIENT_ONLY
 from homeport.rpc.context import AnonymousIdentity, ClientIdentity, Context, TaskIdentity
 from homeport.rpc.registry import Registry
 from homeport.transport import dispatch
@@ -381,3 +382,13 @@ def test_records_what_was_answered_to_whom(tmp_path: Path) -> None:
     unary(other_process, "DictLen", x_modal_client_version="1.0.5")
     failure(other_process, "DictPop")
     assert file.read_text() == '{"DictContents": ["1.6.4"], "DictLen": ["1.0.5", "1.6.4"]}'
+
+
+@pytest.mark.parametrize("name", sorted(CLIENT_ONLY))
+def test_containers_do_not_run_the_installation(name: str) -> None:
+    """Whether or not there is a handler, and whatever the request says."""
+    edge = registry(Dicts())
+    metadata = {"x-modal-client-version": "1.6.4", "x-modal-client-type": "3"}
+    with pytest.raises(StatusError) as caught:
+        asyncio.run(edge.forwarded_unary(f"{SERVICE}{name}", TASK, metadata, b"", None, ""))
+    assert caught.value.status == dispatch.PERMISSION_DENIED
