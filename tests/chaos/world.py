@@ -7,12 +7,12 @@ from typing import Any
 
 from modal_proto import api_pb2
 
-from homeport.rpc.methods import client_service, methods_of
+from homeport.rpc.methods import client_services, methods_of
 
 Call = Callable[[str, Any], Awaitable[Any]]
 """Makes a sound request of the RPC with that name; its answer."""
 
-METHODS = methods_of([client_service()])
+METHODS = methods_of(client_services())
 _IF_MISSING = api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
 
 

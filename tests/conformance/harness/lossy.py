@@ -12,12 +12,12 @@ from grpclib.const import Cardinality
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from homeport.rpc.methods import client_service, methods_of
+from homeport.rpc.methods import client_services, methods_of
 from homeport.transport.dispatch import UNAVAILABLE, IncomingCall, StatusError
 from homeport.transport.grpc_server import GrpcServer
 
 SERVICE = "/modal.client.ModalClient/"
-STREAMS = {method.path for method in methods_of([client_service()]).values() if method.is_stream}
+STREAMS = {method.path for method in methods_of(client_services()).values() if method.is_stream}
 
 
 class RawCodec(CodecBase):

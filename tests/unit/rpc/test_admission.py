@@ -9,7 +9,7 @@ import pytest
 from homeport.kernel.errors import ExhaustedError
 from homeport.rpc.admission import NEW, Admission
 from homeport.rpc.context import ClientIdentity, TaskIdentity
-from homeport.rpc.methods import client_service, methods_of
+from homeport.rpc.methods import client_services, methods_of
 
 CLIENT = ClientIdentity("ak-1")
 CONTAINER = TaskIdentity("ta-1", "ap-1", "main")
@@ -37,7 +37,7 @@ def admission(folder: Path, clock: _Clock, *, disk_mb: int = 0, memory_mb: int =
 
 
 def test_the_names_are_rpcs_of_the_protocol() -> None:
-    assert set(methods_of([client_service()])) >= NEW
+    assert set(methods_of(client_services())) >= NEW
 
 
 @pytest.mark.parametrize("what", ["disk", "memory"])
