@@ -166,7 +166,7 @@ def test_redeployed_under_load(runner: Runner, client: Client, tmp_path: Path) -
     editions = [f"number-{n}" for n in range(REDEPLOYS)]
     deploy(runner, client, name, editions[0])
     stop = tmp_path / "stop"
-    load = runner.start_script(client, "deploy_load.py", name, str(stop), "4")
+    load = runner.start_script(client, "deploy_load.py", name, str(stop), "2")
     try:
         load.wait_for(lambda output: "calling" in output)
         for each in editions[1:]:

@@ -101,7 +101,11 @@ def _roll(view: PoolView, wanted: int) -> Plan:
         if wanted > live and room <= live and not retire:
             retire = 1
     missing = min(wanted, room) - live
-    step = _scale_up(view, missing) if missing > 0 else _scale_down(view, wanted)
+    if missing > 0 and not view.waiting:  # the old ones serve: there is no hurry
+        missing = max(0, min(missing, max(BURST_CONTAINERS, view.ready) - view.starting))
+        step = Plan(start=missing)
+    else:
+        step = _scale_up(view, missing) if missing > 0 else _scale_down(view, wanted)
     return replace(step, retire=retire)
 
 

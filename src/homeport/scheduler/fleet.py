@@ -167,13 +167,14 @@ class Fleet:
     def replace(self, pool: Pool) -> None:
         """Containers of earlier definitions make way for those of the present one.
 
-        In a deployed app they serve on until then; otherwise they end when they are done.
+        In a deployed app they serve on until then; otherwise they end when they are done. Those
+        that do not serve yet never will.
         """
         edition = self._board.edition(pool.record)
         rolling = self._board.is_deployed(pool.record.app_id)
         for task in list(pool.tasks.values()):
             task.outdated = task.edition != edition
-            if task.outdated and not rolling:
+            if task.outdated and not (rolling and task.status is TaskStatus.READY):
                 self.stop(task, graceful=True)
 
     def stop(self, task: Task, *, graceful: bool) -> None:

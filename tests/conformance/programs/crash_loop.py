@@ -19,4 +19,4 @@ def never():
 
 @app.local_entrypoint()
 def main():
-    time.sleep(15)
+    time.sleep(300)

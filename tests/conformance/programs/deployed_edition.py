@@ -1,4 +1,4 @@
-"""Prints the edition of a deployed app once it is the expected one (or half a minute has passed)."""
+"""Prints the edition of a deployed app once it is the expected one (or two minutes have passed)."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ import modal
 def main(name, expected, version="0", what=""):
     options = {"version": int(version)} if version != "0" else {}
     which = modal.Function.from_name(name, "which", **options)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (found := which.remote()) != expected and time.monotonic() < deadline:
         time.sleep(0.2)
     if what == "task":
