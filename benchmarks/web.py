@@ -4,7 +4,7 @@
     python benchmarks/web.py --rounds 1 --seconds 2 --no-write
 
 Needs root and ``wrk`` (``scripts/setup bench``). Each round measures every side once with 1 and with
-64 connections; the median of the rounds counts. Results: ``benchmarks/web.json``.
+64 connections; the median of the rounds counts. On a busy machine read ``processor_ms`` instead. Results: ``benchmarks/web.json``.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Side:
     name: str
     port: int
     host: str
+    process: int
+    """What serves it runs under this process."""
 
     def get(self, timeout_s: float) -> int:
         """The status of one request; 0 if there is no answer."""
@@ -79,11 +81,11 @@ class Side:
         except OSError:
             return 0
 
-    def wait(self) -> None:
-        """Until it answers."""
+    def wait(self, started: subprocess.Popen[bytes]) -> None:
+        """Until it answers. Raises ``RuntimeError`` if it never will."""
         deadline = time.monotonic() + START_S
         while (status := self.get(60)) != 200:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or started.poll() is not None:
                 raise RuntimeError(f"{self.name} answers {status}")
             time.sleep(0.2)
 
@@ -95,7 +97,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: list[Any], folder: Path, **environ: str) -> Iterator[None]:
+def process(command: list[Any], folder: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "output.log").open("ab") as log:
         started = subprocess.Popen(
             list(map(str, command)),
@@ -106,7 +108,7 @@ def process(command: list[Any], folder: Path, **environ: str) -> Iterator[None]:
             env={**os.environ, **environ},
         )
     try:
-        yield
+        yield started
     finally:
         started.terminate()
         try:
@@ -131,9 +133,9 @@ def uvicorn(folder: Path) -> Iterator[Side]:
     (folder / "served.py").write_text(APPLICATION)
     port = free_port()
     command = [program, "-m", "uvicorn", "served:app", "--port", port, "--log-level", "warning"]
-    with process([*command, "--no-access-log"], folder):
-        side = Side("uvicorn", port, "127.0.0.1")
-        side.wait()
+    with process([*command, "--no-access-log"], folder) as started:
+        side = Side("uvicorn", port, "127.0.0.1", started.pid)
+        side.wait(started)
         yield side
 
 
@@ -143,9 +145,11 @@ def ray(folder: Path) -> Iterator[Side]:
     (folder / "serve_app.py").write_text(RAY_APPLICATION)
     port = free_port()
     home = tempfile.mkdtemp(dir=folder)  # it leaves a token file in the home
-    with process([program, "serve_app.py", port], folder, HOME=home, RAY_USAGE_STATS_ENABLED="0"):
-        side = Side("ray_serve", port, "127.0.0.1")
-        side.wait()
+    with process(
+        [program, "serve_app.py", port], folder, HOME=home, RAY_USAGE_STATS_ENABLED="0"
+    ) as started:
+        side = Side("ray_serve", port, "127.0.0.1", started.pid)
+        side.wait(started)
         yield side
     subprocess.run([program.parent / "ray", "stop", "--force"], capture_output=True)
 
@@ -155,7 +159,7 @@ def homeport(folder: Path) -> Iterator[dict[str, Side]]:
     """A server with the application deployed in every way."""
     command = [sys.executable, "-m", "homeport.cli.main"]
     home, port = folder / "home", free_port()
-    with process([*command, "up", "--home", home, "--port", port], folder):
+    with process([*command, "up", "--home", home, "--port", port], folder) as started:
         deadline = time.monotonic() + START_S
         while b" is ready at " not in (folder / "output.log").read_bytes():
             if time.monotonic() > deadline:
@@ -174,13 +178,15 @@ def homeport(folder: Path) -> Iterator[dict[str, Side]]:
             "cold": "homeport--bench-cold",
             "cold_bare": "homeport--bench-cold-bare",
         }
-        sides = {name: Side(name, port, f"{host}.localhost") for name, host in names.items()}
+        sides = {
+            name: Side(name, port, f"{host}.localhost", started.pid) for name, host in names.items()
+        }
         for side in sides.values():
-            side.wait()
+            side.wait(started)
         yield sides
 
 
-def wrk(side: Side, connections: int, seconds: float) -> dict[str, float]:
+def wrk(side: Side, connections: int, seconds: int) -> dict[str, float]:
     """Requests per second and latencies (ms) of ``side``."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
     command += ["-H", f"Host: {side.host}", f"http://127.0.0.1:{side.port}/"]
@@ -196,6 +202,45 @@ def wrk(side: Side, connections: int, seconds: float) -> dict[str, float]:
         assert part is not None, done.stdout
         result[f"p{share}_ms"] = round(float(part[1]) * _UNITS[part[2]], 3)
     return result
+
+
+def processor_s(root: int) -> dict[str, float]:
+    """Processor time so far of everything under the process ``root``: servers, nodes, the rest."""
+    tick = os.sysconf("SC_CLK_TCK")
+    parents: dict[int, int] = {}
+    spent: dict[int, tuple[str, float]] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:  # it ended
+            continue
+        pid = int(entry.name)
+        parents[pid] = int(fields[1])
+        part = "server" if b"homeport.main" in command else "container"
+        part = "node" if b"homeport.node.main" in command else part
+        spent[pid] = (part, (int(fields[11]) + int(fields[12])) / tick)
+    total: dict[str, float] = {}
+    for pid, (part, seconds) in spent.items():
+        at = pid
+        while at > 1 and at != root:
+            at = parents.get(at, 0)
+        if at == root:
+            total[part] = total.get(part, 0.0) + seconds
+    return total
+
+
+def processor_ms(side: Side, seconds: int) -> dict[str, float]:
+    """Processor time of one request of ``side`` in each part, in ms: load does not change it much."""
+    before = processor_s(side.process)
+    count = wrk(side, 16, seconds)["per_s"] * seconds
+    after = processor_s(side.process)
+    return {
+        part: round((value - before.get(part, 0.0)) * 1e3 / count, 3)
+        for part, value in after.items()
+    }
 
 
 def cold_start(side: Side, times: int) -> dict[str, float]:
@@ -223,8 +268,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
         ours = stack.enter_context(homeport(sub("homeport")))
         sides = [stack.enter_context(uvicorn(sub("uvicorn")))]
+        missing: dict[str, str] = {}
         if not options.no_ray:
-            sides.append(stack.enter_context(ray(sub("ray"))))
+            try:
+                sides.append(stack.enter_context(ray(sub("ray"))))
+            except RuntimeError as error:
+                missing["ray_serve"] = f"did not start: {error}"
         sides += [side for name, side in ours.items() if not name.startswith("cold")]
         found: dict[str, dict[str, list[dict[str, float]]]] = {}
         for _ in range(options.rounds):
@@ -237,6 +286,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             name: {count: median(rounds) for count, rounds in by_count.items()}
             for name, by_count in found.items()
         }
+        spent = {side.name: processor_ms(side, options.seconds) for side in sides}
         starts = {
             "fastapi": cold_start(ours["cold"], options.starts),
             "bare": cold_start(ours["cold_bare"], options.starts),
@@ -245,7 +295,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
         "settings": {"rounds": options.rounds, "seconds": options.seconds},
         "requests": requests,
+        "processor_ms": spent,
         "cold_start": starts,
+        "missing": missing,
         "ratios": ratios(requests),
     }
 
@@ -268,7 +320,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--no-write", action="store_true")
