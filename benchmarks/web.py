@@ -155,10 +155,10 @@ def ray(folder: Path) -> Iterator[Side]:
 
 
 @contextlib.contextmanager
-def homeport(folder: Path) -> Iterator[dict[str, Side]]:
+def homeport(folder: Path, home: Path) -> Iterator[dict[str, Side]]:
     """A server with the application deployed in every way."""
     command = [sys.executable, "-m", "homeport.cli.main"]
-    home, port = folder / "home", free_port()
+    port = free_port()
     with process([*command, "up", "--home", home, "--port", port], folder) as started:
         deadline = time.monotonic() + START_S
         while b" is ready at " not in (folder / "output.log").read_bytes():
@@ -266,7 +266,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             (folder / name).mkdir()
             return folder / name
 
-        ours = stack.enter_context(homeport(sub("homeport")))
+        ours = stack.enter_context(homeport(sub("homeport"), options.home or folder / "home"))
         sides = [stack.enter_context(uvicorn(sub("uvicorn")))]
         missing: dict[str, str] = {}
         if not options.no_ray:
@@ -322,6 +322,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--home", type=Path, help="Homeport's folder: one that has the images")
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()

@@ -124,7 +124,7 @@ def test_one_at_a_time_without_concurrency(site: Site) -> None:
 def test_many_at_once(site: Site) -> None:
     async def all_of_them() -> list[int]:
         url, host = site.address("bare", "/slow?s=1")
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=60, follow_redirects=True) as client:
             asked = [client.get(url, headers=host) for _ in range(40)]
             return [answer.status_code for answer in await asyncio.gather(*asked)]
 
@@ -171,7 +171,7 @@ def test_slow_upload(site: Site) -> None:
 
     async def upload() -> str:
         url, host = site.address("bare", "/late")
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=60, follow_redirects=True) as client:
             return (await client.post(url, headers=host, content=body())).text
 
     assert asyncio.run(upload()) == "POST /late  7"
