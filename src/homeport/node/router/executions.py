@@ -13,7 +13,7 @@ import structlog
 
 from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.node.router.execution import Command, Execution
-from homeport.node.runtime.port import Container, ExecError
+from homeport.node.runtime.port import Container, ContainerEndedError, ExecError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -146,7 +146,7 @@ class Executions:
             execution.close()
             loop = asyncio.get_running_loop()
             loop.call_later(LINGER_S, programs.starting.pop, execution_id, None)
-            if programs.over or task.is_over:
+            if programs.over or task.is_over or isinstance(error, ContainerEndedError):
                 raise NotFoundError(f"container {task.task_id} has ended") from error
             raise InvalidError(str(error)) from error
         programs.known[execution_id] = execution

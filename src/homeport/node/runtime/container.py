@@ -20,6 +20,7 @@ from homeport.node.runtime.enter import Entered, EnteredProcess, Place, look_up
 from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import Started
 from homeport.node.runtime.port import (
+    ContainerEndedError,
     ContainerSpec,
     ExecError,
     ExecSpec,
@@ -114,7 +115,7 @@ class RunningContainer:
 
     async def exec(self, spec: ExecSpec) -> EnteredProcess:
         if self._ended.done() or self._removing is not None:
-            raise ExecError("the container has ended")
+            raise ContainerEndedError()
         own = self._spec
         env = {**environment(own, self._user), **spec.env}
         for name, value in env.items():
@@ -129,7 +130,7 @@ class RunningContainer:
 
     async def serve_files(self, channel: socket.socket) -> None:
         if self._ended.done() or self._removing is not None:
-            raise ExecError("the container has ended")
+            raise ContainerEndedError()
         await self._stage.run(lambda: self._files.serve(self._look_up(), channel.fileno()))
 
     def _look_up(self) -> Place:
@@ -138,7 +139,7 @@ class RunningContainer:
                 init = self._started
                 self._place = look_up(init.init_pid, init.init_fd, self._user)
         except OSError as error:
-            raise ExecError("the container has ended") from error
+            raise ContainerEndedError() from error
         return self._place
 
     async def restrict(self, allowed: Sequence[str] | None) -> None:

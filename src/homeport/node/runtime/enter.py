@@ -17,7 +17,7 @@ from typing import Final
 
 from homeport.node.runtime import linux
 from homeport.node.runtime.handshake import program
-from homeport.node.runtime.port import ExecError, ExecSpec
+from homeport.node.runtime.port import ContainerEndedError, ExecError, ExecSpec
 from homeport.node.runtime.users import User
 
 CONTROL_FD: Final = 4
@@ -194,7 +194,7 @@ def _converse(control: socket.socket, spec: ExecSpec, workdir: str) -> Entered:
                 raise _refusal(word, spec, workdir)
             elif not word:
                 if pid_fd < 0:
-                    raise ExecError("the container has ended")
+                    raise ContainerEndedError()
                 return Entered(pid, pid_fd, terminal_fd)
     except BaseException as error:
         if terminal_fd >= 0:

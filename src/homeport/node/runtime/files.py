@@ -15,7 +15,7 @@ from typing import Final
 import homeport.node.runtime.files_worker as worker
 from homeport.node.runtime import linux
 from homeport.node.runtime.enter import Place
-from homeport.node.runtime.port import ExecError
+from homeport.node.runtime.port import ContainerEndedError, ExecError
 from homeport.node.runtime.seccomp import compiled_file_filter
 
 _CONTROL_FD: Final = 4
@@ -42,7 +42,7 @@ class FileTemplate:
                 try:
                     fds.append(os.open(group, os.O_WRONLY | os.O_CLOEXEC))
                 except OSError as error:
-                    raise ExecError("the container has ended") from error
+                    raise ContainerEndedError() from error
                 stack.callback(os.close, fds[-1])
             where = {
                 "namespaces": place.namespaces & ~linux.CLONE_NEWPID,

@@ -114,6 +114,13 @@ class ExecError(Exception):
         self.number = number
 
 
+class ContainerEndedError(ExecError):
+    """There is no container to start it in any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the container has ended")
+
+
 class Process(Protocol):
     """A process started by ``Container.exec``; leader of a session and group of its own."""
 
