@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from homeport.kernel.errors import InvalidError
+from homeport.link.messages import BucketRef
 from homeport.schedules.model import Schedule
 
 STARTUP_TIMEOUT_DEFAULT_S = 300.0
@@ -127,6 +128,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """When it runs by itself, as long as its app is deployed."""
     web: list[WebPoint] = []
     directories: list[DirectoryMount] = []
+    buckets: list[BucketRef] = []
 
     @property
     def is_direct(self) -> bool:

@@ -288,7 +288,7 @@ def _refuse_unbuilt(function: api_pb2.Function) -> None:
             "lift_and_shift_config"
         ),
         "NetworkFileSystem mounts": bool(function.shared_volume_mounts),
-        "CloudBucketMount": bool(function.cloud_bucket_mounts or function.s3_mounts),
+        "S3 mounts of old clients": bool(function.s3_mounts),
         "Proxy": bool(function.proxy_id),
         "clustered functions": function._experimental_group_size > 1,  # pyright: ignore[reportPrivateUsage]
         "interactive mode (-i)": function.pty_info.enabled,

@@ -24,7 +24,8 @@ from homeport.functions.model import (
     VolumeMount,
     WebPoint,
 )
-from homeport.kernel.errors import InvalidError
+from homeport.kernel.errors import InvalidError, UnimplementedError
+from homeport.link.messages import BucketRef
 from homeport.schedules.model import Cron, Period, Schedule
 
 REQUESTS_MAX = 10_000
@@ -166,7 +167,8 @@ def spec_of(
         DirectoryMount(mount.shared_volume_id, _place(mount.mount_path))
         for mount in function.shared_volume_mounts
     ]
-    _check_places([mount.path for mount in (*volumes, *directories)])
+    buckets = [bucket_of(mount) for mount in function.cloud_bucket_mounts]
+    _check_places([mount.path for mount in (*volumes, *directories, *buckets)])
     return FunctionSpec(
         function_id=function_id,
         app_id=app_id,
@@ -203,6 +205,7 @@ def spec_of(
         web=list(web),
         volumes=volumes,
         directories=directories,
+        buckets=buckets,
     )
 
 
@@ -248,6 +251,34 @@ def _volumes(function: api_pb2.Function) -> list[VolumeMount]:
         )
         for mount in function.volume_mounts
     ]
+
+
+def bucket_of(mount: api_pb2.CloudBucketMount) -> BucketRef:
+    """Raises ``InvalidError``, and ``UnimplementedError`` for a way to sign in that is not built."""
+    if mount.oidc_auth_role_arn:
+        raise UnimplementedError(
+            f"the bucket {mount.bucket_name!r} is to be opened by a role (oidc_auth_role_arn=), "
+            "which Homeport does not have: pass a secret with access keys"
+        )
+    if not mount.bucket_name or "/" in mount.bucket_name:
+        raise InvalidError(f"{mount.bucket_name!r} is not the name of a bucket")
+    return BucketRef(
+        path=_place(mount.mount_path),
+        bucket=mount.bucket_name,
+        kind=_BUCKET_KINDS.get(mount.bucket_type, "s3"),
+        endpoint_url=mount.bucket_endpoint_url,
+        key_prefix=mount.key_prefix,
+        secret_id=mount.credentials_secret_id,
+        read_only=mount.read_only,
+        requester_pays=mount.requester_pays,
+        force_path_style=mount.force_path_style,
+    )
+
+
+_BUCKET_KINDS = {
+    api_pb2.CloudBucketMount.R2: "r2",
+    api_pb2.CloudBucketMount.GCP: "gcp",
+}
 
 
 def _place(path: str) -> str:

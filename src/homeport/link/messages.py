@@ -192,6 +192,25 @@ class HostDirectory(msgspec.Struct, frozen=True, array_like=True):
     path: str
 
 
+class BucketRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A bucket of an object store at ``path`` in the container.
+
+    ``kind`` is ``s3``, ``r2`` or ``gcp``; ``credentials`` are those of the secret ``secret_id``,
+    under the client's names, filled in when a container starts (empty: anonymous).
+    """
+
+    path: str
+    bucket: str
+    kind: str = "s3"
+    endpoint_url: str = ""
+    key_prefix: str = ""
+    secret_id: str = ""
+    read_only: bool = False
+    requester_pays: bool = False
+    force_path_style: bool = False
+    credentials: dict[str, str] = {}
+
+
 class RunningTask(msgspec.Struct, array_like=True):
     """A task the node still has, as said in ``Hello``: with every input it holds for it."""
 
@@ -479,6 +498,7 @@ class StartTask(Message):
     """No control-plane access: forwarded RPCs are refused."""
     volumes: list[VolumeRef] = []
     directories: list[HostDirectory] = []
+    buckets: list[BucketRef] = []
     server_port: int = 0
     """A server is ready when this port of its container takes connections."""
     commit_layer: str = ""
@@ -514,6 +534,7 @@ class StartSandbox(Message):
     allowed_cidrs: list[str] | None = None
     """The only networks it may reach; ``None`` = all."""
     directories: list[HostDirectory] = []
+    buckets: list[BucketRef] = []
 
 
 class WriteStdin(Message):

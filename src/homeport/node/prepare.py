@@ -12,6 +12,7 @@ from typing import Protocol
 
 from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.link.messages import MountRef, StartSandbox, StartTask
+from homeport.node.buckets import ContainerBuckets, mount_buckets
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 from homeport.node.snapshot import clean
@@ -69,6 +70,7 @@ class Prepared:
     folder: Path
     layers: tuple[Path, ...]
     volumes: ContainerVolumes
+    buckets: ContainerBuckets
 
     @property
     def upper(self) -> Path:
@@ -80,11 +82,11 @@ class Prepared:
         return self.folder / "run" / SOCKET_NAME
 
     def data(self) -> tuple[Bind, ...]:
-        """What it has mounted of data: network file systems, and where volumes come."""
+        """What it has mounted of data: network file systems, and where volumes and buckets come."""
         directories = (
             Bind(Path(ref.source), ref.path, read_only=False) for ref in self.start.directories
         )
-        return (*directories, *self.volumes.binds())
+        return (*directories, *self.buckets.binds(), *self.volumes.binds())
 
     def spec(self, start: StartTask, stdout_fd: int, stderr_fd: int) -> ContainerSpec:
         """The function container to start, with its output going to these descriptors."""
@@ -102,6 +104,7 @@ class Prepared:
                 *self.data(),
             ),
             overlays=self.volumes.overlays(),
+            trees=self.buckets.trees(),
             network="none" if start.block_network else "nat",
             stdout_fd=stdout_fd,
             stderr_fd=stderr_fd,
@@ -153,11 +156,16 @@ class Preparer:
         try:
             await asyncio.shield(making)
             volumes = await self._prepare_volumes(start, folder / "volumes")
+            try:
+                buckets = await mount_buckets(start.buckets, folder / "buckets")
+            except BaseException:
+                await volumes.close()
+                raise
         except BaseException:
             await asyncio.wait([making])  # the thread goes on: nobody else would delete its folder
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
-        return Prepared(start, runtime, folder, layers, volumes)
+        return Prepared(start, runtime, folder, layers, volumes, buckets)
 
     async def _prepare_volumes(self, start: Start, folder: Path) -> ContainerVolumes:
         if not start.volumes:
@@ -184,6 +192,7 @@ class Preparer:
     async def discard(self, prepared: Prepared) -> None:
         """Delete the task's folder; the runtime removed its own part of it."""
         await prepared.volumes.close()
+        await prepared.buckets.close()
         await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
         self._layers.unpin(prepared.start.layers)
 

@@ -308,6 +308,7 @@ class Sandbox:
             limits=start.limits,
             binds=binds,
             overlays=prepared.volumes.overlays(),
+            trees=prepared.buckets.trees(),
             network="none" if start.block_network else "nat",
             allowed_networks=_networks(start.allowed_cidrs),
             stdin_fd=stdin,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Limits
 from homeport.link.messages import HostDirectory, ImageConfig, MountRef, StartSandbox
@@ -118,6 +120,13 @@ class SandboxLauncher:
             directories=[
                 HostDirectory(str(await self._directories.directory(object_id)), path)
                 for object_id, path in spec.directories
+            ],
+            buckets=[
+                msgspec.structs.replace(
+                    ref,
+                    credentials=await self._secrets.env([ref.secret_id]) if ref.secret_id else {},
+                )
+                for ref in spec.buckets
             ],
         )
 

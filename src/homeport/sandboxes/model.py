@@ -20,6 +20,7 @@ from homeport.link.messages import (
     STATUS_SUCCESS,
     STATUS_TERMINATED,
     STATUS_TIMEOUT,
+    BucketRef,
     ProbeRef,
     TaskExited,
     TerminalRef,
@@ -85,6 +86,7 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     volumes: list[VolumeRef] = []
     directories: list[tuple[str, str]] = []
     """Network file systems: (id, where)."""
+    buckets: list[BucketRef] = []
     block_network: bool = False
     allowed_cidrs: list[str] | None = None
     ports: list[Port] = []

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from modal_proto import api_pb2
 
+from homeport.functions.wire import bucket_of
 from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.kernel.networks import network
 from homeport.link.messages import ProbeRef, TerminalRef, VolumeRef
@@ -34,7 +35,9 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
     directories = [
         (mount.shared_volume_id, _place(mount.mount_path)) for mount in definition.nfs_mounts
     ]
-    _check_places([*(ref.path for ref in volumes), *(path for _, path in directories)])
+    buckets = [bucket_of(mount) for mount in definition.cloud_bucket_mounts]
+    places = [*(ref.path for ref in (*volumes, *buckets)), *(path for _, path in directories)]
+    _check_places(places)
     closed = access.network_access_type == api_pb2.NetworkAccess.BLOCKED
     return SandboxSpec(
         image_id=definition.image_id,
@@ -51,6 +54,7 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
         workdir=posixpath.normpath(definition.workdir) if definition.workdir else "",
         volumes=volumes,
         directories=directories,
+        buckets=buckets,
         block_network=closed or definition.block_network,
         allowed_cidrs=_allowed_cidrs(access),
         ports=[
@@ -73,7 +77,7 @@ def tunnel(host: str, made: Tunnel) -> api_pb2.TunnelData:
 
 def _refuse_missing(definition: api_pb2.Sandbox) -> None:
     wanted = {
-        "cloud bucket mounts": definition.cloud_bucket_mounts or definition.s3_mounts,
+        "S3 mounts of old clients": definition.s3_mounts,
         "static addresses (proxy=)": definition.proxy_id,
         "private IPv6 networks (i6pn)": definition.i6pn_enabled,
         "memory snapshots (_experimental_enable_snapshot)": definition.enable_snapshot,

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from homeport.apps.service import AppService
 from homeport.functions.model import FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
@@ -140,6 +142,13 @@ class Launcher:
             directories=[
                 HostDirectory(str(await self._directories.directory(mount.object_id)), mount.path)
                 for mount in spec.directories
+            ],
+            buckets=[
+                msgspec.structs.replace(
+                    ref,
+                    credentials=await self._secrets.env([ref.secret_id]) if ref.secret_id else {},
+                )
+                for ref in spec.buckets
             ],
         )
 

@@ -158,19 +158,32 @@ class Runner:
         self.folder = folder
         self._results: dict[tuple[str, str], Checks] = {}
 
-    def checks(self, client: Client, program: str, *arguments: str, script: bool = False) -> Checks:
+    def checks(
+        self,
+        client: Client,
+        program: str,
+        *arguments: str,
+        script: bool = False,
+        environ: dict[str, str] | None = None,
+    ) -> Checks:
         """The checks of a program, run once per client and session."""
         key = (client.version, program)
         if key not in self._results:
-            self._results[key] = self._run_checks(client, program, arguments, script)
+            more = environ or {}
+            self._results[key] = self._run_checks(client, program, arguments, script, more)
         return self._results[key]
 
     def _run_checks(
-        self, client: Client, program: str, arguments: Sequence[str], script: bool
+        self,
+        client: Client,
+        program: str,
+        arguments: Sequence[str],
+        script: bool,
+        more: dict[str, str],
     ) -> Checks:
         report = self.folder / f"{program}-{client.version}.jsonl"
         report.unlink(missing_ok=True)
-        environ = {"CONFORMANCE_REPORT": str(report)}
+        environ = {"CONFORMANCE_REPORT": str(report), **more}
         run = self.script if script else self.modal_run
         completed = run(client, f"{program}.py", *arguments, environ=environ)
         return _read(report, completed)

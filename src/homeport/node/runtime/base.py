@@ -66,6 +66,7 @@ class StagedRuntime:
             self._make_cgroup,
             network.resolver,
             self._stage.mount_inside,
+            self._stage.place_inside,
         )
 
     @property

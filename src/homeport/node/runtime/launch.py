@@ -24,6 +24,7 @@ from homeport.node.runtime.port import (
     ContainerSpec,
     ContainerStartError,
     Overlay,
+    Tree,
 )
 from homeport.node.runtime.records import ContainerDirectory, Record, outer_name, remove_tree
 from homeport.node.runtime.rootfs import mount_points, write_generated
@@ -72,6 +73,7 @@ class Shared:
     make_cgroup: Callable[[ContainerSpec], Cgroup | None]
     resolver: Callable[[], Resolver]
     mount_inside: Callable[[int, Overlay], None]
+    place_inside: Callable[[int, Tree], None]
 
 
 class Tool(Protocol):
@@ -218,6 +220,8 @@ class Launch:
             self.cgroup.attach(pid)
         for overlay in self.spec.overlays:
             self.shared.mount_inside(pid, overlay)
+        for tree in self.spec.trees:
+            self.shared.place_inside(pid, tree)
 
     def _undo(self) -> None:
         if self.cgroup is not None:

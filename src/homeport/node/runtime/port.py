@@ -55,6 +55,17 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class Tree:
+    """A file system that is mounted nowhere (``linux.clone_mount``), for ``target`` in a container.
+
+    ``target`` must be the target of a ``Bind``. The descriptor stays the caller's.
+    """
+
+    fd: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """One container to start.
 
@@ -86,6 +97,7 @@ class ContainerSpec:
     """Open descriptors the container's output goes to (the caller's pipes); -1 = /dev/null."""
     tmpfs: tuple[str, ...] = ()
     overlays: tuple[Overlay, ...] = ()
+    trees: tuple[Tree, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

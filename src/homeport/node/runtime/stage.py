@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from homeport.node.runtime import linux
 from homeport.node.runtime.inside import link_to, mount_at
 from homeport.node.runtime.overlay import mount_data, mount_overlay
-from homeport.node.runtime.port import ContainerStartError, Overlay, RuntimeUnavailableError
+from homeport.node.runtime.port import ContainerStartError, Overlay, RuntimeUnavailableError, Tree
 
 _THREADS: Final = 4
 _T = TypeVar("_T")
@@ -130,6 +130,16 @@ class Stage:
             raise ContainerStartError(f"the volume at {overlay.link}: {error}") from error
         finally:
             os.close(tree)
+
+    def place_inside(self, pid: int, tree: Tree) -> None:
+        """Place ``tree`` where process ``pid`` of a container sees it. Raises as ``mount_inside``."""
+        if not self._private:
+            raise RuntimeUnavailableError("buckets in containers need root on this machine")
+        try:
+            with self._inside(pid):
+                mount_at(tree.fd, tree.target)
+        except OSError as error:
+            raise ContainerStartError(f"the bucket at {tree.target}: {error}") from error
 
     def unmount_inside(self, pid: int, target: str) -> bool:
         """Unmount what that process sees at ``target``; False if it is in use."""

@@ -1,0 +1,78 @@
+"""CloudBucketMount against a local server that speaks S3."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+from tests.conformance.harness.clients import Client
+from tests.conformance.harness.programs import Checks, Runner
+from tests.conformance.harness.s3 import ObjectStore
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("rclone"), reason="needs rclone: scripts/setup tests"
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with ObjectStore(tmp_path_factory.mktemp("s3")) as store:
+        for bucket in ("first", "second"):
+            store.create(bucket)
+        store.put("first", "hello.txt", b"hello")
+        store.put("first", "deep/er/one.txt", b"one")
+        store.put("first", "large.bin", b"l" * (9 << 20))
+        yield store
+
+
+@pytest.fixture
+def checks(runner: Runner, client: Client, store: ObjectStore) -> Checks:
+    return runner.checks(client, "buckets", environ={"BUCKET_URL": store.url})
+
+
+def test_reading_and_writing(checks: Checks, client: Client, store: ObjectStore) -> None:
+    assert checks.value("work") == {
+        "listed": ["deep", "hello.txt", "large.bin"],
+        "read": "hello",
+        "deep": "one",
+        "large": 9 << 20,
+        "secrets": [],
+    }
+    suffix = client.version.replace(".", "-")
+    assert _until(store, "first", f"{suffix}/written.txt") == b"written inside"
+
+
+def test_two_in_one_container(checks: Checks, client: Client, store: ObjectStore) -> None:
+    assert checks.value("two") is not None
+    assert _until(store, "second", f"{client.version.replace('.', '-')}.txt") == b"hello"
+
+
+def test_read_only_by_prefix(checks: Checks) -> None:
+    assert checks.value("read_only") == [["er"], "one", "EROFS"]
+
+
+def test_sandboxes(checks: Checks) -> None:
+    assert checks.value("in_a_sandbox") == [0, "hello"]
+
+
+def test_what_a_dying_container_wrote_is_uploaded(
+    checks: Checks, client: Client, store: ObjectStore
+) -> None:
+    checks.error("write_and_die")
+    found = _until(store, "first", f"{client.version.replace('.', '-')}-last.bin")
+    assert found == b"x" * (20 << 20)
+
+
+def test_a_secret_without_keys_is_an_error_that_names_them(checks: Checks) -> None:
+    assert "AWS_ACCESS_KEY_ID" in checks.error("without_keys")["message"]
+
+
+def _until(store: ObjectStore, bucket: str, key: str) -> bytes | None:
+    """The object, when it comes: containers end after their answer."""
+    for _ in range(600):
+        if (found := store.get(bucket, key)) is not None:
+            return found
+        time.sleep(0.1)
+    return None
