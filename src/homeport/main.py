@@ -129,6 +129,7 @@ from homeport.web.rpc import WebRpc
 from homeport.web.service import WebRoutes
 from homeport.web.tokens import ProxyTokens
 from homeport.workspace import credentials as credentials_file
+from homeport.workspace.flows import TokenFlows
 from homeport.workspace.rpc import WorkspaceRpc
 from homeport.workspace.service import WorkspaceService
 from homeport.workspace.tokens import Tokens
@@ -157,6 +158,7 @@ class Server:
         self._files = FileStore(settings.blob_root, fsync=settings.durability == "power")
         operations = self._operations = OperationLog(self._database, clock)
         self._tokens = Tokens(self._database, clock, operations)
+        self._flows = TokenFlows(self._tokens, clock)
         self._environments = EnvironmentService(self._database, clock, operations)
         self._objects: list[Objects] = []
         self._workspace = WorkspaceService(self._database, name=settings.workspace)
@@ -378,6 +380,7 @@ class Server:
                     self._environments,
                     self._tokens,
                     signer,
+                    self._flows,
                 ),
             ],
             authenticator=Authenticator(self._tokens),
@@ -425,6 +428,7 @@ class Server:
                     self._web_routes.url,
                 ),
                 images=ImageUpkeep(self._images, names, self._nodes, self._images_in_use),
+                flows=self._flows,
                 verify_node=self._tokens.verify_node,
                 is_elsewhere=self._web_routes.is_ours,
                 health=self._health,

@@ -85,7 +85,31 @@ _home_option = click.option(
 )
 
 
-_MIXED: dict[str, type[_Official]] = {"image": _Image, "volume": _Volume}
+class _Token(_Official):
+    """The official ``token`` commands, and our ``token approve``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.args[:1] == ["approve"]:
+            approve_command.main(
+                ctx.args[1:], "homeport token approve", obj=_load(ctx, None), parent=ctx
+            )
+        super().invoke(ctx)
+
+
+@click.command("approve")
+@click.argument("code")
+@click.pass_obj
+def approve_command(settings: Settings, code: str) -> None:
+    """Let the client that shows CODE in (`modal token new`): it gets a token of its own."""
+    try:
+        body = json.dumps({"code": code}).encode()
+        answer: Any = json.loads(images.Server(settings).ask("POST", "/_tokens/approve", body))
+    except HomeportError as error:
+        raise click.ClickException(error.message) from None
+    click.echo(f"token {answer['token_id']} was given to it")
+
+
+_MIXED: dict[str, type[_Official]] = {"image": _Image, "token": _Token, "volume": _Volume}
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,11 +17,13 @@ from homeport.gateway.images import ImageRoutes
 from homeport.gateway.node_files import NodeRoutes
 from homeport.gateway.nodes_only import NodesOnly
 from homeport.gateway.pages import AppPages, PageRoutes
+from homeport.gateway.tokens import TokenRoutes
 from homeport.gateway.volumes import VolumeRoutes
 from homeport.images.upkeep import ImageUpkeep
 from homeport.mounts.service import MountService
 from homeport.storage.blobs import FileStore
 from homeport.volumes.service import VolumeService
+from homeport.workspace.flows import TokenFlows
 
 _READ_BYTES: Final = 512 * 1024
 """Body bytes buffered per connection before the sender is held back (twice this at most)."""
@@ -94,6 +96,7 @@ def create_http_app(
     pages: AppPages,
     images: ImageUpkeep | None = None,
     is_elsewhere: Callable[[str], bool] = lambda _: False,
+    flows: TokenFlows | None = None,
     health: Callable[[], Mapping[str, Any]] = dict,
 ) -> web.Application:
     """Blobs, blocks of volumes, files for nodes, the pages of apps and ``/healthz``.
@@ -118,6 +121,8 @@ def create_http_app(
     VolumeRoutes(volumes, files, nodes).add_to(app.router)
     if images is not None:
         ImageRoutes(images, nodes).add_to(app.router)
+    if flows is not None:
+        TokenRoutes(flows, nodes).add_to(app.router)
     PageRoutes(pages).add_to(app.router)
 
     async def healthz(_request: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ import msgspec
 
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Limits
-from homeport.link.messages import HostDirectory, ImageConfig, MountRef, StartSandbox
+from homeport.link.messages import BucketRef, HostDirectory, ImageConfig, MountRef, StartSandbox
 from homeport.sandboxes.model import SandboxRecord, SandboxSpec, SecretRef
 from homeport.settings import Settings
 
@@ -121,14 +121,15 @@ class SandboxLauncher:
                 HostDirectory(str(await self._directories.directory(object_id)), path)
                 for object_id, path in spec.directories
             ],
-            buckets=[
-                msgspec.structs.replace(
-                    ref,
-                    credentials=await self._secrets.env([ref.secret_id]) if ref.secret_id else {},
-                )
-                for ref in spec.buckets
-            ],
+            buckets=[await self._bucket(record, ref) for ref in spec.buckets],
         )
+
+    async def _bucket(self, record: SandboxRecord, ref: BucketRef) -> BucketRef:
+        """With the credentials of its secret, or those that were sent along."""
+        sent = record.spec.bucket_secrets.get(ref.path)
+        refs = [SecretRef(ref.secret_id)] if ref.secret_id else [sent] if sent is not None else []
+        credentials = await self.variables(record.sandbox_id, refs)
+        return msgspec.structs.replace(ref, credentials=credentials)
 
     async def check(self, sandbox_id: str, spec: SandboxSpec) -> None:
         """Raise ``NotFoundError`` for secrets, mounts or volumes that are not there.

@@ -87,6 +87,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     directories: list[tuple[str, str]] = []
     """Network file systems: (id, where)."""
     buckets: list[BucketRef] = []
+    bucket_secrets: dict[str, SecretRef] = {}
+    """Credentials that were sent with the sandbox, by where the bucket is mounted."""
     block_network: bool = False
     allowed_cidrs: list[str] | None = None
     ports: list[Port] = []

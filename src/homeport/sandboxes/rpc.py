@@ -62,6 +62,7 @@ class SandboxRpc:
             name=definition.name,
             tags=wire.tags_of(request.tags),
             sources=wire.secret_sources(definition, (), api_pb2.StringMap()),
+            bucket_credentials={},
             is_v2=False,
             seed=ctx.operation,
             is_repeat=_is_repeat(ctx),
@@ -82,6 +83,7 @@ class SandboxRpc:
             sources=wire.secret_sources(
                 definition, request.secret_sources, request.ephemeral_secrets
             ),
+            bucket_credentials=wire.bucket_credentials(request),
             is_v2=True,
             seed=ctx.operation,
             is_repeat=_is_repeat(ctx),

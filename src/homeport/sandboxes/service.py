@@ -238,6 +238,7 @@ class SandboxService:
         name: str,
         tags: dict[str, str],
         sources: Sequence[Source],
+        bucket_credentials: Mapping[str, Mapping[str, str]],
         is_v2: bool,
         seed: str,
         is_repeat: bool,
@@ -255,7 +256,15 @@ class SandboxService:
             check_name(name)
         self._apps.require_live(app_id)
         self._room.check(spec)
-        spec = msgspec.structs.replace(spec, secrets=self._sealed(sandbox_id, sources))
+        spec = msgspec.structs.replace(
+            spec,
+            secrets=self._sealed(sandbox_id, sources),
+            bucket_secrets={
+                path: ref
+                for path, values in bucket_credentials.items()
+                for ref in self._sealed(sandbox_id, [values])
+            },
+        )
         await self._launcher.check(sandbox_id, spec)
         self._require_free(app_id, name)
         record = SandboxRecord(

@@ -163,6 +163,14 @@ def _terminal(definition: api_pb2.Sandbox) -> TerminalRef | None:
     )
 
 
+def bucket_credentials(request: api_pb2.SandboxCreateV2Request) -> dict[str, dict[str, str]]:
+    """Those that are sent along, by where the bucket is mounted."""
+    return {
+        _place(path): dict(values.contents)
+        for path, values in request.cloud_bucket_mount_credentials.items()
+    }
+
+
 def secret_sources(
     definition: api_pb2.Sandbox,
     sources: Iterable[api_pb2.SecretSource],

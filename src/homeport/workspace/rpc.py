@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -13,6 +14,7 @@ from homeport.kernel.signing import Signer
 from homeport.rpc.accepted import accepted
 from homeport.rpc.context import Context, TaskIdentity, caller_of
 from homeport.rpc.versions import check_builder, image_builder_version_for
+from homeport.workspace.flows import TokenFlows
 from homeport.workspace.service import WorkspaceService
 from homeport.workspace.tokens import Token, Tokens
 
@@ -20,6 +22,7 @@ AUTH_TOKEN_AUDIENCE: Final = "control-plane"
 """Purpose of the tokens that clients send as ``x-modal-auth-token``."""
 _AUTH_TOKEN_TTL_S: Final = 3600.0
 """Clients fetch the next one after half of it."""
+_FLOW_WAIT_S: Final = 60.0
 
 
 class WorkspaceRpc:
@@ -31,11 +34,13 @@ class WorkspaceRpc:
         environments: EnvironmentService,
         tokens: Tokens,
         signer: Signer,
+        flows: TokenFlows,
     ) -> None:
         self._workspace = workspace
         self._environments = environments
         self._tokens = tokens
         self._signer = signer
+        self._flows = flows
 
     async def ClientHello(self, request: Empty, ctx: Context) -> api_pb2.ClientHelloResponse:
         return api_pb2.ClientHelloResponse(
@@ -104,7 +109,60 @@ class WorkspaceRpc:
     ) -> api_pb2.CliCommandSuggestResponse:
         return api_pb2.CliCommandSuggestResponse()
 
+    # ── billing: it costs nothing, which is not the same as being unknown ───────────────────
+
+    async def WorkspaceBillingSummary(
+        self, request: api_pb2.WorkspaceBillingSummaryRequest, ctx: Context
+    ) -> api_pb2.WorkspaceBillingSummaryResponse:
+        response = api_pb2.WorkspaceBillingSummaryResponse(metered_cost="0", billed_cost="0")
+        response.start_timestamp.CopyFrom(request.start_timestamp)
+        response.end_timestamp.GetCurrentTime()
+        return response
+
+    async def EnvironmentBillingSummary(
+        self, request: api_pb2.EnvironmentBillingSummaryRequest, ctx: Context
+    ) -> api_pb2.EnvironmentBillingSummaryResponse:
+        response = api_pb2.EnvironmentBillingSummaryResponse(metered_cost="0")
+        response.start_timestamp.CopyFrom(request.start_timestamp)
+        response.end_timestamp.GetCurrentTime()
+        return response
+
+    async def WorkspaceBillingReport(
+        self, request: api_pb2.WorkspaceBillingReportRequest, ctx: Context
+    ) -> AsyncIterator[api_pb2.WorkspaceBillingReportItem]:
+        for item in list[api_pb2.WorkspaceBillingReportItem]():  # nothing is billed
+            yield item
+
+    async def WorkspaceBillingRates(
+        self, request: api_pb2.WorkspaceBillingRatesRequest, ctx: Context
+    ) -> api_pb2.WorkspaceBillingRatesResponse:
+        return api_pb2.WorkspaceBillingRatesResponse(
+            formatted="Homeport runs on your own machines: it bills nothing."
+        )
+
     # ── tokens ──────────────────────────────────────────────────────────────────────────────
+
+    async def TokenFlowCreate(
+        self, request: api_pb2.TokenFlowCreateRequest, ctx: Context
+    ) -> api_pb2.TokenFlowCreateResponse:
+        flow = self._flows.begin(ctx.new_id("tf"), lifetime_s=request.expires_in_seconds)
+        return api_pb2.TokenFlowCreateResponse(
+            token_flow_id=flow.flow_id,
+            web_url=f"{ctx.http_base}/token/{flow.flow_id}",
+            code=flow.code,
+            wait_secret=flow.wait_secret,
+        )
+
+    async def TokenFlowWait(
+        self, request: api_pb2.TokenFlowWaitRequest, ctx: Context
+    ) -> api_pb2.TokenFlowWaitResponse:
+        timeout_s = min(request.timeout, _FLOW_WAIT_S)
+        found = await self._flows.wait(request.token_flow_id, request.wait_secret, timeout_s)
+        if found is None:
+            return api_pb2.TokenFlowWaitResponse(timeout=True)
+        return api_pb2.TokenFlowWaitResponse(
+            token_id=found[0], token_secret=found[1], workspace_username=self._workspace.name
+        )
 
     async def TokenInfoGet(
         self, request: api_pb2.TokenInfoGetRequest, ctx: Context

@@ -100,13 +100,15 @@ class Server:
         }
         return {name for name in found if name.startswith(kind)}
 
-    def homeport(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def homeport(
+        self, *arguments: str, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of our own commands for this home."""
         return subprocess.run(
             [*_homeport("--home"), str(self.home), *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout_s,
         )
 
     def environment(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from homeport.storage.operations import OperationLog
 from homeport.transport.dispatch import IncomingCall
 from homeport.transport.grpc_server import GrpcServer
 from homeport.workspace.credentials import Credentials
+from homeport.workspace.flows import TokenFlows
 from homeport.workspace.rpc import WorkspaceRpc
 from homeport.workspace.service import WorkspaceService
 from homeport.workspace.tokens import Tokens
@@ -129,7 +130,7 @@ async def edge(home: Path, *, handlers: Sequence[object] = ()) -> AsyncIterator[
         dispatcher = Registry(
             [
                 EnvironmentsRpc(environments, workspace),
-                WorkspaceRpc(workspace, environments, tokens, signer),
+                WorkspaceRpc(workspace, environments, tokens, signer, TokenFlows(tokens, clock)),
                 *handlers,
             ],
             authenticator=Authenticator(tokens),
