@@ -28,6 +28,7 @@ TESTS := tests/unit tests/contract tests/sim \
 	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
 	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
 	tests/conformance/test_volumes_mounted.py tests/conformance/test_network_file_systems.py \
+	tests/conformance/test_buckets.py tests/conformance/test_workspace.py \
 	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
 	tests/conformance/test_schedules.py tests/conformance/test_serve.py \
 	tests/conformance/test_queue_crowd.py tests/conformance/test_web.py \
