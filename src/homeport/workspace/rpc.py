@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -108,37 +107,6 @@ class WorkspaceRpc:
         self, request: api_pb2.CliCommandSuggestRequest, ctx: Context
     ) -> api_pb2.CliCommandSuggestResponse:
         return api_pb2.CliCommandSuggestResponse()
-
-    # ── billing: it costs nothing, which is not the same as being unknown ───────────────────
-
-    async def WorkspaceBillingSummary(
-        self, request: api_pb2.WorkspaceBillingSummaryRequest, ctx: Context
-    ) -> api_pb2.WorkspaceBillingSummaryResponse:
-        response = api_pb2.WorkspaceBillingSummaryResponse(metered_cost="0", billed_cost="0")
-        response.start_timestamp.CopyFrom(request.start_timestamp)
-        response.end_timestamp.GetCurrentTime()
-        return response
-
-    async def EnvironmentBillingSummary(
-        self, request: api_pb2.EnvironmentBillingSummaryRequest, ctx: Context
-    ) -> api_pb2.EnvironmentBillingSummaryResponse:
-        response = api_pb2.EnvironmentBillingSummaryResponse(metered_cost="0")
-        response.start_timestamp.CopyFrom(request.start_timestamp)
-        response.end_timestamp.GetCurrentTime()
-        return response
-
-    async def WorkspaceBillingReport(
-        self, request: api_pb2.WorkspaceBillingReportRequest, ctx: Context
-    ) -> AsyncIterator[api_pb2.WorkspaceBillingReportItem]:
-        for item in list[api_pb2.WorkspaceBillingReportItem]():  # nothing is billed
-            yield item
-
-    async def WorkspaceBillingRates(
-        self, request: api_pb2.WorkspaceBillingRatesRequest, ctx: Context
-    ) -> api_pb2.WorkspaceBillingRatesResponse:
-        return api_pb2.WorkspaceBillingRatesResponse(
-            formatted="Homeport runs on your own machines: it bills nothing."
-        )
 
     # ── tokens ──────────────────────────────────────────────────────────────────────────────
 

@@ -74,9 +74,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         async with here.client() as client:
             with pytest.raises(UnimplementedError, match="does not do DomainList yet"):
                 await client._stub.DomainList(api_pb2.DomainListRequest())
-            with pytest.raises(UnimplementedError, match="does not do ContainerExecGetOutput yet"):
-                async for _ in client._stub.ContainerExecGetOutput.unary_stream(
-                    api_pb2.ContainerExecGetOutputRequest()
+            with pytest.raises(UnimplementedError, match="does not do WorkspaceBillingReport yet"):
+                async for _ in client._stub.WorkspaceBillingReport.unary_stream(
+                    api_pb2.WorkspaceBillingReportRequest()
                 ):
                     pass
 

@@ -1,0 +1,56 @@
+"""Buckets: what rclone is told, and what a node says that cannot mount them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from homeport.kernel.errors import InvalidError, UnavailableError
+from homeport.link.messages import BucketRef
+from homeport.node.buckets import environment, mount_buckets
+
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+def config(ref: BucketRef) -> dict[str, str]:
+    prefix = "RCLONE_CONFIG_BUCKET_"
+    found = environment(ref)
+    return {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+
+
+def test_keys_come_from_the_secret_and_from_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the node's own")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/ca.pem")
+    monkeypatch.setenv("https_proxy", "http://proxy")
+    anonymous = environment(BucketRef(path="/a", bucket="b"))
+    assert "the node's own" not in anonymous.values()
+    assert "AWS_CA_BUNDLE" not in anonymous
+    assert anonymous["https_proxy"] == "http://proxy"
+    assert config(BucketRef(path="/a", bucket="b"))["ENV_AUTH"] == "false"
+    session = {**KEYS, "AWS_SESSION_TOKEN": "s", "AWS_REGION": "eu-1"}
+    found = config(BucketRef(path="/a", bucket="b", credentials=session))
+    assert found["ACCESS_KEY_ID"] == "id"
+    assert (found["SESSION_TOKEN"], found["REGION"]) == ("s", "eu-1")
+    assert (found["PROVIDER"], found["FORCE_PATH_STYLE"]) == ("AWS", "false")
+
+
+def test_each_kind_of_store() -> None:
+    r2 = BucketRef(path="/a", bucket="b", kind="r2", endpoint_url="https://x", credentials=KEYS)
+    assert (config(r2)["PROVIDER"], config(r2)["ENDPOINT"]) == ("Cloudflare", "https://x")
+    google = {"GOOGLE_ACCESS_KEY_ID": "g", "GOOGLE_ACCESS_KEY_SECRET": "s"}
+    gcp = config(BucketRef(path="/a", bucket="b", kind="gcp", credentials=google))
+    assert gcp["ENDPOINT"] == "https://storage.googleapis.com"
+    assert gcp["ACCESS_KEY_ID"] == "g"
+    own = config(BucketRef(path="/a", bucket="b", endpoint_url="http://minio", credentials=KEYS))
+    assert (own["PROVIDER"], own["FORCE_PATH_STYLE"]) == ("Other", "true")
+    with pytest.raises(InvalidError, match="GOOGLE_ACCESS_KEY_ID"):
+        environment(BucketRef(path="/a", bucket="b", kind="gcp", credentials=KEYS))
+
+
+def test_a_node_without_rclone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match="apt-get install rclone"):
+        asyncio.run(mount_buckets([BucketRef(path="/a", bucket="b")], tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
