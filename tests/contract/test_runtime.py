@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -489,3 +490,79 @@ def test_a_killed_node_leaves_containers_that_sweep_removes(
 def test_unknown_runtimes_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailableError, match="no runtime 'docker'"):
         asyncio.run(create_runtime("docker", tmp_path, NODE_ID))
+
+
+def test_the_command_reads_what_it_is_given(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        read, write = os.pipe()
+        os.write(write, b"one\ntwo\n")
+        os.close(write)
+        try:
+            found = await box.sh("cat; echo end", stdin_fd=read)
+        finally:
+            os.close(read)
+        assert found.output == "one\ntwo\nend\n"
+        assert (await box.sh("cat; echo end")).output == "end\n"
+
+    in_box(check)
+
+
+def test_the_command_has_a_terminal_if_it_is_given_one(tool: str, in_box: InBox) -> None:
+    if tool == "runc":
+        pytest.skip("runc's own process holds the terminal: programs read it, but get no signals")
+
+    async def check(box: Box) -> None:
+        ours, theirs = os.openpty()
+        spec = box.spec(
+            "sh", "-c", "echo on >/dev/tty; cat", stdin_fd=theirs, stdout_fd=theirs,
+            stderr_fd=theirs,
+        )  # fmt: skip
+        try:
+            container = await box.runtime.start(spec)
+        finally:
+            os.close(theirs)
+        os.write(ours, b"\x03")  # interrupts who has the terminal
+        exit = await container.wait()
+        assert exit.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+        output = b""
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 1000):
+                output += data
+        assert b"on" in output or exit.returncode == -signal.SIGINT
+        os.close(ours)
+        await container.remove()
+
+    in_box(check)
+
+
+def test_without_a_command_it_is_there_until_it_is_killed(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        container = await box.start()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await container.wait()
+        container.kill()
+        assert (await container.wait()).returncode == -signal.SIGKILL
+        await container.remove()
+
+    in_box(check)
+
+
+def test_a_frozen_container_stands_still(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        spec = box.spec("sh", "-c", "while :; do echo >> /ticks; sleep 0.01; done")
+        container = await box.runtime.start(spec)
+        ticks = spec.upper / "ticks"
+        await eventually(lambda: ticks.exists())
+        await container.freeze()
+        before = ticks.stat().st_size
+        await asyncio.sleep(0.1)
+        assert ticks.stat().st_size == before
+        await container.thaw()
+        await eventually(lambda: ticks.stat().st_size > before)
+        await container.freeze()
+        container.kill()
+        assert (await container.wait()).returncode == -signal.SIGKILL
+        await container.remove()
+
+    in_box(check)
