@@ -292,7 +292,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "bare": cold_start(ours["cold_bare"], options.starts),
         }
     return {
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "load": os.getloadavg()[0],
+        },
         "settings": {"rounds": options.rounds, "seconds": options.seconds},
         "requests": requests,
         "processor_ms": spent,
