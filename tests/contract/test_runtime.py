@@ -18,8 +18,16 @@ from homeport.kernel.resources import Limits
 from homeport.node.cgroups import CgroupProvider
 from homeport.node.leaks import find_leaks
 from homeport.node.network import interface_names, network_tag
+from homeport.node.router.files import FileTools
 from homeport.node.runtime.create import create_runtime
-from homeport.node.runtime.port import Bind, ContainerStartError, RuntimeUnavailableError
+from homeport.node.runtime.port import (
+    Bind,
+    Container,
+    ContainerStartError,
+    ExecError,
+    ExecSpec,
+    RuntimeUnavailableError,
+)
 
 from .containers import NODE_ID, Box, eventually, make_layer, open_box
 
@@ -564,5 +572,127 @@ def test_a_frozen_container_stands_still(in_box: InBox) -> None:
         container.kill()
         assert (await container.wait()).returncode == -signal.SIGKILL
         await container.remove()
+
+    in_box(check)
+
+
+# --- further programs in a container --------------------------------------------------------------
+
+
+async def execute(container: Container, *command: str, **changes: object) -> tuple[int, str]:
+    """Run a program to its end: its return code and output."""
+    read, write = os.pipe()
+    try:
+        spec = ExecSpec(command, stdout_fd=write, stderr_fd=write, **changes)  # type: ignore[arg-type]
+        process = await container.exec(spec)
+    finally:
+        os.close(write)
+    output = await asyncio.to_thread(lambda: os.fdopen(read, "rb").read().decode())
+    return await process.wait(), output
+
+
+def groups_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def test_exec_is_in_the_container_with_its_rights(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        script = "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; id; hostname; pwd"
+        own = await box.sh(script, user="worker", hostname="box", workdir="/bin")
+        container = await box.start("sleep", "1000", user="worker", hostname="box", workdir="/bin")
+        assert await execute(container, "sh", "-c", script) == (0, own.output)
+        names = ("mnt", "pid", "ipc", "uts", "net")
+        script = f"for name in {' '.join(names)}; do readlink /proc/self/ns/$name; done"
+        _, seen = await execute(container, "sh", "-c", script)
+        assert seen.split() == [os.readlink(f"/proc/{container.pid}/ns/{name}") for name in names]
+        # its control groups, and so its limits
+        _, groups = await execute(container, "cat", "/proc/self/cgroup")
+        assert groups == groups_of(container.pid)
+        # nothing of the host is open
+        _, fds = await execute(container, "sh", "-c", "ls /proc/self/fd")
+        assert set(fds.split()) <= {"0", "1", "2", "3"}
+        await container.remove()
+
+    in_box(check)
+
+
+def test_exec_ends_are_reported_exactly(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        container = await box.start("sleep", "1000", env={"A": "1"})
+        for script, code in (("exit 7", 7), ("kill -9 $$", -9), ("kill -15 $$", -15)):
+            assert (await execute(container, "sh", "-c", script))[0] == code
+        assert await execute(container, "sh", "-c", "echo $A$B", env={"B": "2"}) == (0, "12\n")
+        with pytest.raises(ExecError, match="no-such"):
+            await container.exec(ExecSpec(("no-such",)))
+        with pytest.raises(ExecError, match="/nowhere"):
+            await container.exec(ExecSpec(("true",), workdir="/nowhere"))
+        with pytest.raises(ExecError):  # not a way to a directory of the host
+            await container.exec(ExecSpec(("true",), workdir="/proc/self/fd/6"))
+        running = await container.exec(ExecSpec(("sh", "-c", "sleep 1000 & wait")))
+        running.kill()
+        assert await running.wait() == -signal.SIGKILL
+        last = await container.exec(ExecSpec(("sleep", "1000")))
+        await container.remove()
+        assert await last.wait() == -signal.SIGKILL
+        with pytest.raises(ExecError):
+            await container.exec(ExecSpec(("true",)))
+
+    in_box(check)
+
+
+def test_exec_on_a_terminal(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        container = await box.start("sleep", "1000", user="worker")
+        script = "tty; stty size; read line </dev/tty; echo got $line"
+        process = await container.exec(ExecSpec(("sh", "-c", script), terminal=(33, 99)))
+        os.write(process.terminal_fd, b"word\n")
+        assert await process.wait() == 0
+        output = b""
+        with contextlib.suppress(OSError):
+            while data := os.read(process.terminal_fd, 4096):
+                output += data
+        os.close(process.terminal_fd)
+        words = output.decode().split()
+        assert any(word.startswith("/dev/pts/") for word in words)
+        assert [word for word in words if word in ("33", "99")] == ["33", "99"]
+        assert words[-2:] == ["got", "word"]
+        await container.remove()
+
+    in_box(check)
+
+
+def test_files_are_the_containers_own(in_box: InBox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret-of-the-host"
+    secret.write_text("host")
+
+    async def check(box: Box) -> None:
+        links = f"ln -s {secret} /tmp/out; ln -s /proc/self/root{secret} /tmp/around; echo mine > /tmp/in"
+        container = await box.start("sh", "-c", f"{links}; chmod 600 /etc/passwd; sleep 1000")
+        await eventually((box.home / "uppers" / container.id / "etc/passwd").exists)
+        tools = FileTools()
+
+        async def read(path: str) -> tuple[int, str]:
+            worker = await tools.worker(container)
+            out_read, out_write = os.pipe()
+            null = os.open("/dev/null", os.O_RDWR)
+            code = await worker.send({"ReadFile": {"path": path}}, [null, out_write, null])
+            os.close(out_write)
+            os.close(null)
+            return code, os.fdopen(out_read, "rb").read().decode()
+
+        assert await read("/tmp/in") == (0, "mine\n")
+        assert (await read("/etc/passwd"))[0] == 0
+        for path in (str(secret), "/tmp/out", "/tmp/around", f"/proc/1/root{secret}"):
+            assert await read(path) == (1, ""), path
+        tools.close()
+        await container.remove()
+
+        container = await box.start("sleep", "1000", user="worker")
+        assert (await read("/etc/passwd"))[0] == 0
+        assert (await read("/proc/1/environ")) == (1, "")  # its user's rights, no more
+        await container.remove()
+        with pytest.raises(ExecError):
+            await tools.worker(container)
+        tools.close()
 
     in_box(check)
