@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.kernel.errors import ExhaustedError, InvalidError, NotFoundError
 from homeport.node.router.execution import Command, Execution
 from homeport.node.runtime.port import Container, ContainerEndedError, ExecError
 
@@ -148,6 +149,8 @@ class Executions:
             loop.call_later(LINGER_S, programs.starting.pop, execution_id, None)
             if programs.over or task.is_over or isinstance(error, ContainerEndedError):
                 raise NotFoundError(f"container {task.task_id} has ended") from error
+            if error.number == errno.EAGAIN:
+                raise ExhaustedError(str(error)) from error
             raise InvalidError(str(error)) from error
         programs.known[execution_id] = execution
         execution.on_end(lambda: programs.note_end(execution))
