@@ -33,7 +33,8 @@ TESTS := tests/unit tests/contract tests/sim \
 	tests/conformance/test_schedules.py tests/conformance/test_serve.py \
 	tests/conformance/test_queue_crowd.py tests/conformance/test_web.py \
 	tests/conformance/test_servers.py tests/conformance/test_sandboxes.py \
-	tests/conformance/test_sandboxes_recovery.py tests/chaos
+	tests/conformance/test_sandboxes_recovery.py tests/conformance/test_exec.py \
+	tests/conformance/test_escapes.py tests/chaos
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests
