@@ -160,7 +160,9 @@ def more_rights():
 def unseen_helpers():
     """Nobody in the container sees who serves its files."""
     sandbox.filesystem.write_text("x", "/tmp/seen")
-    return sh("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '[w]orker.py' || true")[1]
+    return sh(
+        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c '[w]orker.py' || true"
+    )[1]
 
 
 def bad_file_commands():
