@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -212,6 +213,10 @@ def _converse(control: socket.socket, spec: ExecSpec, workdir: str) -> Entered:
 def _refusal(word: bytes, spec: ExecSpec, workdir: str) -> ExecError:
     number, step = word[1], chr(word[2])
     reason = os.strerror(number)
+    if step == "j" and number in (errno.ESRCH, errno.ENOMEM):  # no process, no PID namespace
+        return ContainerEndedError()
+    if step == "j" and number == errno.EAGAIN:
+        return ExecError("the container is at its limit of processes", number)
     if step == "c":
         return ExecError(f"{spec.command[0]}: {reason}", number)
     if step == "d":
