@@ -169,6 +169,7 @@ def test_redeployed_under_load(runner: Runner, client: Client, tmp_path: Path) -
     load = runner.start_script(client, "deploy_load.py", name, str(stop), "2")
     try:
         load.wait_for(lambda output: "calling" in output)
+        assert edition(runner, client, name, editions[0]) == editions[0]
         for each in editions[1:]:
             deploy(runner, client, name, each)
             assert edition(runner, client, name, each) == each
@@ -177,6 +178,6 @@ def test_redeployed_under_load(runner: Runner, client: Client, tmp_path: Path) -
     found = json.loads(load.ended(120).succeeded().stdout.splitlines()[-1])
     assert found["failures"] == []
     assert found["slow"] == editions[0]  # what runs is finished where it began
-    assert found["calls"] > 50
+    assert found["calls"] > 10
     assert set(editions) <= {*found["editions"]} | {editions[0]}
     runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 
 import modal
@@ -13,7 +14,10 @@ def main(name, stop_file, callers):
     which = modal.Function.from_name(name, "which")
     Greeter = modal.Cls.from_name(name, "Greeter")  # noqa: N806
     double.hydrate()
-    slow = modal.Function.from_name(name, "slow").spawn(20)
+    function = modal.Function.from_name(name, "slow")
+    slow = function.spawn(20)
+    while function.get_current_stats().backlog:  # until a container has it
+        time.sleep(0.1)
     counts, failures, editions = [0] * callers, [], []
 
     def call(index):
