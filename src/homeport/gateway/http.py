@@ -38,6 +38,8 @@ ACCESS: Final[Mapping[str, Access]] = {
     "/apps/{id}/logs": "who knows the id",
     "/blob/{id}": "who has a signed URL",
     "/block/{sha256}": "who has a signed URL",
+    "/token/{flow}": "who knows the id",
+    "/_tokens/approve": "nodes",
     "/_images": "nodes",
     "/_images/remove": "nodes",
     "/_images/prune": "nodes",
