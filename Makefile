@@ -70,6 +70,7 @@ bench: setup  ## measure, with ratios to peers in the same run
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/storage_ops.py
 	$(BIN)/python benchmarks/web.py
+	$(BIN)/python benchmarks/durability.py
 	$(BIN)/python benchmarks/sim.py
 
 leaks:  ## what earlier runs left on this machine (must be nothing)

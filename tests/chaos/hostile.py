@@ -11,12 +11,13 @@ import pickle
 import random
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from homeport.rpc.methods import Method
+if TYPE_CHECKING:
+    from homeport.rpc.methods import Method
 
 _ID: Final = re.compile(r"[a-z]{2}-[0-9A-Za-z]{16,32}")
 _KINDS: Final = {
