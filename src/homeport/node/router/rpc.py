@@ -32,6 +32,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PREFIX: Final = "/modal.task_command_router.TaskCommandRouter/"
 _TERMINAL: Final = (24, 80)
+_SNAPSHOT_S: Final = 30 * 86400.0
 _UPLOADS: Final = frozenset({PREFIX + "TaskExecStdinWriteStream"})
 _SERVICE: Any = pb.DESCRIPTOR.services_by_name["TaskCommandRouter"]
 _STREAMS: Final[dict[str, bool]] = {
@@ -351,9 +352,9 @@ def snapshot_ttl_s(asked: int) -> float:
     """How long a snapshot is wanted, 0 = for ever. Raises ``InvalidError``."""
     if asked == -1:
         return 0.0
-    if asked <= 0:
+    if asked < 0:
         raise InvalidError(f"a snapshot is kept for {asked} seconds? Give more than 0, or -1")
-    return float(asked)
+    return float(asked) or _SNAPSHOT_S  # clients before 1.5 do not say
 
 
 def allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:
