@@ -41,7 +41,9 @@ class Machine:
     def made(self) -> set[str]:
         """When each layer was made here: what was built again is another."""
         records = (self.server.home / "node" / "layers").glob("*.json")
-        return {f"{record.stem} {record.stat().st_mtime_ns}" for record in records}
+        return {
+            f"{record.stem} {json.loads(record.read_text())['created_at']}" for record in records
+        }
 
 
 def test_chains_are_the_same_layers_everywhere(tmp_path: Path, client: Client) -> None:
