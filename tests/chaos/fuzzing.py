@@ -58,6 +58,7 @@ WAITING: Final = frozenset(
         "SandboxWait",
         "SandboxWaitUntilReady",
         "SandboxWaitV2",
+        "TokenFlowWait",
     }
 )
 """Reviewed: these wait for something to happen, so their time may pass. All others must answer."""

@@ -20,6 +20,7 @@ from modal_proto import task_command_router_pb2 as router
 
 from homeport.kernel import ids
 from homeport.kernel.errors import HomeportError, NotFoundError
+from homeport.kernel.numbers import wait_s
 from homeport.programs import older_wire, wire
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
@@ -103,7 +104,7 @@ class ProgramsRpc:
         task_id, program_id, _ = wire.parse_exec_id(request.exec_id)
         is_error = request.file_descriptor == api_pb2.FILE_DESCRIPTOR_STDERR
         offset = request.last_batch_index
-        until = asyncio.get_running_loop().time() + min(request.timeout or _HOLD_S, _HOLD_S)
+        until = asyncio.get_running_loop().time() + wait_s(request.timeout or _HOLD_S, _HOLD_S)
         pieces = self._output(task_id, program_id, is_error, offset)
         async with aclosing(pieces), self._state(request.exec_id).reading():
             while True:
@@ -131,7 +132,7 @@ class ProgramsRpc:
     ) -> api_pb2.ContainerExecWaitResponse:
         task_id, program_id, _ = wire.parse_exec_id(request.exec_id)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(request.timeout, _HOLD_S) or 0.05):
+            async with asyncio.timeout(wait_s(request.timeout, _HOLD_S) or 0.05):
                 code = await self._exit_code(task_id, program_id)
                 await self._state(request.exec_id).read()
                 return api_pb2.ContainerExecWaitResponse(completed=True, exit_code=code)

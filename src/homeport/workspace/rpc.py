@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
 from homeport.environments.service import EnvironmentService
+from homeport.kernel.numbers import wait_s
 from homeport.kernel.signing import Signer
 from homeport.rpc.accepted import accepted
 from homeport.rpc.context import Context, TaskIdentity, caller_of
@@ -124,7 +125,7 @@ class WorkspaceRpc:
     async def TokenFlowWait(
         self, request: api_pb2.TokenFlowWaitRequest, ctx: Context
     ) -> api_pb2.TokenFlowWaitResponse:
-        timeout_s = min(request.timeout, _FLOW_WAIT_S)
+        timeout_s = wait_s(request.timeout, _FLOW_WAIT_S)
         found = await self._flows.wait(request.token_flow_id, request.wait_secret, timeout_s)
         if found is None:
             return api_pb2.TokenFlowWaitResponse(timeout=True)
