@@ -16,25 +16,14 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 
 # What every change must pass; `make conformance` runs all suites with all clients, and tests/chaos
 # kills processes under load.
+CONFORMANCE := \
+	hello calls classes deploy entrypoints generators failures nested examples scaling \
+	lifecycle stress recovery lost_answers ephemeral schedules serve images images_rebuilt \
+	images_agree image_volumes images_recovery dicts queues queue_crowd volumes volumes_mounted \
+	network_file_systems buckets workspace web servers sandboxes sandboxes_recovery exec \
+	escapes tunnels javascript
 TESTS := tests/unit tests/contract tests/sim \
-	tests/conformance/test_hello.py tests/conformance/test_calls.py \
-	tests/conformance/test_classes.py tests/conformance/test_deploy.py \
-	tests/conformance/test_entrypoints.py tests/conformance/test_generators.py \
-	tests/conformance/test_failures.py tests/conformance/test_nested.py \
-	tests/conformance/test_dicts.py tests/conformance/test_queues.py \
-	tests/conformance/test_images.py tests/conformance/test_images_rebuilt.py tests/conformance/test_image_volumes.py \
-	tests/conformance/test_images_recovery.py \
-	tests/conformance/test_examples.py tests/conformance/test_scaling.py \
-	tests/conformance/test_lifecycle.py tests/conformance/test_stress.py \
-	tests/conformance/test_recovery.py tests/conformance/test_volumes.py \
-	tests/conformance/test_volumes_mounted.py tests/conformance/test_network_file_systems.py \
-	tests/conformance/test_buckets.py tests/conformance/test_workspace.py \
-	tests/conformance/test_lost_answers.py tests/conformance/test_ephemeral.py \
-	tests/conformance/test_schedules.py tests/conformance/test_serve.py \
-	tests/conformance/test_queue_crowd.py tests/conformance/test_web.py \
-	tests/conformance/test_servers.py tests/conformance/test_sandboxes.py \
-	tests/conformance/test_sandboxes_recovery.py tests/conformance/test_exec.py \
-	tests/conformance/test_escapes.py tests/chaos
+	$(CONFORMANCE:%=tests/conformance/test_%.py) tests/chaos
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests
