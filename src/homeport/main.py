@@ -342,7 +342,7 @@ class Server:
                     public_url=lambda: self.url,
                 ),
                 BlobRpc(self._blobs),
-                CallsRpc(self._calls, streams, self._functions, self._apps),
+                CallsRpc(self._calls, streams, self._functions, self._apps, self._blobs),
                 DictRpc(self._dicts, self._environments),
                 EnvironmentsRpc(self._environments, self._workspace),
                 FunctionsRpc(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
+from homeport.blobs.service import BlobService
 from homeport.calls.model import Call, CallType, Invocation
-from homeport.calls.service import CallService, unknown_call
+from homeport.calls.service import CallService, InputSpec, unknown_call
 from homeport.calls.streams import Chunk, DataStreams
 from homeport.calls.wire import cursor_of, data_chunk, entry_id, input_specs, output_item
 from homeport.functions.service import FunctionService
@@ -42,11 +43,13 @@ class CallsRpc:
         streams: DataStreams,
         functions: FunctionService,
         apps: AppService,
+        blobs: BlobService,
     ) -> None:
         self._calls = calls
         self._streams = streams
         self._functions = functions
         self._apps = apps
+        self._blobs = blobs
 
     async def FunctionMap(
         self, request: api_pb2.FunctionMapRequest, ctx: Context
@@ -66,7 +69,7 @@ class CallsRpc:
                 "function_call_invocation_type",
             ),
             parent_input_id=request.parent_input_id,
-            inputs=input_specs(request.pipelined_inputs),
+            inputs=await self._specs(request.pipelined_inputs),
             key=ctx.idempotency_key,
         )
         response = api_pb2.FunctionMapResponse(
@@ -82,11 +85,19 @@ class CallsRpc:
     async def FunctionPutInputs(
         self, request: api_pb2.FunctionPutInputsRequest, ctx: Context
     ) -> api_pb2.FunctionPutInputsResponse:
-        items = await self._calls.put_inputs(request.function_call_id, input_specs(request.inputs))
+        specs = await self._specs(request.inputs)
+        items = await self._calls.put_inputs(request.function_call_id, specs)
         response = api_pb2.FunctionPutInputsResponse()
         for item in items:
             response.inputs.add(idx=item.idx, input_id=item.input_id, input_jwt=item.input_id)
         return response
+
+    async def _specs(self, items: Sequence[api_pb2.FunctionPutInputsItem]) -> list[InputSpec]:
+        """The inputs, with arguments that are there: no container can go on from missing ones."""
+        specs = input_specs(items)
+        for blob_id in {spec.args_blob_id for spec in specs if spec.args_blob_id}:
+            await self._blobs.get(blob_id)
+        return specs
 
     async def FunctionFinishInputs(
         self, request: api_pb2.FunctionFinishInputsRequest, ctx: Context

@@ -20,7 +20,8 @@ CALL = SimpleNamespace(call_id="fc-1", app_id="ap-own", exchange=None)
 def put(identity: Identity) -> None:
     """One chunk of a generator into ``CALL``."""
     calls = SimpleNamespace(find=lambda call_id: CALL if call_id == CALL.call_id else None)
-    rpc = CallsRpc(cast(Any, calls), DataStreams(), cast(Any, None), cast(Any, None))
+    unused = cast(Any, None)
+    rpc = CallsRpc(cast(Any, calls), DataStreams(), unused, unused, unused)
     request = api_pb2.FunctionCallPutDataRequest(function_call_id="fc-1")
     request.data_chunks.add(index=1, data=b"data")
     context = Context("FunctionCallPutDataOut", "1", identity, "1.6.4", 3, "")
