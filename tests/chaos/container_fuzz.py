@@ -98,7 +98,8 @@ async def attack(seed, first, last, ids, report):
     pool = Pool({})
     # its own call is not among them: it may cancel it, and would be gone
     pool.take(" ".join([*ids, modal.current_input_id() or ""]))
-    channel = Channel(path=os.environ["MODAL_SERVER_URL"].removeprefix("unix:"), codec=RawCodec())
+    _, _, path = os.environ["MODAL_SERVER_URL"].removeprefix("unix://").partition("/")
+    channel = Channel(path=f"/{path}", codec=RawCodec())
     statuses, defects = Counter(), []
     for number in range(first, last):
         choice = random.Random(f"{seed} {number}")

@@ -287,7 +287,6 @@ def _refuse_unbuilt(function: api_pb2.Function) -> None:
         "servers that run an image's own command": function.http_config.HasField(
             "lift_and_shift_config"
         ),
-        "NetworkFileSystem mounts": bool(function.shared_volume_mounts),
         "S3 mounts of old clients": bool(function.s3_mounts),
         "Proxy": bool(function.proxy_id),
         "clustered functions": function._experimental_group_size > 1,  # pyright: ignore[reportPrivateUsage]

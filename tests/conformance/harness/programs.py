@@ -77,6 +77,11 @@ class Checks:
         return line
 
 
+def _hear_interrupts() -> None:
+    """As in a terminal: what is run in the background of a script would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Started:
     """A client process in the background; what it prints goes to ``log``."""
 
@@ -95,6 +100,7 @@ class Started:
                 env=environ,
                 cwd=log.parent,
                 start_new_session=True,
+                preexec_fn=_hear_interrupts,
             )
 
     def wait_for(self, condition: Callable[[str], bool], timeout_s: float = 180.0) -> None:
