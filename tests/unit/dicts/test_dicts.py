@@ -317,7 +317,7 @@ def test_what_failed_to_commit_did_not_happen(
         await here.dicts.update(here.dict_id, [(b"k", b"v")])
         commit = home.database._commit_group
 
-        def fail(_connection: object, group: list[object]) -> None:
+        def fail(_connection: object, group: list[object], **_: object) -> None:
             def tell() -> None:
                 for item in group:
                     item.future.set_exception(OSError("disk full"))  # type: ignore[attr-defined]

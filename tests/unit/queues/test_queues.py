@@ -456,7 +456,7 @@ def test_what_failed_to_commit_did_not_happen(
         await settle()
         loop = asyncio.get_running_loop()
 
-        def fail(_connection: object, group: list[object]) -> None:
+        def fail(_connection: object, group: list[object], **_: object) -> None:
             def tell() -> None:
                 for item in group:
                     item.future.set_exception(OSError("disk full"))  # type: ignore[attr-defined]

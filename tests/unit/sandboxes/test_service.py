@@ -147,6 +147,7 @@ class World:
             name=name,
             tags={},
             sources=[{"SECRET": "value"}],
+            bucket_credentials={},
             is_v2=True,
             seed=key,
             is_repeat=repeat,
