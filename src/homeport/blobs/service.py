@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,10 @@ from homeport.storage.blobs import ContentMismatchError, FileStore
 _DISK_RESERVE_BYTES: Final = 256 * 1024 * 1024
 _CHECK_DISK_BYTES: Final = 16 * 1024 * 1024
 _PRUNE_ROWS: Final = 5_000
+
+
+def _missing(blob_id: str) -> NotFoundError:
+    return NotFoundError(f"blob {blob_id} does not exist, or was not uploaded completely")
 
 
 class BlobService:
@@ -77,8 +81,13 @@ class BlobService:
         """The record of a complete blob. Raises ``NotFoundError``."""
         blob = await self._store.find(blob_id)
         if blob is None:
-            raise NotFoundError(f"blob {blob_id} does not exist, or was not uploaded completely")
+            raise _missing(blob_id)
         return blob
+
+    async def require(self, blob_ids: Collection[str]) -> None:
+        """Raise ``NotFoundError`` unless all these blobs are complete."""
+        if blob_ids and (missing := {*blob_ids} - await self._store.known(blob_ids)):
+            raise _missing(min(missing))
 
     async def prune(self) -> int:
         """Forget expired blobs; how many. Their contents go with the file store's ``sweep``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Final
 
 import sqlalchemy as sa
@@ -22,6 +23,8 @@ blobs = sa.Table(
     sa.Column("expires_at", sa.Double, nullable=False, index=True),
 )
 
+_VARIABLES_MAX: Final = 1_000
+"""Values in one query; databases have a limit."""
 _INSERT: Final = insert(blobs).on_conflict_do_nothing()
 
 
@@ -46,6 +49,20 @@ class BlobStore:
         def query(connection: Connection) -> Blob | None:
             row = connection.execute(sa.select(blobs).where(blobs.c.id == blob_id)).first()
             return None if row is None else Blob(*row)
+
+        return await self._database.read(query)
+
+    async def known(self, blob_ids: Collection[str]) -> set[str]:
+        """Those of them that are complete."""
+        asked = list(blob_ids)
+
+        def query(connection: Connection) -> set[str]:
+            found: set[str] = set()
+            for start in range(0, len(asked), _VARIABLES_MAX):
+                part = asked[start : start + _VARIABLES_MAX]
+                chosen = sa.select(blobs.c.id).where(blobs.c.id.in_(part))
+                found.update(connection.execute(chosen).scalars())
+            return found
 
         return await self._database.read(query)
 

@@ -95,8 +95,7 @@ class CallsRpc:
     async def _specs(self, items: Sequence[api_pb2.FunctionPutInputsItem]) -> list[InputSpec]:
         """The inputs, with arguments that are there: no container can go on from missing ones."""
         specs = input_specs(items)
-        for blob_id in {spec.args_blob_id for spec in specs if spec.args_blob_id}:
-            await self._blobs.get(blob_id)
+        await self._blobs.require({spec.args_blob_id for spec in specs if spec.args_blob_id})
         return specs
 
     async def FunctionFinishInputs(

@@ -117,19 +117,22 @@ class _Child:
     def start(self) -> None:
         self.restart_at = None
         self.is_swept = False
+        self._process = self._popen(self.spec.argv, self.spec.fds)
+
+    def _popen(self, argv: Sequence[str], fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as stack:
             output = None
             if self.spec.log is not None:
                 self.spec.log.parent.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context(self.spec.log.open("ab"))
-            self._process = subprocess.Popen(
-                self.spec.argv,
+            return subprocess.Popen(
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd=self._folder,
                 start_new_session=True,
-                pass_fds=self.spec.fds,
+                pass_fds=fds,
                 preexec_fn=_die_with_parent,
             )
 
@@ -155,19 +158,7 @@ class _Child:
         """Have undone what it left behind; whether that succeeded."""
         if self.is_swept or not self.spec.sweep:
             return True
-        with contextlib.ExitStack() as stack:
-            output = stack.enter_context(self.spec.log.open("ab")) if self.spec.log else None
-            process = stack.enter_context(
-                subprocess.Popen(
-                    self.spec.sweep,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    cwd=self._folder,
-                    start_new_session=True,
-                    preexec_fn=_die_with_parent,
-                )
-            )
+        with self._popen(self.spec.sweep) as process:
             try:
                 self.is_swept = process.wait(self.spec.stop_grace_s) == 0
             except subprocess.TimeoutExpired:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
-import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -27,10 +26,12 @@ from homeport.functions.model import (
 from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.link.messages import BucketRef
 from homeport.schedules.model import Cron, Period, Schedule
+from homeport.volumes.places import SYSTEM_PATHS, check_places, place
 
 REQUESTS_MAX = 10_000
 """Requests at once in one container of a server that names no limit."""
-_SYSTEM_PATHS = frozenset({"/", "/__modal", "/dev", "/etc", "/proc", "/root", "/sys", "/tmp"})
+_TAKEN_PATHS = SYSTEM_PATHS | {"/root", "/tmp"}
+"""The client and the user's code are in the home folder of a function's container."""
 _FUNCTION_FIELDS = {field.name for field in api_pb2.Function.DESCRIPTOR.fields}
 _SHARED_FIELDS = [
     field for field in api_pb2.FunctionData.DESCRIPTOR.fields if field.name in _FUNCTION_FIELDS
@@ -164,11 +165,11 @@ def spec_of(
     resources = function.resources
     volumes = _volumes(function)
     directories = [
-        DirectoryMount(mount.shared_volume_id, _place(mount.mount_path))
+        DirectoryMount(mount.shared_volume_id, place(mount.mount_path))
         for mount in function.shared_volume_mounts
     ]
     buckets = [bucket_of(mount) for mount in function.cloud_bucket_mounts]
-    _check_places([mount.path for mount in (*volumes, *directories, *buckets)])
+    check_places([mount.path for mount in (*volumes, *directories, *buckets)], _TAKEN_PATHS)
     return FunctionSpec(
         function_id=function_id,
         app_id=app_id,
@@ -247,7 +248,7 @@ def _target_concurrent(function: api_pb2.Function) -> int:
 def _volumes(function: api_pb2.Function) -> list[VolumeMount]:
     return [
         VolumeMount(
-            mount.volume_id, _place(mount.mount_path), mount.read_only, mount.sub_path.strip("/")
+            mount.volume_id, place(mount.mount_path), mount.read_only, mount.sub_path.strip("/")
         )
         for mount in function.volume_mounts
     ]
@@ -263,7 +264,7 @@ def bucket_of(mount: api_pb2.CloudBucketMount) -> BucketRef:
     if not mount.bucket_name or "/" in mount.bucket_name:
         raise InvalidError(f"{mount.bucket_name!r} is not the name of a bucket")
     return BucketRef(
-        path=_place(mount.mount_path),
+        path=place(mount.mount_path),
         bucket=mount.bucket_name,
         kind=_BUCKET_KINDS.get(mount.bucket_type, "s3"),
         endpoint_url=mount.bucket_endpoint_url,
@@ -279,22 +280,6 @@ _BUCKET_KINDS = {
     api_pb2.CloudBucketMount.R2: "r2",
     api_pb2.CloudBucketMount.GCP: "gcp",
 }
-
-
-def _place(path: str) -> str:
-    return posixpath.normpath("/" + path.lstrip("/"))
-
-
-def _check_places(paths: Sequence[str]) -> None:
-    """Raise ``InvalidError`` for places where nothing can be mounted."""
-    for number, path in enumerate(paths):
-        others = [*paths[:number], *paths[number + 1 :]]
-        if path in others or any(path.startswith(other + "/") for other in others):
-            raise InvalidError(
-                f"a volume cannot be mounted at {path}, inside or in place of another one"
-            )
-        if path in _SYSTEM_PATHS or path.startswith(("/proc/", "/sys/", "/__modal/")):
-            raise InvalidError(f"a volume cannot be mounted at {path}")
 
 
 def _retry_policy(function: api_pb2.Function) -> RetryPolicy | None:

@@ -34,6 +34,8 @@ SECRETS_PATH = "homeport/secrets"
 msgpack list of their ids, the answer a msgpack map."""
 STREAM_WINDOW = 4 * 1024 * 1024
 """Bytes of one forwarded stream that may be on their way."""
+HTTPS_PORT = 443
+"""Port of a tunnel that has an address for itself (``OpenTunnel.host``)."""
 STREAM_GOES_ON = -1
 """``RpcReply.status`` of a message that is not the last of its RPC."""
 FRAME_BYTES_MAX = 256 * 1024 * 1024
@@ -570,7 +572,7 @@ class OpenTunnel(Message):
     """Let a port of the node lead to ``port`` of a container; it ends with the container.
 
     Answered by ``Answer``, whose ``number`` is the node's port: the same when asked again. ``h2``:
-    TLS clients are offered HTTP/2 alone. With ``host`` the tunnel is at port 443 of that address of
+    TLS clients are offered HTTP/2 alone. With ``host`` the tunnel is at ``HTTPS_PORT`` of that address of
     the node, with a certificate of its own; if that is not to be had, at another port as without.
     """
 

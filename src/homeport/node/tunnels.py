@@ -19,6 +19,7 @@ import structlog
 
 from homeport.kernel.certificates import server_context
 from homeport.kernel.errors import AlreadyExistsError, HomeportError, UnavailableError
+from homeport.link.messages import HTTPS_PORT
 from homeport.node.network import socket_in_netns
 from homeport.node.runtime.port import Container
 
@@ -26,7 +27,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LISTEN_WAIT_S: Final = 5.0
 """How long a connection waits for the program to listen."""
-HTTPS_PORT: Final = 443
 _RETRY_FIRST_S: Final = 0.01
 _RETRY_MAX_S: Final = 0.25
 _HANDSHAKE_S: Final = 30.0

@@ -1,36 +1,19 @@
-"""The one table from the platform's errors to gRPC statuses.
+"""What callers are told about errors: a gRPC status and a sentence.
 
-Official clients retry INTERNAL, UNKNOWN, UNAVAILABLE, CANCELLED and DEADLINE_EXCEEDED (three more
-attempts within a second) and take every other status as final, so a permanent failure must never
-map to one of the first group. Messages are shown to users verbatim; an empty one makes the CLI
-print a traceback.
+Messages are shown to users verbatim; an empty one makes the CLI print a traceback.
 """
 
 from __future__ import annotations
 
 import base64
 import errno
-from typing import Final
 
 from modal_proto import api_pb2
 
 from homeport.kernel.errors import Code, ExhaustedError, HomeportError
 from homeport.transport import dispatch
 from homeport.transport.dispatch import StatusError, Trailers
-
-STATUS_OF_CODE: Final[dict[Code, int]] = {
-    Code.INVALID: dispatch.INVALID_ARGUMENT,
-    Code.NOT_FOUND: dispatch.NOT_FOUND,
-    Code.ALREADY_EXISTS: dispatch.ALREADY_EXISTS,
-    Code.CONFLICT: dispatch.FAILED_PRECONDITION,
-    Code.UNAUTHENTICATED: dispatch.UNAUTHENTICATED,
-    Code.PERMISSION_DENIED: dispatch.PERMISSION_DENIED,
-    Code.EXHAUSTED: dispatch.RESOURCE_EXHAUSTED,
-    Code.UNIMPLEMENTED: dispatch.UNIMPLEMENTED,
-    Code.UNAVAILABLE: dispatch.UNAVAILABLE,
-    Code.DEADLINE: dispatch.DEADLINE_EXCEEDED,
-    Code.INTERNAL: dispatch.INTERNAL,
-}
+from homeport.transport.statuses import STATUS_OF_CODE
 
 
 def status_error(error: Exception, method: str, request_id: str) -> StatusError:

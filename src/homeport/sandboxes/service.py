@@ -24,6 +24,7 @@ from homeport.kernel.errors import (
 )
 from homeport.kernel.resources import Resources
 from homeport.link.messages import (
+    HTTPS_PORT,
     STATUS_INIT_FAILURE,
     STATUS_INTERNAL_FAILURE,
     STATUS_OUT_OF_MEMORY,
@@ -79,7 +80,6 @@ _NODE_S: Final = 300.0
 """How long input waits for a sandbox that waits for room."""
 _TICK_S: Final = 1e-6
 
-HTTPS_PORT: Final = 443
 Places = Callable[[str], tuple[str, str, str]]
 """For a tunnel's name: an address of its own, its certificate and key (PEM)."""
 NO_PLACE: Final = ("", "", "")

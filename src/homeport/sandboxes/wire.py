@@ -21,8 +21,8 @@ from homeport.sandboxes.model import (
     Tunnel,
 )
 from homeport.sandboxes.service import Source
+from homeport.volumes.places import check_places, place
 
-_SYSTEM_PATHS = frozenset({"/", "/__modal", "/dev", "/etc", "/proc", "/sys"})
 _PROBE_INTERVAL_MS = 100
 
 
@@ -33,11 +33,11 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
     access = definition.network_access
     volumes = _volumes(definition.volume_mounts)
     directories = [
-        (mount.shared_volume_id, _place(mount.mount_path)) for mount in definition.nfs_mounts
+        (mount.shared_volume_id, place(mount.mount_path)) for mount in definition.nfs_mounts
     ]
     buckets = [bucket_of(mount) for mount in definition.cloud_bucket_mounts]
     places = [*(ref.path for ref in (*volumes, *buckets)), *(path for _, path in directories)]
-    _check_places(places)
+    check_places(places)
     closed = access.network_access_type == api_pb2.NetworkAccess.BLOCKED
     return SandboxSpec(
         image_id=definition.image_id,
@@ -102,7 +102,7 @@ def _volumes(mounts: Iterable[api_pb2.VolumeMount]) -> list[VolumeRef]:
     refs = [
         VolumeRef(
             mount.volume_id,
-            _place(mount.mount_path),
+            place(mount.mount_path),
             mount.read_only,
             mount.sub_path.strip("/"),
         )
@@ -112,22 +112,6 @@ def _volumes(mounts: Iterable[api_pb2.VolumeMount]) -> list[VolumeRef]:
         if sum(other.volume_id == ref.volume_id for other in refs) > 1:
             raise InvalidError("a volume can be mounted in a sandbox only once")
     return refs
-
-
-def _place(path: str) -> str:
-    return posixpath.normpath("/" + path.lstrip("/"))
-
-
-def _check_places(paths: Sequence[str]) -> None:
-    """Raise ``InvalidError`` for places where nothing can be mounted."""
-    for number, path in enumerate(paths):
-        others = [*paths[:number], *paths[number + 1 :]]
-        if path in others or any(path.startswith(other + "/") for other in others):
-            raise InvalidError(
-                f"a volume cannot be mounted at {path}, inside or in place of another one"
-            )
-        if path in _SYSTEM_PATHS or path.startswith(("/proc/", "/sys/", "/__modal/")):
-            raise InvalidError(f"a volume cannot be mounted at {path}")
 
 
 def _allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:
@@ -166,7 +150,7 @@ def _terminal(definition: api_pb2.Sandbox) -> TerminalRef | None:
 def bucket_credentials(request: api_pb2.SandboxCreateV2Request) -> dict[str, dict[str, str]]:
     """Those that are sent along, by where the bucket is mounted."""
     return {
-        _place(path): dict(values.contents)
+        place(path): dict(values.contents)
         for path, values in request.cloud_bucket_mount_credentials.items()
     }
 

@@ -219,6 +219,18 @@ def test_an_unknown_or_unfinished_blob_is_not_found(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_many_blobs_are_asked_for_at_once(tmp_path: Path) -> None:
+    async def scenario(home: Home) -> None:
+        there = [await home.blobs.write(bytes([number])) for number in range(3)]
+        await home.blobs.require([])
+        await home.blobs.require([*there, there[0]])
+        others = {f"bl-{number}" for number in range(100_000)}
+        with pytest.raises(NotFoundError, match="blob bl-0 does not exist"):
+            await home.blobs.require({*there, *others})
+
+    run(tmp_path, scenario)
+
+
 def test_blobs_of_other_features_expire(tmp_path: Path) -> None:
     async def scenario(home: Home) -> None:
         blob_id = await home.blobs.write(b"result")

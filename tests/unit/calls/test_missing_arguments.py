@@ -22,8 +22,8 @@ CONTEXT = Context("FunctionPutInputs", "1", ClientIdentity("ak-1"), "1.6.4", 1, 
 class Blobs:
     """Has ``bl-there`` only."""
 
-    async def get(self, blob_id: str) -> None:
-        if blob_id != "bl-there":
+    async def require(self, blob_ids: set[str]) -> None:
+        for blob_id in blob_ids - {"bl-there"}:
             raise NotFoundError(f"blob {blob_id} does not exist")
 
 

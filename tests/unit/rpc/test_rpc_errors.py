@@ -9,8 +9,9 @@ from modal_proto import api_pb2
 
 from homeport.kernel import errors
 from homeport.kernel.errors import Code, ExhaustedError, HomeportError
-from homeport.rpc.errors import STATUS_OF_CODE, status_error
+from homeport.rpc.errors import status_error
 from homeport.transport import dispatch
+from homeport.transport.statuses import STATUS_OF_CODE
 
 RETRIED_BY_CLIENTS = {
     dispatch.CANCELLED,

@@ -12,7 +12,6 @@ from modal_proto import api_pb2
 from modal_proto import task_command_router_pb2 as pb
 
 from homeport.kernel.errors import (
-    Code,
     ConflictError,
     HomeportError,
     InvalidError,
@@ -27,6 +26,7 @@ from homeport.node.router.output import GoneError
 from homeport.node.sandbox import Sandbox
 from homeport.transport import dispatch
 from homeport.transport.dispatch import IncomingCall, StatusError
+from homeport.transport.statuses import STATUS_OF_CODE
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -40,19 +40,6 @@ _STREAMS: Final[dict[str, bool]] = {
 }
 _REQUESTS: Final[dict[str, type[Message]]] = {
     PREFIX + method.name: GetMessageClass(method.input_type) for method in _SERVICE.methods
-}
-_STATUS: Final = {
-    Code.INVALID: dispatch.INVALID_ARGUMENT,
-    Code.NOT_FOUND: dispatch.NOT_FOUND,
-    Code.ALREADY_EXISTS: dispatch.ALREADY_EXISTS,
-    Code.CONFLICT: dispatch.FAILED_PRECONDITION,
-    Code.UNAUTHENTICATED: dispatch.UNAUTHENTICATED,
-    Code.PERMISSION_DENIED: dispatch.PERMISSION_DENIED,
-    Code.EXHAUSTED: dispatch.RESOURCE_EXHAUSTED,
-    Code.UNIMPLEMENTED: dispatch.UNIMPLEMENTED,
-    Code.UNAVAILABLE: dispatch.UNAVAILABLE,
-    Code.DEADLINE: dispatch.DEADLINE_EXCEEDED,
-    Code.INTERNAL: dispatch.INTERNAL,
 }
 
 Authorize = Callable[[IncomingCall, str], None]
@@ -392,7 +379,7 @@ class _Told:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, HomeportError):
-            raise StatusError(_STATUS[error.code], error.message) from None
+            raise StatusError(STATUS_OF_CODE[error.code], error.message) from None
         if isinstance(error, DecodeError):
             name = _name(self._call.path)
             raise StatusError(
