@@ -38,6 +38,7 @@ class SandboxStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._last_save: asyncio.Future[None] | None = None
 
     def save(self, record: SandboxRecord) -> asyncio.Future[None]:
         """Write it with the next commit; the future is done when that is durable."""
@@ -50,7 +51,8 @@ class SandboxStore:
             "finished_at": record.finished_at,
             "record": msgspec.msgpack.encode(record),
         }
-        return self._database.append(_UPSERT, [row])
+        self._last_save = self._database.append(_UPSERT, [row])
+        return self._last_save
 
     async def load_alive(self) -> list[SandboxRecord]:
         """Those that have not ended."""
@@ -93,6 +95,8 @@ class SandboxStore:
     async def _select(
         self, *conditions: sa.ColumnElement[bool], limit: int | None = None
     ) -> list[SandboxRecord]:
+        if self._last_save is not None and not self._last_save.done():
+            await asyncio.wait([self._last_save])  # commits keep their order: all are in then
         query = sa.select(sandboxes.c.record).where(*conditions)
         query = query.order_by(sandboxes.c.created_at.desc()).limit(limit)
 
