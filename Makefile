@@ -56,6 +56,7 @@ bench: setup  ## measure, with ratios to peers in the same run
 	@scripts/setup bench
 	$(BIN)/uv sync --quiet --frozen --group bench
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/sandboxes.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/storage_ops.py
 	$(BIN)/python benchmarks/web.py

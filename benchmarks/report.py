@@ -1,7 +1,8 @@
-"""The results of ``calls.py`` as a page."""
+"""The results of ``calls.py`` and ``sandboxes.py`` as a page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 NAMES = {
@@ -16,6 +17,10 @@ NAMES = {
 ADDED_MS = 2.0
 KEPT = 0.8
 FIRST_S = 1.0
+OUTPUT_MS = 60.0
+EXEC_MS = 8.0
+LIVE = 500
+CREATES = 5000
 
 
 def bars(calls: dict[str, dict[str, float]]) -> list[tuple[str, str, str, bool]]:
@@ -35,8 +40,8 @@ def bars(calls: dict[str, dict[str, float]]) -> list[tuple[str, str, str, bool]]
     return rows
 
 
-def render(results: dict[str, Any]) -> str:
-    """The whole page."""
+def render(results: dict[str, Any], sandboxes: dict[str, Any] | None = None) -> str:
+    """The whole page; the second part if sandboxes were measured."""
     calls, settings, machine = results["calls"], results["settings"], results["machine"]
     lines = [
         "# Benchmarks",
@@ -78,8 +83,104 @@ def render(results: dict[str, Any]) -> str:
         "`submit` of each, a list of tasks). A first call is made when no container of its "
         "function runs; it includes starting one.",
         "",
+        *(_sandboxes(sandboxes) if sandboxes else ()),
     ]
     return "\n".join(lines)
+
+
+def sandbox_bars(figures: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """(what, bar, found, reached) of one runtime."""
+    first = figures["first_p50_ms"]
+    added = figures["exec_p50_ms"] - figures["floor"]["exec_p50_ms"]
+    rows = [
+        ("from create to the first output of a program, p50", f"≤ {OUTPUT_MS:g} ms",
+         f"{first:.1f} ms", first <= OUTPUT_MS),
+        ("a program in it (start, output, end) takes longer than the floor's by",
+         f"≤ {EXEC_MS:g} ms", f"{added:.1f} ms", added <= EXEC_MS),
+    ]  # fmt: skip
+    if "many" in figures:
+        live = figures["many"]["live"]
+        rows.append(("live at once", f"≥ {LIVE}", f"{live:,}", live >= LIVE))
+    if "thousands" in figures:
+        rounds = figures["thousands"]["rounds"]
+        what = "created, used and ended without a failure"
+        rows.append((what, f"{CREATES:,}", f"{rounds:,}", rounds >= CREATES))
+    return rows
+
+
+def _sandboxes(results: dict[str, Any]) -> list[str]:
+    machine, settings = results["machine"], results["settings"]
+    lines = [
+        "## Sandboxes",
+        "",
+        "Made by `benchmarks/sandboxes.py`; as data in "
+        "[sandboxes.json](../benchmarks/sandboxes.json). The floor is a server that answers at "
+        "once and runs nothing, measured in turns with Homeport by the same client.",
+        "",
+        "| runtime | | bar | found | |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for runtime, figures in results["runtimes"].items():
+        lines += [
+            f"| {runtime} | {what} | {bar} | {found} | {'reached' if reached else 'missed'} |"
+            for what, bar, found, reached in sandbox_bars(figures)
+        ]
+    names = list(results["runtimes"])
+    lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
+    for what, cell in _SANDBOX_ROWS:
+        cells = [cell(figures) for figures in results["runtimes"].values()]
+        lines.append(f"| {what.format(**results, **settings)} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"{results['date']}, {machine['cores']} cores ({machine['cpu']}), "
+        f"{machine['memory_gib']} GiB, Linux {machine['kernel']}, client {machine['client']}; load "
+        f"of the machine before the start: {machine['load_before']:.1f}. Medians of "
+        f"{settings['runs']} runs. Memory of a sandbox is what the machine had less of, without "
+        "the client's own; its program is `sleep`.",
+        "",
+    ]
+
+
+def _pair(name: str) -> Callable[[dict[str, Any]], str]:
+    def cell(figures: dict[str, Any]) -> str:
+        if f"{name}_p50_ms" not in figures:
+            return "–"
+        return f"{figures[f'{name}_p50_ms']:.1f} / {figures[f'{name}_p99_ms']:.1f} ms"
+
+    return cell
+
+
+def _of(part: str, name: str, text: str) -> Callable[[dict[str, Any]], str]:
+    """``text`` with a figure of a part, or of the whole without one."""
+
+    def cell(figures: dict[str, Any]) -> str:
+        found = figures.get(part, {}) if part else figures
+        return text.format(found[name]) if name in found else "–"
+
+    return cell
+
+
+def _memory(figures: dict[str, Any]) -> str:
+    many = figures.get("many")
+    if many is None:
+        return "–"
+    kernel = sum(many[f"{name}_kib"] for name in ("Slab", "KernelStack", "PageTables", "Percpu"))
+    return (
+        f"{many['memory_mib']:.1f} MiB (kernel {kernel / 1024:.1f}, processes' own "
+        f"{many['AnonPages_kib'] / 1024:.1f}, of these node {many['node_kib'] / 1024:.2f} and "
+        f"server {many['server_kib'] / 1024:.2f})"
+    )
+
+
+_SANDBOX_ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("create → first output, p50 / p99 (networks prepared)", _pair("first")),
+    ("the same, {burst} at once (more than are prepared)", _pair("burst")),
+    ("a program in a sandbox: start, output, end, p50 / p99", _pair("exec")),
+    ("{numpy} at once that each import numpy: all done after", _of("", "numpy_all_s", "{:.1f} s")),
+    ("created, used and ended a second, {at_once} at a time", _of("thousands", "per_s", "{:.1f}")),
+    ("memory of an idle one, {live} alive", _memory),
+]
 
 
 def _row(name: str, figures: dict[str, float]) -> str:

@@ -64,6 +64,7 @@ from homeport.images.upkeep import ImageUpkeep
 from homeport.images.wire import metadata as image_metadata
 from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import SystemClock
+from homeport.kernel.descriptors import raise_limit
 from homeport.kernel.errors import HomeportError
 from homeport.kernel.logs import configure_logging
 from homeport.kernel.resources import Limits
@@ -675,6 +676,7 @@ def serve_command(home: Path | None, host: str | None, port: int | None, fd: int
     try:
         settings = load(home, host=host, port=port)
         configure_logging(settings.log_level, settings.log_format)
+        raise_limit()
         with _only_one(settings.home):
             uvloop.run(serve(settings, _inherited(fd) if fd is not None else None))
     except HomeportError as error:

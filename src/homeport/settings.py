@@ -67,11 +67,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     the time, and a busy one may use what the others leave."""
     default_memory_mb: int = 128
     """Memory a container is counted with when its function asks for none."""
+    sandbox_milli_cpu: int = 1
+    """The same of a sandbox: it waits for its agent most of the time. Against others that compute
+    it has the share of ``default_milli_cpu``."""
+    sandbox_memory_mb: int = 10
+    """The same: a sandbox whose program waits takes 4 to 8 MiB of the machine, kernel included. Those
+    that need more should ask for it."""
     default_memory_limit_mb: int = 0
     """Hard memory limit of such a container; 0 = half of the node's memory."""
     pids_max: int = 4096
     """Processes and threads in one container."""
-    containers_max: int = 1000
+    containers_max: int = 4000
     """Containers at once on one node, whatever they ask for."""
     registry_mirrors: dict[str, str] = {}
     """Where images come from, by registry, repository or image: ``docker.io`` → ``mirror:5000``,

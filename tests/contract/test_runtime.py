@@ -515,10 +515,7 @@ def test_the_command_reads_what_it_is_given(in_box: InBox) -> None:
     in_box(check)
 
 
-def test_the_command_has_a_terminal_if_it_is_given_one(tool: str, in_box: InBox) -> None:
-    if tool == "runc":
-        pytest.skip("runc's own process holds the terminal: programs read it, but get no signals")
-
+def test_the_command_has_a_terminal_if_it_is_given_one(in_box: InBox) -> None:
     async def check(box: Box) -> None:
         ours, theirs = os.openpty()
         spec = box.spec(

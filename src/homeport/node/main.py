@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from homeport.kernel.descriptors import raise_limit
 from homeport.kernel.errors import HomeportError
 from homeport.kernel.logs import configure_logging
 from homeport.node.agent import Agent, NodeConfig, read_token
@@ -34,6 +35,7 @@ def main(
     try:
         settings = load(home)
         configure_logging(settings.log_level, settings.log_format)
+        raise_limit()
         file = token_file or settings.home / "credentials.toml"
         config = NodeConfig(
             home=settings.home,

@@ -31,11 +31,14 @@ from homeport.node.addresses import AddressBlock, claim_block
 from homeport.node.resolver import Resolver, host_resolver
 from homeport.node.runtime import linux
 from homeport.node.runtime.port import RuntimeUnavailableError
+from homeport.node.stock import CALM_S, Stock
 
 DEFAULT_POOL: Final = "10.87.0.0/16"
 INTERFACE_PREFIX: Final = "hpv"
 TABLE_PREFIX: Final = "homeport_"
 _POOL_SIZE: Final = 8
+_POOL_MAX: Final = 64
+"""Networks kept ready in quiet and in busy times; each takes some 100 KiB of the kernel."""
 _BEFORE: Final = -10
 """Priority of a container's own rules: before those of all containers."""
 _LINK_LOCAL: Final = "169.254.0.0/16"
@@ -103,7 +106,8 @@ class VethNetwork:
         self._table = f"{TABLE_PREFIX}{tag}"
         self._tag = tag
         self._pool_network = pool
-        self._pool_size = pool_size
+        self._stock = Stock(pool_size, _POOL_MAX if pool_size else 0)
+        self._calm: asyncio.TimerHandle | None = None
         self._block: AddressBlock | None = None
         self._ready: deque[Lease] = deque()
         self._refill: asyncio.Task[None] | None = None
@@ -143,6 +147,10 @@ class VethNetwork:
             lease = self._ready.popleft()
             self._wake_refill()
             return lease
+        loop = asyncio.get_running_loop()
+        self._stock.missed(loop.time())
+        if self._calm is None:
+            self._calm = loop.call_later(CALM_S, self._calm_down)
         lease = await self._run(self._make_connected)
         self._wake_refill()
         return lease
@@ -159,16 +167,9 @@ class VethNetwork:
             ) from error
 
     async def release(self, lease: Lease) -> None:
-        if lease.netns_fd >= 0:
-            os.close(lease.netns_fd)
-            lease.netns_fd = -1
-        if lease.number < 0:
-            return
-        self._doomed.append(lease)
-        if self._janitor is None:
-            loop = asyncio.get_running_loop()
-            self._janitor = loop.create_task(self._remove_doomed())
-        await asyncio.shield(self._janitor)
+        self._doom(lease)
+        if lease.number >= 0 and self._janitor is not None:
+            await asyncio.shield(self._janitor)
 
     def resolver(self) -> Resolver:
         return host_resolver()
@@ -178,6 +179,8 @@ class VethNetwork:
         return self._threads.submit(self._sweep).result()
 
     async def close(self) -> None:
+        if self._calm is not None:
+            self._calm.cancel()
         if self._refill is not None:
             self._refill.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -193,6 +196,16 @@ class VethNetwork:
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _doom(self, lease: Lease) -> None:
+        if lease.netns_fd >= 0:
+            os.close(lease.netns_fd)
+            lease.netns_fd = -1
+        if lease.number < 0:
+            return
+        self._doomed.append(lease)
+        if self._janitor is None:
+            self._janitor = asyncio.get_running_loop().create_task(self._remove_doomed())
 
     def _wake_refill(self) -> None:
         if self._refill is None or self._refill.done():
@@ -218,12 +231,23 @@ class VethNetwork:
             self._janitor = None
 
     async def _fill(self) -> None:
-        while len(self._ready) < self._pool_size:
+        while len(self._ready) < self._stock.wanted:
             try:
                 self._ready.append(await self._run(self._make_connected))
             except (OSError, RuntimeUnavailableError) as error:
                 _log.warning("no network could be prepared ahead", error=str(error))
                 return
+
+    def _calm_down(self) -> None:
+        """Keep fewer ready, when nobody had to wait for a while."""
+        loop = asyncio.get_running_loop()
+        again_s = self._stock.calm(loop.time())
+        self._calm = loop.call_later(again_s, self._calm_down) if again_s else None
+        surplus: list[Lease] = []
+        while len(self._ready) > self._stock.wanted:
+            surplus.append(self._ready.popleft())
+        for lease in surplus:
+            self._doom(lease)
 
     # --- in the network thread ---
 

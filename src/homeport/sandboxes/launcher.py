@@ -104,7 +104,7 @@ class SandboxLauncher:
             env=await self._environment(record, image.config),
             workdir=workdir,
             limits=Limits(
-                milli_cpu=milli_cpu,
+                milli_cpu=milli_cpu if spec.milli_cpu else self._settings.default_milli_cpu,
                 milli_cpu_max=spec.milli_cpu_max,
                 memory_mb=memory_limit_mb,
                 pids=self._settings.pids_max,

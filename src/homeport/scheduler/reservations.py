@@ -30,6 +30,8 @@ class Reservations:
         self.defaults = Defaults(
             settings.default_milli_cpu, settings.default_memory_mb, settings.containers_max
         )
+        self.sandbox = Resources(settings.sandbox_milli_cpu, settings.sandbox_memory_mb)
+        """What a sandbox that asks for nothing is counted with."""
 
     def views(self) -> Sequence[NodeView]:
         """The connected nodes with what is left of them."""

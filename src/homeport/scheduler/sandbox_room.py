@@ -66,7 +66,7 @@ class SandboxRoom:
         self._work_finished(app_id)
 
     def _demand(self, spec: SandboxSpec) -> Resources:
-        defaults = self._reservations.defaults
+        defaults = self._reservations.sandbox
         return Resources(
             milli_cpu=spec.milli_cpu or defaults.milli_cpu,
             memory_mb=spec.memory_mb or defaults.memory_mb,

@@ -32,10 +32,11 @@ from homeport.node.runtime.users import User
 
 STATUS_FD: Final = 3
 CONTROL_FD: Final = 4
-OUT_FD: Final = 5
-ERR_FD: Final = 6
-INIT_FD: Final = 7
-FIRST_FREE_FD: Final = 8
+IN_FD: Final = 5
+OUT_FD: Final = 6
+ERR_FD: Final = 7
+INIT_FD: Final = 8
+FIRST_FREE_FD: Final = 9
 
 INIT_PATH: Final = f"/proc/self/fd/{INIT_FD}"
 
@@ -93,7 +94,7 @@ def init_arguments(user: User | None, command: tuple[str, ...]) -> list[str]:
     who = ["-", "-", ""]
     if user is not None:
         who = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
-    return [*map(str, (STATUS_FD, CONTROL_FD, OUT_FD, ERR_FD)), *who, *command]
+    return [*map(str, (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD)), *who, *command]
 
 
 class Launch:
@@ -186,11 +187,12 @@ class Launch:
         null = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         wanted = {
-            0: self.spec.stdin_fd if self.spec.stdin_fd >= 0 else null,
+            0: null,
             1: null,
             2: errors,
             STATUS_FD: keep(os.open(self.directory.status_file, flags, 0o600)),
             CONTROL_FD: control.fileno(),
+            IN_FD: self.spec.stdin_fd if self.spec.stdin_fd >= 0 else null,
             OUT_FD: self.spec.stdout_fd if self.spec.stdout_fd >= 0 else null,
             ERR_FD: self.spec.stderr_fd if self.spec.stderr_fd >= 0 else null,
             INIT_FD: self.shared.init_fd,

@@ -1,13 +1,14 @@
 /*
  * The first process of every container, whichever tool starts it: PID 1 of its PID namespace.
  *
- *   init STATUS_FD CONTROL_FD STDOUT_FD STDERR_FD UID GID GROUPS [COMMAND [ARGUMENT...]]
+ *   init STATUS_FD CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS [COMMAND [ARGUMENT...]]
  *
  * It runs after the sandbox is complete (root file system, capabilities, seccomp, working
  * directory) and has four duties that no program of the image can be relied upon for:
  *
  *   1. stand still until the node has put it into its cgroups ('I', then one byte back),
- *   2. start the command as the asked user with the caller's stdout and stderr and tell the node
+ *   2. start the command as the asked user with the caller's stdin, stdout and stderr (some tools
+ *      put pipes of their own in the place of what they are given) and tell the node
  *      its pid ('S' from the command's process, by socket credentials, then one byte back), and
  *      that it runs ('R') or why it does not ('E' and errno): some tools keep the node's socket
  *      open themselves, so its end would not say so,
@@ -230,18 +231,19 @@ static void idle(void)
 static void run_command(char **arguments, char **environment, int control, int init)
 {
     call(SYS_setsid, 0, 0, 0, 0, 0);
+    call(SYS_dup3, number(arguments[3]), 0, 0, 0, 0);
     call(SYS_ioctl, 0, TIOCSCTTY, 0, 0, 0); /* if its input is a terminal, that is its own */
-    call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
-    call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
+    call(SYS_dup3, number(arguments[4]), 1, 0, 0, 0);
+    call(SYS_dup3, number(arguments[5]), 2, 0, 0, 0);
     close_on_exec();
-    int error = become(arguments[5], arguments[6], arguments[7]);
+    int error = become(arguments[6], arguments[7], arguments[8]);
     if (!error) {
         report_and_wait(control, "S");
-        if (!arguments[8]) {
+        if (!arguments[9]) {
             call(SYS_close, init, 0, 0, 0, 0); /* as if it had been executed */
             idle();
         }
-        error = execute(arguments + 8, environment);
+        error = execute(arguments + 9, environment);
     }
     unsigned char number = (unsigned char)error;
     call(SYS_write, init, (long)&number, 1, 0, 0);
@@ -283,7 +285,7 @@ __attribute__((used, noreturn)) void run(long *stack)
     int starting[2];
     long command, error;
 
-    if (count < 8)
+    if (count < 9)
         leave(FAILED);
     int status_file = (int)number(arguments[1]), control = (int)number(arguments[2]);
     /* Processes of the container may not look into this one (its descriptors are the host's). */

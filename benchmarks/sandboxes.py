@@ -1,0 +1,242 @@
+"""What a sandbox costs: the first output, a program, a burst, many at once, thousands in a row.
+
+    python benchmarks/sandboxes.py                                   # bubblewrap, and runc if there
+    python benchmarks/sandboxes.py --runtimes bubblewrap --live 2000 --creates 500 --no-write
+
+Each runtime gets a server of its own; the floor (``floor_sandboxes.py``: a server that answers at
+once and runs nothing) is measured in turns with it by the same client code. Results:
+``benchmarks/sandboxes.json`` and ``docs/benchmarks.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from calls import machine, python
+from report import render
+
+from homeport.node.leaks import find_leaks
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RUNTIMES = ("bubblewrap", "runc")
+PAUSE_S = 0.1
+BURST = 32
+AT_ONCE = 8
+HOMEPORT = ("-m", "homeport.cli.main")
+KERNEL = ("Slab", "KernelStack", "PageTables", "Percpu")
+Figures = dict[str, Any]
+
+
+@contextlib.contextmanager
+def floor() -> Iterator[dict[str, str]]:
+    """A floor server; yields the client's variables."""
+    command = [sys.executable, HERE / "floor_sandboxes.py"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+    try:
+        url = process.stdout.readline().strip()
+        assert url, "the floor server did not start"
+        yield {
+            "MODAL_SERVER_URL": url,
+            "MODAL_TOKEN_ID": "floor",
+            "MODAL_TOKEN_SECRET": "floor",
+            "MODAL_CONFIG_PATH": "/nonexistent",
+        }
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+class Homeport:
+    """A server and a node of their own with one runtime."""
+
+    def __init__(self, home: Path, runtime: str) -> None:
+        self.home = home
+        self.runtime = runtime
+        self.environ: dict[str, str] = {}
+
+    def __enter__(self) -> Homeport:
+        more = {"HOMEPORT_DEFAULT_RUNTIME": self.runtime}
+        python(*HOMEPORT, "up", "--detach", "--home", self.home, "--port", 0, environ=more)
+        self.environ = json.loads(python(*HOMEPORT, "env", "--home", self.home, "--json"))
+        self.environ["MODAL_CONFIG_PATH"] = str(self.home / "none.toml")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        python(*HOMEPORT, "down", "--home", self.home)
+
+    def pids(self) -> dict[str, int]:
+        """Of the server and the node."""
+        status = json.loads(python(*HOMEPORT, "status", "--home", self.home, "--json"))
+        return {part: int(status[f"{part}_pid"]) for part in ("server", "node")}
+
+    def state(self) -> Figures:
+        """What its processes hold, and what there is on the machine of its containers."""
+        found: Figures = {}
+        for part, pid in self.pids().items():
+            found[f"{part}_rss_mib"] = _rss_mib(pid)
+            found[f"{part}_threads"] = len(os.listdir(f"/proc/{pid}/task"))
+            found[f"{part}_descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+        leaks = find_leaks(self.home)
+        for kind in ("container process", "mount", "control group", "nftables table"):
+            found[kind.replace(" ", "_")] = sum(leak.startswith(kind) for leak in leaks)
+        found["network_interface"] = sum(leak.startswith("network interface") for leak in leaks)
+        return found
+
+
+def client(environ: dict[str, str], *arguments: object) -> Figures:
+    """One client process against a server; fails if anything failed in it."""
+    figures = json.loads(python(HERE / "sandboxes_client.py", *arguments, environ=environ))
+    if figures.pop("failures"):
+        raise RuntimeError(f"{arguments[0]}: {figures}")
+    return figures
+
+
+def in_turns(
+    ours: dict[str, str], least: dict[str, str], options: argparse.Namespace
+) -> tuple[Figures, Figures]:
+    """Medians of ours and of the floor for what is done one after the other."""
+    runs: dict[str, list[Figures]] = {"ours": [], "floor": []}
+    for _ in range(options.runs):
+        for name, environ in (("floor", least), ("ours", ours)):
+            found = client(environ, "exec", "--count", options.execs)
+            pause = ("--pause", PAUSE_S)
+            found.update(client(environ, "first", "--count", options.firsts, *pause))
+            runs[name].append(found)
+    return _medians(runs["ours"]), _medians(runs["floor"])
+
+
+def many_live(homeport: Homeport, count: int) -> Figures:
+    """That many sandboxes at once: how long they took, and where the memory went."""
+    before, held = memory(), homeport.state()
+    command = [sys.executable, HERE / "sandboxes_client.py", "live", "--count", str(count)]
+    process = subprocess.Popen(
+        [*map(str, command), "--at-once", str(AT_ONCE)],
+        env={**os.environ, **homeport.environ},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    line = process.stdout.readline()
+    assert line, "no sandbox lived"
+    client_mib = _rss_mib(process.pid)
+    during, holding = memory(), homeport.state()
+    process.stdin.close()
+    figures = json.loads(process.stdout.read())
+    process.wait(60)
+    live = figures["live"]
+    of_machine = before["MemAvailable"] - during["MemAvailable"]
+    figures["memory_mib"] = (of_machine / 1024 - client_mib) / live
+    for name in ("AnonPages", *KERNEL):
+        figures[f"{name}_kib"] = (during[name] - before[name]) / live
+    for part in ("server", "node"):
+        grown = holding[f"{part}_rss_mib"] - held[f"{part}_rss_mib"]
+        figures[f"{part}_kib"] = grown * 1024 / live
+    figures["node_descriptors"] = holding["node_descriptors"]
+    return figures
+
+
+def thousands(homeport: Homeport, count: int) -> Figures:
+    """Create, run, end, ``count`` times; what is held before and after."""
+    client(homeport.environ, "churn", "--count", 100, "--at-once", AT_ONCE)
+    before = homeport.state()
+    figures = client(homeport.environ, "churn", "--count", count, "--at-once", AT_ONCE)
+    time.sleep(2)  # the last containers are being removed
+    return {**figures, "before": before, "after": homeport.state()}
+
+
+def measure(homeport: Homeport, least: dict[str, str], options: argparse.Namespace) -> Figures:
+    """All figures of one runtime."""
+    environ = homeport.environ
+    client(environ, "first", "--count", 3)
+    figures, floor_figures = in_turns(environ, least, options)
+    figures["floor"] = floor_figures
+    print(homeport.runtime, _short(figures), flush=True)
+    burst = client(environ, "churn", "--count", BURST, "--at-once", BURST)
+    figures["burst_p50_ms"], figures["burst_p99_ms"] = burst["churn_p50_ms"], burst["churn_p99_ms"]
+    if options.numpy:
+        arguments = ("numpy", "--count", options.numpy, "--at-once", options.numpy)
+        figures.update(client(environ, *arguments))
+    if options.live:
+        figures["many"] = many_live(homeport, options.live)
+        print(homeport.runtime, _short(figures["many"]), flush=True)
+    if options.creates:
+        figures["thousands"] = thousands(homeport, options.creates)
+        print(homeport.runtime, json.dumps(figures["thousands"]), flush=True)
+    return figures
+
+
+def memory() -> dict[str, int]:
+    """``/proc/meminfo`` in KiB."""
+    found: dict[str, int] = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        found[name] = int(value.split()[0])
+    return found
+
+
+def _rss_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _medians(runs: list[Figures]) -> Figures:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def _short(figures: Figures) -> str:
+    return ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, (int, float)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    there = [name for name in RUNTIMES if name == "bubblewrap" or shutil.which(name)]
+    parser.add_argument("--runtimes", nargs="*", default=there, choices=RUNTIMES)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--firsts", type=int, default=50, help="of a run, one after the other")
+    parser.add_argument("--execs", type=int, default=200, help="of a run, one after the other")
+    parser.add_argument("--numpy", type=int, default=100, help="at once")
+    parser.add_argument("--live", type=int, default=500, help="at once")
+    parser.add_argument("--creates", type=int, default=5000, help=f"in all, {AT_ONCE} at once")
+    parser.add_argument("--no-write", action="store_true", help="leave the result files alone")
+    options = parser.parse_args()
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "settings": {"runs": options.runs, "firsts": options.firsts, "execs": options.execs},
+        "burst": BURST,
+        "at_once": AT_ONCE,
+        "runtimes": {},
+    }
+    results["settings"].update(numpy=options.numpy, live=options.live, creates=options.creates)
+    with tempfile.TemporaryDirectory(prefix="homeport-bench-") as folder, floor() as least:
+        for runtime in options.runtimes:
+            with Homeport(Path(folder) / runtime, runtime) as homeport:
+                results["runtimes"][runtime] = measure(homeport, least, options)
+    if options.no_write:
+        print(json.dumps(results, indent=2))
+        return
+    (HERE / "sandboxes.json").write_text(json.dumps(results, indent=2) + "\n")
+    calls = json.loads((HERE / "results.json").read_text())
+    (ROOT / "docs" / "benchmarks.md").write_text(render(calls, results))
+
+
+if __name__ == "__main__":
+    main()
