@@ -95,6 +95,7 @@ from homeport.queues.service import QueueService
 from homeport.queues.store import QueueStore
 from homeport.rpc.admission import Admission
 from homeport.rpc.auth import Authenticator
+from homeport.rpc.rates import Rates
 from homeport.rpc.registry import Registry
 from homeport.sandboxes.launcher import SandboxLauncher
 from homeport.sandboxes.rpc import SandboxRpc
@@ -391,11 +392,15 @@ class Server:
                 disk_reserve_mb=settings.disk_reserve_mb,
                 memory_reserve_mb=settings.memory_reserve_mb,
             ),
+            rates=Rates(clock, settings.caller_requests_per_s),
             log_calls=settings.log_level == "debug",
         )
         self._registry = registry
         self._nodes.use(
-            self._scheduler, RpcForwarder(registry, self._scheduler.identify, self._secrets.env)
+            self._scheduler,
+            RpcForwarder(
+                registry, self._scheduler.identify, self._secrets.env, self._sandboxes.sent_to_node
+            ),
         )
         access = Access(self._proxy_tokens)
         direct = Direct(

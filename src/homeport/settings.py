@@ -60,6 +60,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     it is for what runs already. 0 = never refused."""
     memory_reserve_mb: int = 128
     """The same for the memory of the server's machine."""
+    caller_requests_per_s: int = 5000
+    """Requests that one token, or one container, may make in the long run; more are refused, with word
+    when to come back. 0 = any number."""
     queue_items_max: int = 2_000_000
     """Items waiting in all Queues together; each takes some 200 bytes of the server's memory."""
     default_milli_cpu: int = 50

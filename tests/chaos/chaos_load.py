@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
+import aiohttp
 import modal
 
 app = modal.App("chaos")
@@ -38,11 +39,29 @@ def keep(name, text):
     return name
 
 
+@app.function(max_containers=2)
+@modal.concurrent(max_inputs=8)
+@modal.asgi_app()
+def site():
+    async def square(scope, receive, send):
+        value = int(scope["query_string"])
+        await asyncio.sleep(value % 7 / 20)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"%d" % value**2})
+
+    return square
+
+
+KINDS = ("map", "spawn", "queue", "dict", "volume", "site", "sandbox")
+NO_ROOM = "are kept for what runs already"
+
+
 class Load:
     def __init__(self, folder, seed):
         self.folder = folder
         self.seed = seed
-        self.done = {"map": 0, "spawn": 0, "queue": 0, "dict": 0, "volume": 0}
+        self.done = dict.fromkeys(KINDS, 0)
+        self.ended = 0
         self.wrong = []
 
     @property
@@ -63,8 +82,13 @@ class Load:
             number += 1
             try:
                 await step(choice, number)
+            except modal.exception.ResourceExhaustedError as error:
+                # The disk is full for a while: what is refused with that sentence is not lost.
+                if NO_ROOM not in str(error):
+                    self.wrong.append([what, number, str(error)])
+                await asyncio.sleep(1)
             except Exception:
-                self.wrong.append([what, number, traceback.format_exc()[-3000:]])
+                self.wrong.append([what, number, traceback.format_exc()[-600:]])
                 await asyncio.sleep(1)
 
     async def maps(self, choice, number):
@@ -103,19 +127,63 @@ class Load:
         self.expect("volume", found.decode(), text)
         await asyncio.sleep(choice.random())
 
+    async def sites(self, choice, number):
+        value = choice.randrange(10**6)
+        answer = await self._ask(value)
+        self.expect("site", answer, str(value**2))
+        await asyncio.sleep(choice.random() / 5)
+
+    async def _ask(self, value):
+        """As an HTTP client does that tries again when there is no server, or it says 'later'."""
+        while True:
+            try:
+                async with self.web.get(f"{self.address}/?{value}", headers=self.headers) as answer:
+                    if answer.status != 503:
+                        return await answer.text()
+            except aiohttp.ClientConnectionError:
+                pass
+            await asyncio.sleep(0.2)
+
+    async def sandboxes(self, choice, number):
+        sandbox = await modal.Sandbox.create.aio("sleep", "100", app=self.lookup, timeout=120)
+        try:
+            for turn in range(choice.choice((1, 4))):
+                text = f"{number} {turn}"
+                process = await sandbox.exec.aio("sh", "-c", f"sleep 0.1; echo {text}")
+                said = await process.stdout.read.aio()
+                code = await process.wait.aio()
+                if code or said != f"{text}\n":
+                    raise RuntimeError(f"{code}: {said!r}")
+                self.done["sandbox"] += 1
+        except Exception as error:
+            # A sandbox does not outlive its node; then, and only then, it may end early, and says so.
+            if await sandbox.poll.aio() is None:
+                raise
+            self.ended += 1
+            print("ended", sandbox.object_id, sandbox.returncode, repr(error), flush=True)
+        else:
+            await sandbox.terminate.aio()
+
     async def run(self):
         await app.deploy.aio(name="chaos")
+        self.lookup = await modal.App.lookup.aio("chaos")
         self.work = modal.Function.from_name("chaos", "work")
         self.together = modal.Function.from_name("chaos", "together")
         self.keep = modal.Function.from_name("chaos", "keep")
+        url = await modal.Function.from_name("chaos", "site").get_web_url.aio()
+        host, _, port = url.removeprefix("http://").partition(":")
+        # Not every resolver knows that names under localhost mean this machine.
+        self.address, self.headers = f"http://127.0.0.1:{port}", {"Host": host}
         self.line = modal.Queue.from_name("chaos", create_if_missing=True)
         self.kept = modal.Dict.from_name("chaos", create_if_missing=True)
         self.expect("map", await self.work.remote.aio(3, 0), 9)
         (self.folder / "begun").touch()
         steps = {"map": self.maps, "map 2": self.maps, "spawn": self.spawns}
         steps |= {"queue": self.queues, "dict": self.dicts, "volume": self.volumes}
-        await asyncio.gather(*(self.repeat(what, step) for what, step in steps.items()))
-        return {"done": self.done, "wrong": self.wrong}
+        steps |= {"site": self.sites, "sandbox": self.sandboxes, "sandbox 2": self.sandboxes}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as self.web:
+            await asyncio.gather(*(self.repeat(what, step) for what, step in steps.items()))
+        return {"done": self.done, "ended": self.ended, "wrong": self.wrong}
 
 
 def main():

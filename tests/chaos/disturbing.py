@@ -12,20 +12,81 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
 
 from tests.conformance.harness.server import Server
 
 from homeport.node.runtime.records import find_processes, init_name, run_token
 
+LIBRARIES = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+DISK_MB = 8192
+LEFT_MB = 100
+"""Of a full disk; less than what the server keeps for what runs."""
 _KILLS_MAX, _WINDOW_S = 4, 61.0
 """``homeport up`` gives up on a part that crashes more often: so much is not disturbed."""
+
+
+class Clock:
+    """The time of day as the processes of a server see it, if started with ``environ``."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.jump(0.0)
+        self.environ = {
+            "LD_PRELOAD": str(next(LIBRARIES)),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def jump(self, seconds: float) -> None:
+        """Be that far from the true time from now on."""
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{seconds:+.1f}")
+        new.replace(self._file)
+
+
+class Disk:
+    """A file system of its own at ``folder``, to be filled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        image = self.folder.with_suffix(".img")
+        with image.open("wb") as file:
+            file.truncate(DISK_MB * 2**20)
+        self.folder.mkdir()
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(self.folder)], check=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", str(self.folder)], check=True)
+        self.folder.with_suffix(".img").unlink()
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Hardly any room."""
+        filler = self.folder / "filler"
+        space = os.statvfs(self.folder)
+        try:
+            with filler.open("wb") as file:
+                free = space.f_bavail * space.f_frsize - LEFT_MB * 2**20
+                os.posix_fallocate(file.fileno(), 0, max(free, 1))
+            yield
+        finally:
+            filler.unlink()
 
 
 class Disturbances:
     """Seeded disturbances of ``server``; ``happened`` says which there were, in order."""
 
-    def __init__(self, server: Server, seed: str) -> None:
+    def __init__(self, server: Server, seed: str, clock: Clock, disk: Disk) -> None:
         self._server = server
+        self._clock = clock
+        self._disk = disk
         self._choice = random.Random(f"{seed} disturbances")
         self._kills: deque[float] = deque()
         self.happened: list[str] = []
@@ -39,8 +100,11 @@ class Disturbances:
             "pause the node until it counts as gone": lambda: self._pause("node", (12.0, 15.0)),
             "cut the link": lambda: self._cut("reject with tcp reset", (0.2, 1.0)),
             "lose what the link says": lambda: self._cut("drop", (2.0, 14.0)),
+            "set the clock": lambda: self._clock.jump(self._choice.uniform(-300.0, 300.0)),
+            "slow down the server's disk": self._slow_down,
+            "fill the disk": self._fill,
         }
-        self._weights = (3, 3, 2, 1, 2, 2, 1, 3, 2)
+        self._weights = (3, 3, 2, 1, 2, 2, 1, 3, 2, 2, 2, 1)
 
     def next(self) -> None:
         """Wait a little, then let something go wrong."""
@@ -79,6 +143,18 @@ class Disturbances:
             os.kill(pid, signal.SIGSTOP)
             time.sleep(pause)
             os.kill(pid, signal.SIGCONT)
+
+    def _slow_down(self) -> None:
+        """Each write and flush of the server takes 20 ms longer."""
+        pause = self._choice.uniform(2.0, 6.0)
+        delay = "fdatasync,fsync,pwrite64:delay_enter=20000"
+        with self._part("server") as pid:
+            words = ["timeout", f"{pause:.1f}", "strace", "-qq", "-f", "-o", "/dev/null"]
+            subprocess.run([*words, "-p", str(pid), "-e", f"inject={delay}"])
+
+    def _fill(self) -> None:
+        with self._disk.full():
+            time.sleep(self._choice.uniform(1.0, 5.0))
 
     def _cut(self, verdict: str, seconds: tuple[float, float]) -> None:
         """Nothing comes through the connections that the node has to the server now."""

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.chaos.disturbing import Disturbances
+from tests.chaos.disturbing import Clock, Disk, Disturbances
 from tests.chaos.fuzzing import memory_bytes
 from tests.conformance.harness.lossy import PatientProxy
 from tests.conformance.harness.server import Server
@@ -35,9 +35,15 @@ MEMORY_BYTES_MAX = 500 * 2**20
 def test_nothing_is_lost(tmp_path: Path) -> None:
     again = f"HOMEPORT_CHAOS_SEED={SEED} HOMEPORT_CHAOS_S={SECONDS:g} make chaos"
     print(f"to repeat it: {again}")
-    server = Server(tmp_path / "home")
+    with Disk(tmp_path / "disk") as disk:
+        _run(tmp_path, disk, again)
+
+
+def _run(tmp_path: Path, disk: Disk, again: str) -> None:
+    clock = Clock(tmp_path / "clock")
+    server = Server(disk.folder / "home", clock.environ)
     server.start()
-    disturbances = Disturbances(server, SEED)
+    disturbances = Disturbances(server, SEED, clock, disk)
     memory: list[int] = []
     try:
         with PatientProxy(int(server.url.rpartition(":")[2])) as proxy:

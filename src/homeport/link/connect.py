@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 LINK_PATH = "/_node/link"
 LINK_UPGRADE = "homeport-link"
+UNHEARD_S = 20.0
+"""A link on which so long nothing was acknowledged is lost, though nobody closed it."""
 _HEAD_BYTES_MAX = 16 * 1024
 _PORTS = {"http": 80, "https": 443}
 
@@ -110,6 +113,9 @@ class _Handshake(asyncio.Protocol):
             raise ConnectionError("the server closed the connection")
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNHEARD_S * 1000)
+        )
         if rest:
             protocol.data_received(rest)
         transport.resume_reading()

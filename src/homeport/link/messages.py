@@ -32,6 +32,9 @@ ROUTER_AUDIENCE = "command-router"
 SECRETS_PATH = "homeport/secrets"
 """``RpcRequest.path`` with which a node itself asks for the variables of secrets; ``body`` is a
 msgpack list of their ids, the answer a msgpack map."""
+ARRIVAL_PATH = "homeport/arrival"
+"""``RpcRequest.path`` with which a node asks about a task that it does not know: the (empty) answer
+comes behind the message that starts it, if there is one."""
 STREAM_WINDOW = 4 * 1024 * 1024
 """Bytes of one forwarded stream that may be on their way."""
 HTTPS_PORT = 443

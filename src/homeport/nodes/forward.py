@@ -10,6 +10,7 @@ import msgspec
 
 from homeport.kernel.errors import HomeportError, NotFoundError
 from homeport.link.messages import (
+    ARRIVAL_PATH,
     RELAY_HOST,
     RELAY_PORT,
     SECRETS_PATH,
@@ -65,8 +66,10 @@ class RpcForwarder:
         edge: Edge,
         identify: Callable[[str], TaskIdentity | None],
         secrets: Callable[[list[str]], Awaitable[dict[str, str]]],
+        arrival: Callable[[str], Awaitable[None]],
     ) -> None:
         self._secrets = secrets
+        self._arrival = arrival
         self._edge = edge
         self._identify = identify
 
@@ -81,6 +84,10 @@ class RpcForwarder:
         try:
             if request.path == SECRETS_PATH:
                 reply(RpcReply(request.rpc_id, 0, await self._secret_env(request.body)))
+                return
+            if request.path == ARRIVAL_PATH:
+                await self._arrival(request.task_id)
+                reply(RpcReply(request.rpc_id, 0, b""))
                 return
             identity = self._identify(request.task_id)
             if identity is None:

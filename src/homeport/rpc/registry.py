@@ -30,6 +30,7 @@ from homeport.rpc.errors import is_unexpected, status_error
 from homeport.rpc.idempotency import Answer, Idempotency
 from homeport.rpc.methods import Method, check_classes, client_services, methods_of
 from homeport.rpc.missing import missing_sentence
+from homeport.rpc.rates import Rates
 from homeport.rpc.repeatable import ENDS_WITH_CALLER, REPEATABLE
 from homeport.rpc.versions import require_supported
 from homeport.storage.database import needs_room
@@ -74,6 +75,7 @@ class Registry:
         idempotency: Idempotency | None = None,
         recorder: Recorder | None = None,
         admission: Admission | None = None,
+        rates: Rates | None = None,
         http_base: str = "",
         log_calls: bool = False,
     ) -> None:
@@ -89,6 +91,7 @@ class Registry:
         self._idempotency = idempotency or Idempotency(SystemClock())
         self._recorder = recorder or Recorder.from_environment()
         self._admission = admission
+        self._rates = rates
         self._http_base = http_base
         self._log_calls = log_calls
         # Unique within the log of one installation, and cheap: a random start and a count.
@@ -203,6 +206,8 @@ class Registry:
     def _context(
         self, bound: _Bound, call: IncomingCall, identity: Identity, http_base: str, request_id: str
     ) -> Context:
+        if self._rates is not None:
+            self._rates.check(identity)
         get = call.metadata.get
         client_version = get("x-modal-client-version", "")
         client_type = _CLIENT_TYPES.get(get("x-modal-client-type", ""), 0)

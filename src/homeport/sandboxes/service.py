@@ -344,7 +344,14 @@ class SandboxService:
             del self._waiting[sandbox_id]
             self._store.save(live.record)
 
+    async def sent_to_node(self, task_id: str) -> None:
+        """Returns when a node has been told about the sandbox of that task, if it is alive."""
+        live = self._by_task.get(task_id)
+        if live is not None:
+            await _within(_NODE_S, live.sent)
+
     def _launch(self, live: _Live) -> None:
+        live.sent.clear()
         launch = asyncio.create_task(self._start(live))
         self._launches.add(launch)
         launch.add_done_callback(self._launches.discard)

@@ -101,6 +101,10 @@ class Executions:
         self._tasks: dict[str, _TaskExecutions] = {}
         self._watches: set[asyncio.Task[None]] = set()
 
+    def knows(self, task_id: str) -> bool:
+        """Whether the container is here, or its programs are still remembered."""
+        return task_id in self._tasks or self._find(task_id) is not None
+
     def find(self, task_id: str) -> RoutedTask | None:
         """The container, also one that has ended but is still known."""
         return self._find(task_id)

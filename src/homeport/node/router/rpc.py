@@ -46,8 +46,12 @@ Authorize = Callable[[IncomingCall, str], None]
 """Raises ``UnauthenticatedError`` unless the caller may use that container."""
 
 
-class Secrets(Protocol):
-    """Where a program's secrets come from."""
+class Server(Protocol):
+    """What the router asks of the server."""
+
+    async def arrival(self, task_id: str) -> None:
+        """Until a container that the server has sent here is known. Raises ``HomeportError``."""
+        ...
 
     async def env(self, task_id: str, secret_ids: list[str]) -> Mapping[str, str]:
         """The variables of these secrets; later ones override. Raises ``HomeportError``."""
@@ -66,10 +70,10 @@ class RouterRpc:
     """Answers the router's RPCs; a ``Dispatcher`` and its ``Uploads``."""
 
     def __init__(
-        self, executions: Executions, secrets: Secrets, snapshots: Snapshots, authorize: Authorize
+        self, executions: Executions, server: Server, snapshots: Snapshots, authorize: Authorize
     ) -> None:
         self._executions = executions
-        self._secrets = secrets
+        self._server = server
         self._snapshots = snapshots
         self._authorize = authorize
         self._unary: dict[str, Callable[[Any, IncomingCall], Awaitable[Message]]] = {
@@ -102,7 +106,7 @@ class RouterRpc:
 
     async def unary(self, call: IncomingCall, body: bytes) -> bytes:
         with _Told(call):
-            request = self._admit(call, body)
+            request = await self._admit(call, body)
             method = self._unary.get(call.path)
             if method is None:
                 raise _missing(call.path)
@@ -111,7 +115,7 @@ class RouterRpc:
 
     async def stream(self, call: IncomingCall, body: bytes) -> AsyncIterator[bytes]:
         with _Told(call):
-            request = self._admit(call, body)
+            request = await self._admit(call, body)
             method = self._streams.get(call.path)
             if method is None:
                 raise _missing(call.path)
@@ -123,7 +127,7 @@ class RouterRpc:
             return (await self.TaskExecStdinWriteStream(call, messages)).SerializeToString()
         raise AssertionError
 
-    def _admit(self, call: IncomingCall, body: bytes) -> Any:
+    async def _admit(self, call: IncomingCall, body: bytes) -> Any:
         kind = _REQUESTS.get(call.path)
         if kind is None:
             raise _missing(call.path)
@@ -132,6 +136,9 @@ class RouterRpc:
         except DecodeError:
             raise InvalidError(f"the request of {_name(call.path)} is not its message") from None
         self._authorize(call, request.task_id)
+        if not self._executions.knows(request.task_id):
+            # A client may be faster than the link, which may have been lost for a moment.
+            await self._server.arrival(request.task_id)
         return request
 
     # ── programs ──────────────────────────────────────────────────────────────────────────────
@@ -169,11 +176,11 @@ class RouterRpc:
         env: dict[str, str] = {}
         if not request.secret_sources:
             if named:
-                env.update(await self._secrets.env(request.task_id, named))
+                env.update(await self._server.env(request.task_id, named))
             return {**env, **request.env}
         for source in request.secret_sources:
             if source.WhichOneof("source") == "secret_id":
-                env.update(await self._secrets.env(request.task_id, [source.secret_id]))
+                env.update(await self._server.env(request.task_id, [source.secret_id]))
             else:
                 env.update(source.env.contents)
         return env

@@ -13,6 +13,7 @@ import msgspec
 from homeport.kernel.clock import SystemClock
 from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.link.messages import (
+    ARRIVAL_PATH,
     SECRETS_PATH,
     RouterCancel,
     RouterRequest,
@@ -32,7 +33,7 @@ from homeport.transport.grpc_server import GrpcServer
 _MIB: Final = 1024 * 1024
 MESSAGE_BYTES_MAX: Final = 64 * _MIB
 """Largest request; clients write at most 16 MiB at a time."""
-SECRETS_TIMEOUT_S: Final = 30.0
+ASK_TIMEOUT_S: Final = 30.0
 
 
 class CommandRouter:
@@ -113,12 +114,20 @@ class CommandRouter:
     async def env(self, task_id: str, secret_ids: list[str]) -> Mapping[str, str]:
         """The variables of secrets, asked of the server. Raises ``HomeportError``."""
         body = msgspec.msgpack.encode(secret_ids)
+        return msgspec.msgpack.decode(
+            await self._ask(task_id, SECRETS_PATH, body), type=dict[str, str]
+        )
+
+    async def arrival(self, task_id: str) -> None:
+        """Until what the server said before it was asked is here. Raises ``HomeportError``."""
+        await self._ask(task_id, ARRIVAL_PATH, b"")
+
+    async def _ask(self, task_id: str, path: str, body: bytes) -> bytes:
         try:
-            answer, _ = await self._link.unary(task_id, SECRETS_PATH, [], body, SECRETS_TIMEOUT_S)
+            return (await self._link.unary(task_id, path, [], body, ASK_TIMEOUT_S))[0]
         except StatusError as error:
             kind = NotFoundError if error.status == NOT_FOUND else UnavailableError
             raise kind(error.message) from None
-        return msgspec.msgpack.decode(answer, type=dict[str, str])
 
 
 def _trusted(_call: IncomingCall, _task_id: str) -> None:
