@@ -16,7 +16,8 @@ from homeport.node.builder.merged import is_opaque, is_whiteout
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
-_OPAQUE_XATTR = "user.overlay.opaque"
+OPAQUE_XATTR = "user.overlay.opaque"
+"""``y`` marks a directory of a layer that hides the lower one's entries."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _XATTR = "SCHILY.xattr."
 _KEPT_XATTRS = ("security.capability",)
@@ -101,7 +102,7 @@ def _delete(target: Path, name: PurePosixPath) -> None:
     _check_inside(folder, target)
     folder.mkdir(parents=True, exist_ok=True)
     if name.name == _OPAQUE:
-        os.setxattr(folder, _OPAQUE_XATTR, b"y")
+        os.setxattr(folder, OPAQUE_XATTR, b"y")
         return
     place = folder / name.name.removeprefix(_WHITEOUT)
     if not place.exists() and not place.is_symlink():

@@ -19,6 +19,7 @@ from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildImage, ImageConfig, LogEntry
 from homeport.node.builder import words
 from homeport.node.builder.bases import Bases, default_cache_directory
+from homeport.node.builder.bytecode import InstalledBytecode
 from homeport.node.builder.context import BuildContext
 from homeport.node.builder.disk import DiskGuard, guard_of
 from homeport.node.builder.dockerfile import Dockerfile, Instruction, StagePlan, parse_file
@@ -99,6 +100,7 @@ class ImageBuilder:
             fetcher=Fetcher(work_dir / "cache" / "downloads"),
             caches=CacheDirectories(work_dir / "cache" / "mounts"),
             disk=disk or guard_of(layers.root),
+            bytecode=InstalledBytecode(work_dir / "cache" / "bytecode", runtime, layers),
             volumes=volumes,
             network=network,
         )

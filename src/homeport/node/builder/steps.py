@@ -18,6 +18,7 @@ from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.resources import Limits
 from homeport.link.messages import VolumeRef
+from homeport.node.builder.bytecode import InstalledBytecode, without_compiling
 from homeport.node.builder.context import BuildContext, Selection, content_digest
 from homeport.node.builder.copying import CopyPlan, LayerWriter, home_of
 from homeport.node.builder.disk import DiskGuard
@@ -90,6 +91,7 @@ class BuildTools:
     fetcher: Fetcher
     caches: CacheDirectories
     disk: DiskGuard
+    bytecode: InstalledBytecode
     volumes: Volumes | None = None
     network: str = "nat"
 
@@ -225,6 +227,12 @@ class LayerMaker:
         try:
             view = self.view(parents)
             binds, env = self._surroundings(step, view)
+            installs = (
+                without_compiling(step.argv, env)
+                if binds and not (step.mounts or self.volumes)
+                else None
+            )
+            trees = tuple(self.tools.layers.path(parent) for parent in parents)
             async with (
                 preparer.prepare(list(step.mounts)) as mounts,
                 self._mounted(directory / "volumes") as volumes,
@@ -232,9 +240,9 @@ class LayerMaker:
                 binds = (*binds, *mounts.binds, *_script(step, directory), *volumes.binds())
                 spec = ContainerSpec(
                     id=ids.new("bd"),
-                    layers=tuple(self.tools.layers.path(parent) for parent in parents),
+                    layers=trees,
                     upper=upper,
-                    command=step.argv,
+                    command=installs or step.argv,
                     env={**env, **mounts.env},
                     workdir=step.workdir,
                     user=step.user,
@@ -246,6 +254,8 @@ class LayerMaker:
                     network=step.network or self.tools.network,
                 )
                 await self._run_spec(spec, emit)
+            if installs is not None:
+                await self._compile(trees, spec, emit)
             places = [ref.path for ref in self.volumes]
             for path in places:
                 remove_link(upper, path)
@@ -287,6 +297,12 @@ class LayerMaker:
         if finished.exit.oom_killed:
             how = f"ran out of memory ({finished.exit.memory_limit_mb} MiB allowed)"
         raise BuildError(f"{how}\n{finished.tail}" if finished.tail else how)
+
+    async def _compile(self, trees: tuple[Path, ...], spec: ContainerSpec, emit: Emit) -> None:
+        try:
+            await self.tools.bytecode.complete(trees, spec.upper, spec, emit)
+        except (ContainerStartError, RuntimeUnavailableError) as error:
+            raise BuildError(f"its packages could not be compiled: {error}") from error
 
     def _surroundings(
         self, step: RunStep, view: MergedView
