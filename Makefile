@@ -18,7 +18,7 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 # kills processes under load.
 CONFORMANCE := \
 	hello calls classes deploy entrypoints generators failures nested examples scaling \
-	lifecycle stress recovery lost_answers ephemeral schedules serve images images_rebuilt \
+	lifecycle stress recovery lost_answers ephemeral schedules serve images images_registry images_rebuilt \
 	images_agree image_volumes images_recovery dicts queues queue_crowd volumes volumes_mounted \
 	network_file_systems buckets workspace web servers sandboxes sandboxes_recovery exec \
 	escapes tunnels javascript

@@ -46,7 +46,7 @@ def small(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         environ = {
             "AWS_ENDPOINT_URL_ECR": f"http://{registry.address}/",
-            "HOMEPORT_BUILD_TIMEOUT_S": "45",
+            "HOMEPORT_BUILD_TIMEOUT_S": "25",
             "HOMEPORT_PIDS_MAX": "200",
         }
         server = Server(home, environ)
@@ -98,7 +98,7 @@ def test_a_dockerfile_has_them_too(checks: Checks) -> None:
         ("ecr_role", ["AWS_ROLE_ARN", "use AWS_ACCESS_KEY_ID"]),
         ("nobody", ["nobody/img:v1", "could not be pulled"]),
         ("gone", ["127.0.0.1:1/team/img:v1", "cannot be reached"]),
-        ("hangs", ["did not end within 45 seconds"]),
+        ("hangs", ["did not end within 25 seconds"]),
         ("fills", ["MiB left", "homeport image prune"]),
         ("forks", ["RUN f()", "fork"]),
     ],
