@@ -179,8 +179,9 @@ class ImageService:
                 started_at=self._clock.now(),
             )
             live = await self._resume(again)
-        while live.outcome is None:
-            await live.changed(NODE_WAIT_S)
+        with live.followed():
+            while live.outcome is None:
+                await live.changed(NODE_WAIT_S)
         if live.outcome.status is not ImageStatus.SUCCEEDED:
             raise InvalidError(
                 f"Image {record.image_id!r} was not on the node any more and could not be built "

@@ -68,7 +68,7 @@ def settings():
         .shell(["/bin/bash", "-c"])
         .run_commands("echo ${A/x/z} > bashism")
         .pipe(lambda image, text: image.run_commands(f"echo {text} > piped"), "through")
-        if VERSION >= (1, 2)
+        if hasattr(modal.Image, "pipe")
         else base()
         .env({"A": "x y", "B": "$PATH", "C": "it's"})
         .workdir("/srv/app dir")

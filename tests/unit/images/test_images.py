@@ -703,6 +703,25 @@ def test_layers_that_were_deleted_are_built_again_before_use(tmp_path: Path) -> 
     run(tmp_path, check)
 
 
+def test_whoever_needs_an_image_waits_for_it_to_be_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Studio, "patience_s", 0.02)
+
+    async def check(studio: Studio) -> None:
+        image = await studio.built()
+        studio.builder.go.clear()
+        studio.lost.update(image.layers)
+        waiting = asyncio.ensure_future(studio.service.ready(image.image_id))
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+        assert not studio.builder.cancelled.is_set()
+        studio.builder.go.set()
+        assert (await waiting).layers == ["layer-2"]
+
+    run(tmp_path, check)
+
+
 class FakeLayers:
     """What nodes were told."""
 
