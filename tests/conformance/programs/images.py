@@ -8,7 +8,6 @@ from pathlib import Path
 import modal
 
 HERE = Path(__file__).parent
-VERSION = tuple(int(part) for part in modal.__version__.split(".")[:2])
 BASE = "python:3.11-slim-bookworm"
 FACTOR = 6
 

@@ -18,6 +18,7 @@ from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.resources import Limits
 from homeport.link.messages import BuildImage, ImageConfig, LogEntry
 from homeport.node.builder import words
+from homeport.node.builder.aptcache import AptDownloads
 from homeport.node.builder.bases import Bases, default_cache_directory
 from homeport.node.builder.bytecode import InstalledBytecode
 from homeport.node.builder.context import BuildContext
@@ -101,6 +102,7 @@ class ImageBuilder:
             caches=CacheDirectories(work_dir / "cache" / "mounts"),
             disk=disk or guard_of(layers.root),
             bytecode=InstalledBytecode(work_dir / "cache" / "bytecode", runtime, layers),
+            apt=AptDownloads(work_dir / "cache" / "apt"),
             volumes=volumes,
             network=network,
         )

@@ -18,6 +18,7 @@ from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.resources import Limits
 from homeport.link.messages import VolumeRef
+from homeport.node.builder.aptcache import AptDownloads
 from homeport.node.builder.bytecode import InstalledBytecode, without_compiling
 from homeport.node.builder.context import BuildContext, Selection, content_digest
 from homeport.node.builder.copying import CopyPlan, LayerWriter, home_of
@@ -92,6 +93,7 @@ class BuildTools:
     caches: CacheDirectories
     disk: DiskGuard
     bytecode: InstalledBytecode
+    apt: AptDownloads
     volumes: Volumes | None = None
     network: str = "nat"
 
@@ -233,11 +235,19 @@ class LayerMaker:
                 else None
             )
             trees = tuple(self.tools.layers.path(parent) for parent in parents)
+            argv = step.argv if binds and not step.mounts else ()
             async with (
+                self.tools.apt.use(argv, view, directory / "apt") as downloads,
                 preparer.prepare(list(step.mounts)) as mounts,
                 self._mounted(directory / "volumes") as volumes,
             ):
-                binds = (*binds, *mounts.binds, *_script(step, directory), *volumes.binds())
+                binds = (
+                    *binds,
+                    *downloads,
+                    *mounts.binds,
+                    *_script(step, directory),
+                    *volumes.binds(),
+                )
                 spec = ContainerSpec(
                     id=ids.new("bd"),
                     layers=trees,
