@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -36,6 +37,10 @@ def checks(runner: Runner, client: Client) -> Checks:
         ),
         ("entrypoint", "yes"),
         ("packages", ["1.16.0", "toml", True]),
+        ("instructions", [["1", "1"], "from afar", ["one", "two"], "/bin/sh"]),
+        ("imported", "toml"),
+        ("forced", [True, 3, True]),
+        ("aside", [True, True]),
         ("function_step", ["oil" * 6, ["bread0", "bread1"], False, False]),
     ],
 )
@@ -77,3 +82,30 @@ def test_what_cannot_be_built_says_why(
     for word in words:
         assert word in error["message"]
     assert error["type"] == ("ImageBuildError" if client.release >= (1, 5, 4) else "RemoteError")
+
+
+@pytest.mark.since("1.5.0")
+def test_names_and_logs(checks: Checks, runner: Runner, client: Client) -> None:
+    found, by_id, name, image_id = checks.value("names")
+    assert (found, by_id) == ("published", "published")
+    assert checks.error("no_name")["type"] == "NotFoundError"
+    if client.release < (1, 6):
+        return
+    rows = json.loads(
+        runner.cli(client, "image", "names", "list", "--prefix", name, "--json").succeeded().stdout
+    )
+    assert [(row["tag"], row["image_id"]) for row in rows] == [(f"{name}:v1", image_id)]
+    history = json.loads(
+        runner.cli(client, "image", "names", "history", f"{name}:v1", "--json").succeeded().stdout
+    )
+    assert [row["image_id"] for row in history] == [image_id]
+    logs = runner.cli(client, "image", "logs", image_id).succeeded()
+    assert "RUN echo published > /named" in logs.stdout
+    runner.cli(client, "image", "names", "delete", f"{name}:v1", "--yes").succeeded()
+    left = runner.cli(client, "image", "names", "list", "--prefix", name, "--json").succeeded()
+    assert json.loads(left.stdout) == []
+
+
+@pytest.mark.since("1.2.6")
+def test_an_image_that_was_deleted_is_unknown(checks: Checks) -> None:
+    assert checks.error("deleted")["type"] == "NotFoundError"

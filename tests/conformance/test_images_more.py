@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import Checks, Runner
@@ -31,7 +29,6 @@ def checks(_asked_for: None, runner: Runner, client: Client) -> Checks:
         ("pyproject", [True, True, None]),
         ("poetry", "1.17.0"),
         ("add_python", [True, "/usr/local", True]),
-        ("forced", [True, True]),
     ],
 )
 def test_method(checks: Checks, check: str, expected: object) -> None:
@@ -61,21 +58,3 @@ def test_image_builder_versions(checks: Checks, client: Client, version: str) ->
 @pytest.mark.since("1.6.0")
 def test_from_nothing(checks: Checks) -> None:
     assert checks.value("scratch")
-
-
-@pytest.mark.since("1.5.0")
-def test_names_and_logs(checks: Checks, runner: Runner, client: Client) -> None:
-    found, by_id, name, image_id = checks.value("names")
-    assert (found, by_id) == ("published", "published")
-    assert checks.error("no_name")["type"] == "NotFoundError"
-    if client.release < (1, 6):
-        return
-    rows = json.loads(
-        runner.cli(client, "image", "names", "list", "--prefix", name, "--json").succeeded().stdout
-    )
-    assert [(row["tag"], row["image_id"]) for row in rows] == [(f"{name}:v1", image_id)]
-    logs = runner.cli(client, "image", "logs", image_id).succeeded()
-    assert "RUN echo published > /named" in logs.stdout
-    runner.cli(client, "image", "names", "delete", f"{name}:v1", "--yes").succeeded()
-    left = runner.cli(client, "image", "names", "list", "--prefix", name, "--json").succeeded()
-    assert json.loads(left.stdout) == []

@@ -1,11 +1,16 @@
 """What methods of Image promise, looked at from inside containers."""
 
+import http.server
 import inspect
 import os
+import random
+import string
 import sys
+import threading
 from pathlib import Path
 
 import modal
+import modal.experimental
 
 HERE = Path(__file__).parent
 BASE = "python:3.11-slim-bookworm"
@@ -162,6 +167,130 @@ def dockerfile():
     return found, "sweet" if takes_args else "plain"
 
 
+def word():
+    return "".join(random.choices(string.ascii_lowercase, k=12))
+
+
+def forced():
+    """A forced build makes the layer anew, an ordinary one does not."""
+    text = word()
+
+    def image(**options):
+        return base().run_commands(f"cat /proc/sys/kernel/random/uuid > /made; : {text}", **options)
+
+    code = "result = open('/made').read()"
+    one, two = inside(image(), code), inside(image(), code)
+    forced = inside(image(force_build=True), code)
+    os.environ["MODAL_FORCE_BUILD"] = "1"
+    try:
+        by_setting = inside(image(), code)
+    finally:
+        del os.environ["MODAL_FORCE_BUILD"]
+    return one == two, len({one, forced, by_setting}), inside(image(), code) == by_setting
+
+
+def aside():
+    """With MODAL_IGNORE_CACHE all is built anew, and what others use stays."""
+    text = word()
+
+    def image():
+        return base().run_commands(f"cat /proc/sys/kernel/random/uuid > /made; : {text}")
+
+    code = "result = open('/made').read()"
+    one = inside(image(), code)
+    os.environ["MODAL_IGNORE_CACHE"] = "1"
+    try:
+        other = inside(image(), code)
+    finally:
+        del os.environ["MODAL_IGNORE_CACHE"]
+    return one != other, inside(image(), code) == one
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """A file by URL."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "9")
+        self.end_headers()
+        self.wfile.write(b"from afar")
+
+    def log_message(self, *_):
+        pass
+
+
+def instructions():
+    """What only a Dockerfile can say."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        image = (
+            base()
+            .dockerfile_commands(
+                [
+                    "ONBUILD RUN echo triggered >> /triggered",
+                    "HEALTHCHECK --interval=5s --retries=2 CMD exit 1",
+                    "VOLUME /data",
+                    "STOPSIGNAL SIGINT",
+                    "EXPOSE 8080/tcp",
+                    "LABEL a=b",
+                    "MAINTAINER somebody",
+                    f"ADD http://127.0.0.1:{server.server_port}/file.txt /got/",
+                    "RUN <<EOF",
+                    "echo one > /data/lines",
+                    "echo two >> /data/lines",
+                    "EOF",
+                    'RUN ["/bin/sh", "-c", "echo $0 > /exec"]',
+                ]
+            )
+            .run_commands("wc -l < /triggered > /count")
+            .run_commands("wc -l < /triggered >> /count")
+        )
+        found = inside(
+            image,
+            READ + "result = [read('/count').split(), read('/got/file.txt'), "
+            "read('/data/lines').split(), read('/exec')]",
+        )
+        server.shutdown()
+    return found
+
+
+def imported():
+    """What stands below ``imports`` is imported in the container only, and may be missing here."""
+    image = base().pip_install("toml")
+    with image.imports():
+        import nowhere_to_be_found  # noqa: F401
+    return inside(image, "import toml\nresult = toml.__name__")
+
+
+def deleted():
+    """An image that was deleted is unknown; ``None`` for clients without."""
+    delete = getattr(modal.experimental, "image_delete", None)
+    if delete is None:
+        return None
+    image_id = build(base().run_commands(f": {word()}"))
+    delete(image_id)
+    return inside(modal.Image.from_id(image_id), "result = 1")
+
+
+def names():
+    """Publish, look up, by id; ``None`` for clients without."""
+    if not hasattr(modal.Image, "publish"):
+        return None
+    name = f"conformance-{word()}"
+    image = base().run_commands("echo published > /named")
+    image_id = build(image)
+    image.publish(f"{name}:v1")
+    code = "result = open('/named').read().strip()"
+    found = inside(modal.Image.from_name(f"{name}:v1"), code)
+    return found, inside(modal.Image.from_id(image_id), code), name, image_id
+
+
+def no_name():
+    if not hasattr(modal.Image, "publish"):
+        return None
+    return inside(modal.Image.from_name("conformance-no-such-image"), "result = 1")
+
+
 def main():
     sys.path.insert(0, str(HERE))
     from reporting import Report
@@ -173,6 +302,13 @@ def main():
     check("packages", packages, 300)
     check("function_step", function_step, 300)
     check("dockerfile", dockerfile, 300)
+    check("instructions", instructions, 300)
+    check("imported", imported, 300)
+    check("forced", forced, 300)
+    check("aside", aside, 300)
+    check("names", names, 300)
+    check("no_name", no_name, 300)
+    check("deleted", deleted, 300)
     check("failed_command", lambda: build(base().run_commands("echo last words; exit 9")), 300)
     check("failed_function", lambda: build(base().run_function(spoil)), 300)
     check("alpine", lambda: build(modal.Image.from_registry("python:3.12-alpine")), 300)

@@ -1,8 +1,6 @@
 """The methods of Image whose builds take long, and names, logs and forced builds."""
 
 import os
-import random
-import string
 import sys
 from pathlib import Path
 
@@ -129,41 +127,6 @@ def scratch():
     return built(image).startswith("im-")
 
 
-def word():
-    return "".join(random.choices(string.ascii_lowercase, k=12))
-
-
-def forced():
-    """A forced build makes the layer anew, an ordinary one does not."""
-    text = word()
-
-    def image(**options):
-        return base().run_commands(f"cat /proc/sys/kernel/random/uuid > /made; : {text}", **options)
-
-    code = "result = open('/made').read()"
-    one, two = inside(image(), code), inside(image(), code)
-    return one == two, inside(image(force_build=True), code) != one
-
-
-def names():
-    """Publish, look up, by id; ``None`` for clients without."""
-    if not hasattr(modal.Image, "publish"):
-        return None
-    name = f"conformance-{word()}"
-    image = base().run_commands("echo published > /named")
-    image_id = built(image)
-    image.publish(f"{name}:v1")
-    code = "result = open('/named').read().strip()"
-    found = inside(modal.Image.from_name(f"{name}:v1"), code)
-    return found, inside(modal.Image.from_id(image_id), code), name, image_id
-
-
-def no_name():
-    if not hasattr(modal.Image, "publish"):
-        return None
-    return inside(modal.Image.from_name("conformance-no-such-image"), "result = 1")
-
-
 def main():
     sys.path.insert(0, str(HERE))
     from reporting import Report
@@ -180,9 +143,6 @@ def main():
         poetry,
         add_python,
         scratch,
-        forced,
-        names,
-        no_name,
     ):
         check(method.__name__, method, 900)
 
