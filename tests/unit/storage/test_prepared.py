@@ -75,6 +75,35 @@ def test_rows_of_other_keys_are_another_statement(connection: Connection) -> Non
         )
 
 
+@pytest.mark.parametrize("count", [199, 200, 201, 399, 400, 1003])
+def test_many_rows_at_once(connection: Connection, count: int) -> None:
+    prepared = Prepared()
+    rows = [{"id": n, "data": b"%d" % n, "extra": [n], "flag": n % 2 == 0} for n in range(count)]
+    prepared.execute(connection, sa.insert(things), rows)
+    found = connection.execute(sa.select(things).order_by(things.c.id)).all()
+    assert [tuple(row) for row in found] == [tuple(row.values()) for row in rows]
+
+
+def test_many_upserts_at_once_of_few_keys(connection: Connection) -> None:
+    prepared = Prepared()
+    upsert = insert(things)
+    upsert = upsert.on_conflict_do_update(
+        index_elements=["id"], set_={"data": upsert.excluded.data}
+    )
+    prepared.execute(connection, upsert, [{"id": n % 7, "data": b"%d" % n} for n in range(450)])
+    found = connection.execute(sa.select(things.c.id, things.c.data).order_by(things.c.id)).all()
+    last = {n % 7: b"%d" % n for n in range(450)}
+    assert [tuple(row) for row in found] == sorted(last.items())
+
+
+def test_many_deletions(connection: Connection) -> None:
+    prepared = Prepared()
+    prepared.execute(connection, sa.insert(things), [{"id": n, "data": b""} for n in range(600)])
+    remove = sa.delete(things).where(things.c.id == sa.bindparam("of"))
+    prepared.execute(connection, remove, [{"of": n} for n in range(1, 600)])
+    assert connection.execute(sa.select(things.c.id)).scalars().all() == [0]
+
+
 def test_what_sqlalchemy_must_complete_is_left_to_it(connection: Connection) -> None:
     prepared = Prepared()
     prepared.execute(connection, sa.insert(defaulted), [{"id": 1}])
