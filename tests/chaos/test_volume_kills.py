@@ -28,3 +28,14 @@ def test_kills_while_volumes_change(tmp_path: Path) -> None:
     seen, _ = kill_under_load(tmp_path, LOAD, pauses_s=(0.5, 3.0), end_s=180, check=check)
     assert seen["changes"] > KILLS
     assert seen["wrong"] == []
+
+
+@pytest.mark.root
+@pytest.mark.timeout(500 + 30 * KILLS)
+def test_kills_while_containers_commit(tmp_path: Path) -> None:
+    load = Path(__file__).with_name("commit_load.py")
+    seen, _ = kill_under_load(
+        tmp_path, load, pauses_s=(0.5, 4.0), end_s=180, check=check, has_node=True
+    )
+    assert seen["commits"] > KILLS
+    assert seen["wrong"] == []
