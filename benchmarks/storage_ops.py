@@ -95,9 +95,9 @@ def measure(operations: int) -> Figures:
 
 
 @contextlib.contextmanager
-def floor() -> Iterator[dict[str, str]]:
+def floor(program: str = "storage_floor.py") -> Iterator[dict[str, str]]:
     """The floor; yields the client's variables."""
-    command = [sys.executable, HERE / "storage_floor.py"]
+    command = [sys.executable, HERE / program]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin
     assert process.stdout
@@ -155,14 +155,20 @@ def main() -> None:
         for _ in range(options.runs):
             for name, environ in (("floor", least), ("homeport", ours)):
                 runs[name].append(client(environ, options.operations))
+    compare(runs)
+
+
+def compare(runs: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:
+    """Print and give the best rates of both, and how many times as long Homeport takes."""
+    found: dict[str, dict[str, float]] = {}
     print(f"{'per second':32}{'floor':>12}{'Homeport':>12}{'times as long':>16}")
     for what in runs["floor"][0]:
-        least_rate, our_rate = (
-            max(run[what] for run in runs[name]) for name in ("floor", "homeport")
-        )
-        ratio = least_rate / our_rate
+        least, ours = (max(run[what] for run in runs[name]) for name in ("floor", "homeport"))
+        ratio = least / ours
         verdict = "" if ratio <= BAR else "  missed"
-        print(f"{what:32}{least_rate:12.0f}{our_rate:12.0f}{ratio:16.2f}{verdict}")
+        print(f"{what:32}{least:12.0f}{ours:12.0f}{ratio:16.2f}{verdict}")
+        found[what] = {"floor": least, "homeport": ours, "times_as_long": ratio}
+    return found
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from homeport.kernel.errors import ExhaustedError, UnavailableError
+from homeport.storage.checkpoints import PRAGMAS, Checkpoints
 from homeport.storage.migrations import migrate
 from homeport.storage.prepared import Prepared
 
@@ -100,6 +101,7 @@ class Database:
         self._is_full = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._checkpoints: Checkpoints | None = None
         if url.startswith("sqlite"):
             event.listen(self._engine, "connect", self._configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -107,7 +109,9 @@ class Database:
     @classmethod
     def sqlite(cls, path: Path, *, durability: Literal["process", "power"] = "process") -> Database:
         """The default database: one file at ``path``."""
-        return cls(f"sqlite:///{path}", durability=durability)
+        database = cls(f"sqlite:///{path}", durability=durability)
+        database._checkpoints = Checkpoints(path)
+        return database
 
     def _configure_sqlite(self, connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy's begin event opens transactions itself
@@ -118,6 +122,7 @@ class Database:
             "busy_timeout=10000",
             "foreign_keys=ON",
             "cache_size=-65536",
+            *(PRAGMAS if self._checkpoints is not None else ()),
         ):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -127,6 +132,8 @@ class Database:
         await asyncio.to_thread(migrate, self._engine)
         self._thread = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
         self._thread.start()
+        if self._checkpoints is not None:
+            self._checkpoints.start()
 
     async def stop(self) -> None:
         """Commit what is queued and close."""
@@ -134,6 +141,8 @@ class Database:
             self._queue.put(_Stop())
             await asyncio.to_thread(self._thread.join)
             self._thread = None
+            if self._checkpoints is not None:
+                await asyncio.to_thread(self._checkpoints.stop)
         self._readers.shutdown(wait=True)
         self._engine.dispose()
 
@@ -187,8 +196,14 @@ class Database:
                 group, stop = self._next_group()
                 if group:
                     self._commit_group(connection, group, stopping=stop)
+                    self._committed(connection)
                 if stop:
                     return
+
+    def _committed(self, connection: Connection) -> None:
+        if self._checkpoints is not None:
+            driver: Any = connection.connection.driver_connection
+            self._checkpoints.committed(driver)
 
     def _next_group(self) -> tuple[list[_Write | _Append], bool]:
         group, self._held = self._held, []

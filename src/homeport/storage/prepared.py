@@ -65,7 +65,9 @@ class _Prepared:
         if self._wide_sql is not None:
             while len(rows) - done >= self._together:
                 part = rows[done : done + self._together]
-                driver.execute(self._wide_sql, list(chain.from_iterable(map(self.parameters, part))))
+                driver.execute(
+                    self._wide_sql, list(chain.from_iterable(map(self.parameters, part)))
+                )
                 done += self._together
         if done < len(rows):
             driver.executemany(self.sql, map(self.parameters, rows[done:] if done else rows))
