@@ -22,6 +22,14 @@ DELETIONS = (
     "SecretDelete",
     "VolumeDelete",
 )
+VOLUMES = (
+    "VolumeCopyFiles",
+    "VolumeCopyFiles2",
+    "VolumePutFiles",
+    "VolumePutFiles2",
+    "VolumeRemoveFile",
+    "VolumeRemoveFile2",
+)
 LOSE = (
     *DELETIONS,
     "DictGetOrCreate",
@@ -33,13 +41,12 @@ LOSE = (
     "QueuePut",
     "SecretGetOrCreate",
     "VolumeGetOrCreate",
-    "VolumePutFiles",
-    "VolumePutFiles2",
-    "VolumeRemoveFile",
-    "VolumeRemoveFile2",
+    *VOLUMES,
 )
 CRASH = (
     *DELETIONS,
+    *VOLUMES,
+    "VolumeGetOrCreate",
     "DictPop",
     "DictUpdate",
     "QueueGet",
@@ -86,7 +93,8 @@ def _run(client: Client, folder: Path, *, is_crashing: bool) -> Checks:
 
 def test_answers_were_lost(outcome: Checks) -> None:
     lost = set(outcome.value("lost"))
-    assert {"DictPop", "DictUpdate", "QueueGet", "QueuePut"} <= lost
+    assert {"DictPop", "DictUpdate", "QueueGet", "QueuePut", "EnvironmentCreate"} <= lost
+    assert {"VolumePutFiles", "VolumePutFiles2", "VolumeRemoveFile2"} <= lost
 
 
 @pytest.mark.since("1.1.2")
@@ -107,8 +115,12 @@ def test_answers_to_deletions_were_lost(outcome: Checks) -> None:
         ("environment_rename", None),
         ("environment_delete", [False, False]),
         ("secret_create", None),
-        ("volume_put", "content"),
-        ("volume_remove", [None, []]),
+        ("volume_1_put", "content"),
+        ("volume_1_copy", ["copy.txt", "file.txt"]),
+        ("volume_1_remove", ["copy.txt"]),
+        ("volume_2_put", "content"),
+        ("volume_2_copy", ["copy.txt", "file.txt"]),
+        ("volume_2_remove", ["copy.txt"]),
     ],
 )
 def test_repeated(outcome: Checks, check: str, expected: object) -> None:
@@ -121,6 +133,7 @@ def test_repeated(outcome: Checks, check: str, expected: object) -> None:
     [
         "dict_create",
         "queue_create",
+        "volume_create",
         "dict_delete",
         "queue_delete",
         "secret_delete",

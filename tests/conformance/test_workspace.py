@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.conformance.harness.bare import BareServer
 from tests.conformance.harness.clients import Client
-from tests.conformance.harness.programs import Completed, Runner
+from tests.conformance.harness.programs import Checks, Completed, Runner
 from tests.conformance.harness.server import Server
 
 
@@ -183,3 +183,147 @@ def test_the_workspace_answers_honestly(runner: Runner, client: Client) -> None:
         refused = runner.cli(client, "billing", command)
         assert refused.returncode == 1
         assert "nothing is billed" in refused.output
+
+
+@pytest.mark.since("1.6.0")
+def test_settings_of_the_workspace(runner: Runner, client: Client) -> None:
+    def settings(*arguments: str) -> Completed:
+        return runner.cli(client, "workspace", "settings", *arguments)
+
+    settings("set", "image_builder_version", "2025.06").succeeded()
+    assert "2025.06" in settings("list").succeeded().stdout
+    unknown = settings("set", "image_builder_version", "1999.01")
+    assert unknown.returncode != 0
+    settings("set", "default_environment", "main").succeeded()
+    assert settings("set", "default_environment", "no-such-env").returncode != 0
+
+
+@pytest.mark.since("1.6.0")
+def test_member_tokens_disabled_and_rotated(
+    desk: Desk, runner: Runner, client: Client, server: Server
+) -> None:
+    def sign_in(*command: str) -> None:
+        started = desk.runner.start_cli(client, *command)
+        started.wait_for(lambda output: "Enter this code" in output)
+        code = re.search(r"Enter this code: (\S+)", started.output())
+        assert code is not None
+        approved = server.homeport("token", "approve", code[1])
+        assert approved.returncode == 0, approved.stderr
+        started.ended(60).succeeded()
+
+    sign_in("token", "new", "--profile", "mine")
+    token = desk.profiles()["mine"]["token_id"]
+
+    def tokens(*arguments: str) -> Completed:
+        return runner.cli(client, "workspace", "member-tokens", *arguments)
+
+    tokens("disable", token, "--yes").succeeded()
+    assert desk.modal("app", "list").returncode != 0
+    tokens("enable", token, "--yes").succeeded()
+    desk.modal("app", "list").succeeded()
+    sign_in("token", "rotate")
+    rotated = desk.profiles()["mine"]["token_id"]
+    assert rotated != token
+    desk.modal("app", "list").succeeded()
+    listed = tokens("list", "--json").succeeded().stdout
+    assert token not in listed
+    tokens("delete", rotated, "--yes").succeeded()
+
+
+@pytest.mark.since("1.6.0")
+def test_proxy_tokens(runner: Runner, client: Client) -> None:
+    def tokens(*arguments: str) -> Completed:
+        return runner.cli(client, "workspace", "proxy-tokens", *arguments)
+
+    made = tokens("create", "--name", "first name", "--json").succeeded().stdout
+    found = re.search(r"wk-[0-9A-Za-z]+", made)
+    assert found is not None
+    token = found[0]
+    assert "ws-" in made
+    assert "first name" in tokens("list", "--json").succeeded().stdout
+    tokens("update", token, "name", "second name").succeeded()
+    listed = tokens("list", "--json").succeeded().stdout
+    assert "second name" in listed
+    assert "first name" not in listed
+    assert "ws-" not in listed
+    name = f"{_name(client)}-proxy"
+    runner.cli(client, "environment", "create", name).succeeded()
+    tokens("allow", token, name).succeeded()
+    tokens("revoke", token, name).succeeded()
+    assert tokens("allow", token, "no-such-env").returncode != 0
+    runner.cli(client, "environment", "delete", name, *_sure(client)).succeeded()
+    tokens("delete", token, "--yes").succeeded()
+    assert token not in tokens("list", "--json").succeeded().stdout
+    for command in (["delete", token, "--yes"], ["update", token, "name", "third name"]):
+        gone = tokens(*command)
+        assert gone.returncode != 0
+        assert token in gone.output
+
+
+# ── environments as objects ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def objects(runner: Runner, client: Client) -> Checks:
+    """What the program reported."""
+    return runner.checks(client, "environment_objects", script=True)
+
+
+def test_functions_of_environments(objects: Checks) -> None:
+    assert objects.value("functions") == [False, "suffix", False]
+
+
+@pytest.mark.since("1.5")
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        ("created", [True, "en-", True, True]),
+        ("context", "main"),
+        ("roles", {"users": {"homeport": "contributor"}, "service_users": {}}),
+        ("unchanged", True),
+        ("deleted", False),
+    ],
+)
+def test_environment_object(objects: Checks, check: str, expected: object) -> None:
+    assert objects.value(check) == expected
+
+
+@pytest.mark.since("1.6")
+def test_apps_of_an_environment(objects: Checks) -> None:
+    assert objects.value("apps") == [True, False]
+
+
+@pytest.mark.since("1.5")
+@pytest.mark.parametrize(
+    ("check", "kind", "words"),
+    [
+        ("create_again", "AlreadyExistsError", "already exists"),
+        ("bad_name", "InvalidError", "no blanks"),
+        ("missing", "NotFoundError", "not found"),
+        ("delete_missing", "NotFoundError", "not found"),
+        ("object_in_deleted", "NotFoundError", "not found"),
+        ("less", "Error", "the owner of the workspace may do everything"),
+        ("nobody", "InvalidError", "'somebody' not found"),
+        ("billing_summary", "UnimplementedError", "nothing is billed"),
+        ("billing_report", "UnimplementedError", "nothing is billed"),
+    ],
+)
+def test_environment_object_refuses(objects: Checks, check: str, kind: str, words: str) -> None:
+    error = objects.error(check)
+    assert kind in error["bases"], error["traceback"]
+    assert words in error["message"]
+
+
+@pytest.mark.since("1.6")
+def test_roles_and_billing_on_the_command_line(runner: Runner, client: Client) -> None:
+    def environment(*arguments: str) -> Completed:
+        return runner.cli(client, "environment", *arguments)
+
+    assert "contributor" in environment("roles", "list", "main").succeeded().stdout
+    environment("roles", "update", "main", "homeport", "--role", "contributor").succeeded()
+    less = environment("roles", "update", "main", "homeport", "--role", "viewer")
+    assert less.returncode != 0
+    assert "may do everything" in less.output
+    refused = environment("billing", "summary", "main")
+    assert refused.returncode != 0
+    assert "nothing is billed" in refused.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
@@ -13,6 +15,9 @@ from homeport.objects.wire import creation_name
 from homeport.rpc.context import Context
 from homeport.rpc.versions import check_builder, image_builder_version_for, knows_builder
 from homeport.workspace.service import WorkspaceService
+
+_OWNERS_ROLE: Final = "contributor"
+"""The most that clients know for an environment."""
 
 
 class EnvironmentsRpc:
@@ -84,6 +89,33 @@ class EnvironmentsRpc:
             raise InvalidError("say which environment to delete")
         await self._environments.delete(request.name, ctx.operation)
         return Empty()
+
+    async def EnvironmentGetRoles(
+        self, request: api_pb2.EnvironmentGetRolesRequest, ctx: Context
+    ) -> api_pb2.EnvironmentGetRolesResponse:
+        environment = self._environments.get(request.environment_id)
+        owner = api_pb2.EnvironmentGetRolesResponse.Principal(
+            user_id=self._workspace.owner_id,
+            user_name=self._workspace.name,
+            role_str=_OWNERS_ROLE,
+            role=api_pb2.ENVIRONMENT_ROLE_CONTRIBUTOR,
+            member_role=api_pb2.MEMBER_ROLE_OWNER,
+        )
+        return api_pb2.EnvironmentGetRolesResponse(
+            name=environment.name, created_at=environment.created_at, principal_roles=[owner]
+        )
+
+    async def EnvironmentRoleSet(
+        self, request: api_pb2.EnvironmentRoleSetRequest, ctx: Context
+    ) -> Empty:
+        if request.environment_id:
+            self._environments.get(request.environment_id)
+        if request.user_id == self._workspace.owner_id and request.role_str == _OWNERS_ROLE:
+            return Empty()
+        raise UnimplementedError(
+            "Homeport has no roles yet: the owner of the workspace may do everything in every "
+            "environment, and nobody else is in it"
+        )
 
     async def _create(self, name: str, ctx: Context) -> Environment:
         return await self._environments.create(name, environment_id=ctx.new_id(ids.ENVIRONMENT))

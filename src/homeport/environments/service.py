@@ -94,6 +94,13 @@ class EnvironmentService:
             )
         return environment
 
+    def get(self, environment_id: str) -> Environment:
+        """Raises ``NotFoundError``."""
+        for environment in self._by_name.values():
+            if environment.environment_id == environment_id:
+                return environment
+        raise NotFoundError(f"Environment {environment_id[:80]!r} not found")
+
     def list(self) -> list[Environment]:
         """All environments, the default first, then by name."""
         return sorted(self._by_name.values(), key=lambda e: (not e.is_default, e.name))

@@ -170,9 +170,7 @@ class WorkspaceRpc:
         return Empty()
 
     def _user(self) -> api_pb2.UserIdentity:
-        # One person's installation: the owner is called like the workspace.
-        name = self._workspace.name
-        return api_pb2.UserIdentity(user_id=f"us-{self._workspace.workspace_id[3:]}", username=name)
+        return api_pb2.UserIdentity(user_id=self._workspace.owner_id, username=self._workspace.name)
 
     def _token_message(self, token: Token) -> api_pb2.TokensListResponse.Token:
         user = self._user()

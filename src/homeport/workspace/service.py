@@ -36,6 +36,11 @@ class WorkspaceService:
         return self._settings[_ID]
 
     @property
+    def owner_id(self) -> str:
+        """Of the one person whose installation this is; called like the workspace."""
+        return f"us-{self.workspace_id.partition('-')[2]}"
+
+    @property
     def image_builder_version(self) -> str:
         """For environments that do not choose one; empty: what suits each client."""
         return self._settings.get(_BUILDER, "")

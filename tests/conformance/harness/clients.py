@@ -13,6 +13,8 @@ from uv import find_uv_bin
 VERSIONS = ("1.0.5", "1.2.6", "1.3.5", "1.4.3", "1.5.4", "1.6.4")
 """One release of each generation, oldest first."""
 PYTHON = "3.11"
+EXTRAS = ("python-dotenv",)
+"""What programs of the suite need besides; added to environments that are there already."""
 TYPER_PINS = ("typer<0.21", "click<8.2")
 """Clients before 1.4 have a CLI on typer; with its newer releases every command exits with 1."""
 
@@ -74,6 +76,10 @@ def install(version: str) -> Client:
                 *pins,
             )
             done.touch()
+        more = folder / ".homeport-extras"
+        if not more.exists() or more.read_text() != " ".join(EXTRAS):
+            _uv("pip", "install", "--python", str(client.python), *EXTRAS)
+            more.write_text(" ".join(EXTRAS))
     return client
 
 

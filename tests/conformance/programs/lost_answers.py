@@ -50,15 +50,30 @@ def main(suffix):
         check("secret_delete", lambda: modal.Secret.objects.delete(f"lost-{suffix}"))
         modal.Volume.objects.create(f"lost-{suffix}-new")
         check("volume_delete", lambda: modal.Volume.objects.delete(f"lost-{suffix}-new"))
-    volume = modal.Volume.from_name(f"lost-{suffix}", create_if_missing=True, version=2)
+        check("volume_create", lambda: modal.Volume.objects.create(f"lost-{suffix}-other"))
+    for version in (1, 2):
+        volumes(check, f"lost-{suffix}-{version}", version)
+
+
+def volumes(check, name, version):
+    volume = modal.Volume.from_name(name, create_if_missing=True, version=version)
 
     def upload():
         with volume.batch_upload() as batch:
             batch.put_file(io.BytesIO(b"content"), "/file.txt")
         return b"".join(volume.read_file("file.txt")).decode()
 
-    check("volume_put", upload)
-    check("volume_remove", lambda: [volume.remove_file("file.txt"), volume.listdir("/")])
+    def copy():
+        volume.copy_files(["file.txt"], "copy.txt")
+        return sorted(entry.path for entry in volume.listdir("/"))
+
+    def remove():
+        volume.remove_file("file.txt")
+        return [entry.path for entry in volume.listdir("/")]
+
+    check(f"volume_{version}_put", upload)
+    check(f"volume_{version}_copy", copy)
+    check(f"volume_{version}_remove", remove)
 
 
 def rename(name):
