@@ -104,6 +104,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     router_host: str = ""
     """Host name under which clients reach the command router; empty = the one they use for the
     server. For a node on another machine than the server."""
+    name_servers: str = ""
+    """IPv4 addresses of the name servers that containers ask, with commas between; empty = those of
+    the machine (``/etc/resolv.conf``)."""
     log_level: Level = "info"
     log_format: Format = "auto"
     """Of the server's and the node's log: for people (``console``), for programs (``json``);

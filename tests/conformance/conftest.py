@@ -93,12 +93,12 @@ def server(
         yield server
     finally:
         server.stop()
-    _nothing_left(home)
+    nothing_left(home)
     if request.config.getoption("--record", default=False):
         _merge(recorded)
 
 
-def _nothing_left(home: Path) -> None:
+def nothing_left(home: Path) -> None:
     from homeport.node import leaks
 
     assert not (found := leaks.find_leaks(home)), f"left behind: {found}"

@@ -81,7 +81,7 @@ def test_surroundings(checks: Checks) -> None:
 
 def test_unknown(checks: Checks, client: Client) -> None:
     kind, text = checks.value("unknown")
-    assert kind == ("NotFoundError" if client.release >= (1, 3) else "GRPCError")
+    assert kind == ("NotFoundError" if client.release >= (1, 2) else "GRPCError")
     assert "not found" in text
 
 

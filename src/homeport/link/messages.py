@@ -29,6 +29,8 @@ RELAY_ROUTER_PORT = 7461
 """Where, at that address, a container finds its node's command router."""
 ROUTER_AUDIENCE = "command-router"
 """What tokens for a node's command router are good for; their subject is a task's id."""
+CONNECT_AUDIENCE = "connect"
+"""What connect tokens are good for; their subject is a task's id, their scope a ``ConnectScope``."""
 SECRETS_PATH = "homeport/secrets"
 """``RpcRequest.path`` with which a node itself asks for the variables of secrets; ``body`` is a
 msgpack list of their ids, the answer a msgpack map."""
@@ -537,7 +539,9 @@ class StartSandbox(Message):
     terminal: TerminalRef | None = None
     """Its command gets a terminal instead of three pipes."""
     allowed_cidrs: list[str] | None = None
-    """The only networks it may reach; ``None`` = all."""
+    """All networks it may reach, besides ``allowed_domains``; ``None`` = everything."""
+    allowed_domains: list[str] = []
+    """Patterns of ``kernel.domains``: TLS servers it may reach, if ``allowed_cidrs`` is a list."""
     directories: list[HostDirectory] = []
     buckets: list[BucketRef] = []
 
@@ -587,6 +591,17 @@ class OpenTunnel(Message):
     host: str = ""
     certificate: str = ""
     key: str = ""
+    sources: list[str] = []
+    """Networks that connections may come from; none = all."""
+    is_door: bool = False
+    """HTTP with connect tokens, to any port of a sandbox; ``port`` is 0."""
+
+
+class ConnectScope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a connect token is for: a port of the sandbox, and what its program is told."""
+
+    port: int
+    user_data: str | None = None
 
 
 class DeliverInputs(Message):

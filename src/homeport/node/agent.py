@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +69,8 @@ class NodeConfig:
     router_port: int = 0
     router_host: str = ""
     """The router's host name for clients; empty = the one they use for the server."""
+    name_servers: Sequence[str] = ()
+    """What containers ask; none = the machine's own name servers."""
 
     @property
     def root(self) -> Path:
@@ -112,7 +114,9 @@ class Agent:
         root.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, lock(root / "lock"))
         node_id = read_node_id(root / "id")
-        runtime = await create_runtime(self._config.runtime, root / "runtime", node_id)
+        runtime = await create_runtime(
+            self._config.runtime, root / "runtime", node_id, self._config.name_servers
+        )
         stack.push_async_callback(runtime.close)
         swept = await runtime.sweep()
         if swept:

@@ -47,6 +47,7 @@ def main(
             router_listen=settings.router_listen or settings.host,
             router_port=settings.router_port,
             router_host=settings.router_host,
+            name_servers=settings.name_servers.replace(",", " ").split(),
         )
         run(config, sweep=sweep)
     except (HomeportError, RuntimeUnavailableError) as error:

@@ -211,6 +211,7 @@ _NEWCHAIN: Final = 3
 _NEWRULE: Final = 6
 _IPV4: Final = 2
 
+HOOK_PREROUTING: Final = 0
 HOOK_INPUT: Final = 1
 HOOK_FORWARD: Final = 2
 HOOK_POSTROUTING: Final = 4
@@ -242,8 +243,8 @@ def match_interface(direction: str, prefix: str, *, equal: bool = True) -> bytes
     return _expression("meta", _be32(1, 1), _be32(2, key)) + _compare(prefix.encode(), equal=equal)
 
 
-def match_network(field: str, network: str) -> bytes:
-    """``ip saddr``/``ip daddr`` is in ``network`` (``a.b.c.d/n``)."""
+def match_network(field: str, network: str, *, equal: bool = True) -> bytes:
+    """``ip saddr``/``ip daddr`` is in (or is not in) ``network`` (``a.b.c.d/n``)."""
     address, _, length = network.partition("/")
     bits = int(length or 32)
     mask = struct.pack(">I", (0xFFFFFFFF << (32 - bits)) & 0xFFFFFFFF)
@@ -253,7 +254,7 @@ def match_network(field: str, network: str) -> bytes:
         "bitwise", _be32(1, 1), _be32(2, 1), _be32(3, 4),
         nested(4, attribute(1, mask)), nested(5, attribute(1, b"\0\0\0\0")),
     )  # fmt: skip
-    return load + masked + _compare(socket.inet_aton(address))
+    return load + masked + _compare(socket.inet_aton(address), equal=equal)
 
 
 def match_port(protocol: int, port: int) -> bytes:
@@ -294,6 +295,12 @@ def reject() -> bytes:
 def masquerade() -> bytes:
     """Replace the source by the outgoing interface's address."""
     return _expression("masq")
+
+
+def redirect(port: int) -> bytes:
+    """Have it end at ``port`` of the address that this machine has on the interface it came by."""
+    load = _expression("immediate", _be32(1, 1), nested(2, attribute(1, struct.pack(">H", port))))
+    return load + _expression("redir", _be32(1, 1))
 
 
 class Firewall:

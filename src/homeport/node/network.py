@@ -28,9 +28,10 @@ import structlog
 
 from homeport.node import netlink
 from homeport.node.addresses import AddressBlock, claim_block
+from homeport.node.egress.gate import TLS_PORT, Gate, Ports
 from homeport.node.resolver import Resolver, host_resolver
 from homeport.node.runtime import linux
-from homeport.node.runtime.port import RuntimeUnavailableError
+from homeport.node.runtime.port import Egress, RuntimeUnavailableError
 from homeport.node.stock import CALM_S, Stock
 
 DEFAULT_POOL: Final = "10.87.0.0/16"
@@ -41,6 +42,10 @@ _POOL_MAX: Final = 64
 """Networks kept ready in quiet and in busy times; each takes some 100 KiB of the kernel."""
 _BEFORE: Final = -10
 """Priority of a container's own rules: before those of all containers."""
+_BEFORE_ROUTING: Final = -100
+_TCP: Final = 6
+_UDP: Final = 17
+_DNS_PORT: Final = 53
 _LINK_LOCAL: Final = "169.254.0.0/16"
 
 _log = structlog.get_logger(__name__)
@@ -73,8 +78,8 @@ class NetworkProvider(Protocol):
         """A network of ``mode`` (``nat``, ``none``, ``host``). Raises ``RuntimeUnavailableError``."""
         ...
 
-    async def restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
-        """Let a container reach only these networks (``a.b.c.d/n``); ``None``: all that others may.
+    async def restrict(self, lease: Lease, egress: Egress | None) -> None:
+        """Let a container reach this alone; ``None``: all that others may.
 
         It holds for open connections too; what comes in unasked is not concerned. Raises
         ``RuntimeUnavailableError`` where that cannot be enforced.
@@ -101,7 +106,14 @@ class NetworkProvider(Protocol):
 class VethNetwork:
     """The network of a node that may administrate the host's network (root)."""
 
-    def __init__(self, tag: str, *, pool: str = DEFAULT_POOL, pool_size: int = _POOL_SIZE) -> None:
+    def __init__(
+        self,
+        tag: str,
+        *,
+        pool: str = DEFAULT_POOL,
+        pool_size: int = _POOL_SIZE,
+        name_servers: Sequence[str] = (),
+    ) -> None:
         self._prefix = f"{INTERFACE_PREFIX}{tag}"
         self._table = f"{TABLE_PREFIX}{tag}"
         self._tag = tag
@@ -121,6 +133,9 @@ class VethNetwork:
         self._route: netlink.Netlink | None = None
         self._started = False
         self._starting = asyncio.Lock()
+        self._name_servers = tuple(name_servers)
+        self._gate = Gate(lambda: self.resolver().nameservers, pool)
+        self._gate_ports = Ports(0, 0, 0)
 
     @property
     def tag(self) -> str:
@@ -132,6 +147,7 @@ class VethNetwork:
             if self._started:
                 return
             await self._run(self._set_up)
+            await self._gate.serve()
             self._started = True
             self._wake_refill()
 
@@ -155,16 +171,21 @@ class VethNetwork:
         self._wake_refill()
         return lease
 
-    async def restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+    async def restrict(self, lease: Lease, egress: Egress | None) -> None:
         if lease.number < 0:
             raise RuntimeUnavailableError("a container without a network has nothing to restrict")
+        domains = egress.domains if egress is not None else ()
+        if domains:
+            self._gate.allow(lease.address, domains)
         try:
-            await self._run(lambda: self._restrict(lease, allowed))
+            await self._run(lambda: self._restrict(lease, egress))
         except OSError as error:
             raise RuntimeUnavailableError(
                 f"what a container may reach cannot be restricted: {error}; it needs a kernel "
-                "with nf_tables (nft_ct, nft_reject)"
+                "with nf_tables (nft_ct, nft_reject, nft_redir)"
             ) from error
+        if not domains:
+            self._gate.forget(lease.address, cut=egress is not None)
 
     async def release(self, lease: Lease) -> None:
         self._doom(lease)
@@ -172,7 +193,7 @@ class VethNetwork:
             await asyncio.shield(self._janitor)
 
     def resolver(self) -> Resolver:
-        return host_resolver()
+        return Resolver(self._name_servers) if self._name_servers else host_resolver()
 
     def sweep(self) -> int:
         """Remove interfaces and the table of an earlier run of this node."""
@@ -187,6 +208,7 @@ class VethNetwork:
                 await self._refill
         if self._janitor is not None:
             await self._janitor
+        self._gate.close()
         if self._host >= 0:
             await self._run(self._tear_down)
         self._threads.shutdown(wait=False)
@@ -203,6 +225,7 @@ class VethNetwork:
             lease.netns_fd = -1
         if lease.number < 0:
             return
+        self._gate.forget(lease.address)
         self._doomed.append(lease)
         if self._janitor is None:
             self._janitor = asyncio.get_running_loop().create_task(self._remove_doomed())
@@ -260,6 +283,7 @@ class VethNetwork:
         self._block = claim_block(self._pool_network, self._tag, self._prefix)
         try:
             _write("/proc/sys/net/ipv4/ip_forward", "1")
+            self._gate_ports = self._gate.bind(self._block.gateway)
             self._firewall().apply()
         except OSError as error:
             raise RuntimeUnavailableError(
@@ -276,10 +300,12 @@ class VethNetwork:
         rules.chain("input", "filter", netlink.HOOK_INPUT, 0)
         rules.rule("input", ours, known, netlink.accept())
         for server in self.resolver().nameservers:
-            for protocol in (6, 17):
+            for protocol in (_TCP, _UDP):
                 to_server = netlink.match_network("destination", server)
-                port = netlink.match_port(protocol, 53)
+                port = netlink.match_port(protocol, _DNS_PORT)
                 rules.rule("input", ours, to_server, port, netlink.accept())
+        for to_gate in self._to_gate():
+            rules.rule("input", ours, to_gate, netlink.accept())
         rules.rule("input", ours, netlink.reject())
         rules.chain("forward", "filter", netlink.HOOK_FORWARD, 0)
         rules.rule("forward", to_ours, known, netlink.accept())
@@ -294,28 +320,62 @@ class VethNetwork:
         rules.rule("postrouting", source, outside, netlink.masquerade())
         return rules
 
-    def _restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+    def _to_gate(self) -> list[bytes]:
+        """Matches of packets to the ports of the gate, which answers those that it knows."""
+        assert self._block is not None
+        here = netlink.match_network("destination", self._block.gateway)
+        ports = self._gate_ports
+        kinds = ((_TCP, ports.tls), (_UDP, ports.names_udp), (_TCP, ports.names_tcp))
+        return [here + netlink.match_port(protocol, port) for protocol, port in kinds]
+
+    def _restrict(self, lease: Lease, egress: Egress | None) -> None:
         """A table of its own on the host's side, which the container cannot get round.
 
         What it lets pass, the common table looks at afterwards: the node and link-local addresses
         stay out of reach.
         """
-        if allowed is None:
+        if egress is None:
             self._unrestrict(lease)
             return
         rules = netlink.Firewall(self._own_table(lease))
         other = netlink.match_interface("in", f"{lease.interface}\0", equal=False)
+        forged = netlink.match_network("source", lease.address, equal=False)
+        listed = [
+            netlink.match_network("destination", network)
+            for network in egress.networks
+            if ":" not in network  # containers have no IPv6
+        ]
+        if egress.domains:
+            listed += self._to_gate()
         for chain, hook in (("input", netlink.HOOK_INPUT), ("forward", netlink.HOOK_FORWARD)):
             rules.chain(chain, "filter", hook, _BEFORE)
             rules.rule(chain, other, netlink.accept())
+            rules.rule(chain, forged, netlink.reject())  # it would ask in another one's name
             rules.rule(chain, netlink.match_reply(), netlink.accept())
-            for network in allowed:
-                if ":" not in network:  # containers have no IPv6
-                    to_it = netlink.match_network("destination", network)
-                    rules.rule(chain, to_it, netlink.accept())
+            for match in listed:
+                rules.rule(chain, match, netlink.accept())
             rules.rule(chain, netlink.reject())
+        if egress.domains:
+            self._lead_to_gate(rules, other, egress)
         rules.apply()
         lease.is_restricted = True
+
+    def _lead_to_gate(self, rules: netlink.Firewall, other: bytes, egress: Egress) -> None:
+        """Wherever it sends TLS and questions for names: unless to a listed network, they end here."""
+        ports = self._gate_ports
+        rules.chain("prerouting", "nat", netlink.HOOK_PREROUTING, _BEFORE_ROUTING)
+        rules.rule("prerouting", other, netlink.accept())
+        for network in egress.networks:
+            if ":" not in network:
+                to_it = netlink.match_network("destination", network)
+                rules.rule("prerouting", to_it, netlink.accept())
+        for protocol, port, here in (
+            (_TCP, TLS_PORT, ports.tls),
+            (_UDP, _DNS_PORT, ports.names_udp),
+            (_TCP, _DNS_PORT, ports.names_tcp),
+        ):
+            match = netlink.match_port(protocol, port)
+            rules.rule("prerouting", match, netlink.redirect(here))
 
     def _unrestrict(self, lease: Lease) -> None:
         if lease.is_restricted:
@@ -452,7 +512,7 @@ class UnprivilegedNetwork:
             )
         return Lease(-1)
 
-    async def restrict(self, lease: Lease, allowed: Sequence[str] | None) -> None:
+    async def restrict(self, lease: Lease, egress: Egress | None) -> None:
         raise RuntimeUnavailableError(
             "what a container may reach is restricted by a node that runs as root only"
         )

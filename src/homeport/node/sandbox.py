@@ -37,6 +37,7 @@ from homeport.node.runtime.port import (
     Bind,
     Container,
     ContainerSpec,
+    Egress,
     Exit,
     RuntimeUnavailableError,
 )
@@ -150,15 +151,15 @@ class Sandbox:
             for ref in self.start.volumes:
                 await self.prepared.volumes.reload(ref.volume_id)
 
-    async def set_network(self, allowed_cidrs: list[str] | None) -> None:
-        """Let it reach only these networks from now on; ``None`` = all.
+    async def set_network(self, egress: Egress | None) -> None:
+        """Let it reach this alone from now on; ``None`` = everything.
 
         Raises ``ConflictError`` for a sandbox without a network, ``UnavailableError``.
         """
         if self.start.block_network:
             raise ConflictError("The sandbox was created without a network and stays without")
         try:
-            await self.container.restrict(_networks(allowed_cidrs))
+            await self.container.restrict(egress)
         except RuntimeUnavailableError as error:
             raise UnavailableError(str(error)) from error
 
@@ -310,7 +311,7 @@ class Sandbox:
             overlays=prepared.volumes.overlays(),
             trees=prepared.buckets.trees(),
             network="none" if start.block_network else "nat",
-            allowed_networks=_networks(start.allowed_cidrs),
+            egress=_egress(start),
             stdin_fd=stdin,
             stdout_fd=stdout,
             stderr_fd=stderr,
@@ -410,8 +411,10 @@ class Sandbox:
         )
 
 
-def _networks(cidrs: list[str] | None) -> tuple[str, ...] | None:
-    return None if cidrs is None else tuple(cidrs)
+def _egress(start: StartSandbox) -> Egress | None:
+    if start.allowed_cidrs is None:
+        return None
+    return Egress(tuple(start.allowed_cidrs), tuple(start.allowed_domains))
 
 
 def environment(start: StartSandbox) -> dict[str, str]:

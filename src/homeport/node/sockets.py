@@ -1,15 +1,21 @@
-"""Unix sockets at paths of any length."""
+"""Sockets: unix ones at paths of any length, streams over others, and bytes from one to another."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 _PATH_BYTES_MAX = 107
 BACKLOG = 128
+CHUNK_BYTES: Final = 256 * 1024
+"""Read at once from a connection that is passed on."""
+HANDSHAKE_S: Final = 30.0
 
 
 async def serve_unix(
@@ -37,3 +43,31 @@ async def serve_unix(
     except BaseException:
         listener.close()
         raise
+
+
+async def streams(
+    connection: socket.socket, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Streams over an accepted or connected socket; as the server of TLS with ``context``."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=CHUNK_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(
+        lambda: protocol,
+        connection,
+        ssl=context,
+        ssl_handshake_timeout=HANDSHAKE_S if context else None,
+    )
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One direction, until its sender has finished; the other one goes on where TCP can say so."""
+    while data := await reader.read(CHUNK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+    else:
+        writer.close()

@@ -20,6 +20,7 @@ from homeport.kernel.errors import (
     UnavailableError,
 )
 from homeport.kernel.resources import Resources
+from homeport.kernel.signing import Signer
 from homeport.link.messages import (
     PROTOCOL,
     Answer,
@@ -45,13 +46,14 @@ from homeport.link.messages import (
     Welcome,
     WriteStdin,
 )
+from homeport.node.door import Door, verifier
 from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.task import Relay, Task
-from homeport.node.tunnels import Place, TunnelPort, Tunnels
+from homeport.node.tunnels import Contexts, Place, Tunnel, TunnelPort, Tunnels
 from homeport.node.work import Key
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -176,6 +178,7 @@ class Supervisor:
         self.snapshots = snapshots
         """Takes those of sandboxes."""
         self._tunnels = tunnels
+        self._connect_signer: Signer | None = None
         self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Hosted] = {}
         self._ended = EndedSandboxes()
@@ -223,6 +226,8 @@ class Supervisor:
         if self._router is not None:
             self._router.welcomed(welcome)
         self._certify(welcome.router_certificate, welcome.router_certificate_key)
+        key = welcome.router_key
+        self._connect_signer = Signer(key, self._clock) if key else None
         wanted: dict[str, set[Key]] = defaultdict(set)
         for task_id, input_id, retry_count in welcome.known_inputs:
             wanted[task_id].add((input_id, retry_count))
@@ -358,7 +363,14 @@ class Supervisor:
         if target is None:
             raise NotFoundError(f"the container {message.task_id} does not run")
         own = Place(message.host, message.certificate, message.key) if message.host else None
-        return await self._tunnels.open(message.task_id, target, port, own)
+        if not message.is_door:
+            return await self._tunnels.open(message.task_id, target, port, own, message.sources)
+
+        def make(contexts: Contexts) -> Tunnel:
+            verify = verifier(lambda: self._connect_signer, message.task_id)
+            return Door(target, verify, lambda: contexts(False), message.sources)
+
+        return await self._tunnels.listen(message.task_id, port, make, own)
 
     def _certify(self, certificate: str, key: str) -> None:
         if not certificate:

@@ -7,7 +7,7 @@ its addresses, loopback included, and needs no network of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -22,15 +22,14 @@ from homeport.kernel.errors import AlreadyExistsError, HomeportError, Unavailabl
 from homeport.link.messages import HTTPS_PORT
 from homeport.node.network import socket_in_netns
 from homeport.node.runtime.port import Container
+from homeport.node.sockets import pump, streams
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LISTEN_WAIT_S: Final = 5.0
 """How long a connection waits for the program to listen."""
-_RETRY_FIRST_S: Final = 0.01
-_RETRY_MAX_S: Final = 0.25
-_HANDSHAKE_S: Final = 30.0
-_CHUNK_BYTES: Final = 256 * 1024
+RETRY_FIRST_S: Final = 0.01
+RETRY_MAX_S: Final = 0.25
 _BACKLOG: Final = 1024
 _INSIDE: Final = "127.0.0.1"
 
@@ -70,15 +69,21 @@ Contexts = Callable[[bool], ssl.SSLContext | None]
 
 
 class Tunnel:
-    """One listening port of the node. ``close`` ends it with all its connections."""
+    """A listening port of the node. ``close`` ends it with all its connections.
 
-    def __init__(self, target: Target, port: TunnelPort, contexts: Contexts) -> None:
-        self.port = port
+    Connections from elsewhere than ``sources`` (networks; none = everywhere) are closed at once.
+    """
+
+    def __init__(self, target: Target, sources: Sequence[str] = ()) -> None:
         self._target = target
-        self._contexts = contexts
+        self._sources = [ipaddress.ip_network(source) for source in sources]
         self._listening: list[socket.socket] = []
         self._acceptors: list[asyncio.Task[None]] = []
         self._connections: set[asyncio.Task[None]] = set()
+
+    async def serve(self, connection: socket.socket) -> None:
+        """Do what the port is for, for one connection."""
+        raise NotImplementedError
 
     async def open(self, host: str, number: int = 0) -> int:
         """Listen on a port of ``host``, 0 = a free one; the port. Raises ``UnavailableError``."""
@@ -112,16 +117,38 @@ class Tunnel:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listening)
+                connection, address = await loop.sock_accept(listening)
             except OSError as error:  # out of descriptors: others have to close theirs first
                 log.error("a connection to a tunnel was not accepted", error=str(error))
-                await asyncio.sleep(_RETRY_MAX_S)
+                await asyncio.sleep(RETRY_MAX_S)
                 continue
-            task = loop.create_task(self._serve(connection))
+            if not self._is_admitted(address[0]):
+                connection.close()
+                continue
+            task = loop.create_task(self.serve(connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
 
-    async def _serve(self, connection: socket.socket) -> None:
+    def _is_admitted(self, source: str) -> bool:
+        if not self._sources:
+            return True
+        address = ipaddress.ip_address(source.partition("%")[0])
+        if address.version == 6 and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._sources)
+
+
+class PortTunnel(Tunnel):
+    """A tunnel to one port."""
+
+    def __init__(
+        self, target: Target, port: TunnelPort, contexts: Contexts, sources: Sequence[str] = ()
+    ) -> None:
+        super().__init__(target, sources)
+        self.port = port
+        self._contexts = contexts
+
+    async def serve(self, connection: socket.socket) -> None:
         writers: list[asyncio.StreamWriter] = []
         try:
             with self._target.active():
@@ -129,7 +156,7 @@ class Tunnel:
                 writers.append(writer)
                 inner_reader, inner_writer = await self._enter()
                 writers.append(inner_writer)
-                await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
+                await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
         except (OSError, TimeoutError, HomeportError) as error:
             log.info("a tunnel's connection failed", port=self.port.number, error=str(error))
         except Exception:
@@ -148,23 +175,23 @@ class Tunnel:
             context = self._contexts(self.port.h2)
             if context is None:
                 raise UnavailableError("the node has no certificate yet")
-        return await _streams(connection, context)
+        return await streams(connection, context)
 
     async def _enter(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the program, as soon as it listens."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(LISTEN_WAIT_S):
             container = await self._target.started()
-            delay_s = _RETRY_FIRST_S
+            delay_s = RETRY_FIRST_S
             while True:
                 inside = await asyncio.to_thread(socket_in_netns, container.netns)
                 try:
                     await loop.sock_connect(inside, (_INSIDE, self.port.number))
-                    return await _streams(inside, None)
+                    return await streams(inside, None)
                 except ConnectionRefusedError:
                     inside.close()
                     await asyncio.sleep(delay_s)  # nothing tells that a program listens
-                    delay_s = min(2 * delay_s, _RETRY_MAX_S)
+                    delay_s = min(2 * delay_s, RETRY_MAX_S)
                 except BaseException:
                     inside.close()
                     raise
@@ -188,7 +215,12 @@ class Tunnels:
         self._made.clear()
 
     async def open(
-        self, task_id: str, target: Target, port: TunnelPort, place: Place | None = None
+        self,
+        task_id: str,
+        target: Target,
+        port: TunnelPort,
+        place: Place | None = None,
+        sources: Sequence[str] = (),
     ) -> int:
         """The node's port that leads to that one; the same if it is open already.
 
@@ -196,22 +228,36 @@ class Tunnels:
 
         Raises ``UnavailableError``.
         """
+
+        def make(contexts: Contexts) -> Tunnel:
+            return PortTunnel(target, port, contexts, sources)
+
+        return await self.listen(task_id, port, make, place)
+
+    async def listen(
+        self,
+        task_id: str,
+        port: TunnelPort,
+        make: Callable[[Contexts], Tunnel],
+        place: Place | None,
+    ) -> int:
+        """As ``open``, with a tunnel of the caller's making. ``port`` tells those of a task apart."""
         async with self._lock:
             known = self._tunnels.get(task_id, {}).get(port)
             if known is not None:
                 return known[1]
-            opened = await self._open_at(target, port, place) if place is not None else None
+            opened = await self._open_at(make, port.h2, place) if place is not None else None
             if opened is None:
-                tunnel = Tunnel(target, port, self._context)
+                tunnel = make(self._context)
                 opened = tunnel, await tunnel.open(self._listen)
             self._tunnels.setdefault(task_id, {})[port] = opened
             return opened[1]
 
     async def _open_at(
-        self, target: Target, port: TunnelPort, place: Place
+        self, make: Callable[[Contexts], Tunnel], h2: bool, place: Place
     ) -> tuple[Tunnel, int] | None:
-        context = server_context(place.certificate, place.key, _protocols(port.h2))
-        tunnel = Tunnel(target, port, lambda _: context)
+        context = server_context(place.certificate, place.key, _protocols(h2))
+        tunnel = make(lambda _: context)
         try:
             return tunnel, await tunnel.open(place.host, HTTPS_PORT)
         except UnavailableError as error:  # taken, or not ours to take
@@ -264,31 +310,3 @@ class Tunnels:
 
 def _protocols(h2: bool) -> list[str]:
     return ["h2"] if h2 else ["http/1.1"]
-
-
-async def _streams(
-    connection: socket.socket, context: ssl.SSLContext | None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Streams over an accepted or connected socket; as the server of TLS with ``context``."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=_CHUNK_BYTES, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.connect_accepted_socket(
-        lambda: protocol,
-        connection,
-        ssl=context,
-        ssl_handshake_timeout=_HANDSHAKE_S if context else None,
-    )
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One direction, until its sender has finished; the other one goes on where TCP can say so."""
-    while data := await reader.read(_CHUNK_BYTES):
-        writer.write(data)
-        await writer.drain()
-    if writer.can_write_eof():
-        with contextlib.suppress(OSError):
-            writer.write_eof()
-    else:
-        writer.close()

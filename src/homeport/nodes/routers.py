@@ -9,14 +9,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ConflictError, NotFoundError, UnavailableError
 from homeport.kernel.signing import Signer
 from homeport.link.messages import (
+    CONNECT_AUDIENCE,
     RELAY_HOST,
     RELAY_ROUTER_PORT,
     ROUTER_AUDIENCE,
+    ConnectScope,
     Message,
     RouterCertificate,
 )
@@ -102,6 +106,12 @@ class Routers:
         signer = Signer(self.key(node_id), self._clock)
         token = signer.issue(task_id, ROUTER_AUDIENCE, TOKEN_LIFE_S)
         return f"{scheme}://{name}:{port}", token
+
+    def connect_token(self, task_id: str, node_id: str, life_s: float, scope: ConnectScope) -> str:
+        """A token for a sandbox's door on that node."""
+        signer = Signer(self.key(node_id), self._clock)
+        text = msgspec.json.encode(scope).decode()
+        return signer.issue(task_id, CONNECT_AUDIENCE, life_s, scope=text)
 
     def host(self, node_id: str, ctx: Context) -> str:
         """The host under which the caller reaches that node; its certificate names it.

@@ -117,6 +117,7 @@ class SandboxLauncher:
             probe=spec.probe,
             terminal=spec.terminal,
             allowed_cidrs=spec.allowed_cidrs,
+            allowed_domains=spec.allowed_domains,
             directories=[
                 HostDirectory(str(await self._directories.directory(object_id)), path)
                 for object_id, path in spec.directories

@@ -32,6 +32,10 @@ TIMEOUT_MAX_S: Final = 24 * 3600.0
 ARGUMENTS_MAX: Final = 65_536
 """Characters of all arguments of a sandbox's command together."""
 NAME_MAX: Final = 64
+CONNECT_PORT: Final = 8080
+"""Where a connect token leads that does not say."""
+USER_DATA_BYTES_MAX: Final = 4096
+"""A token is a header of HTTP, of which servers take some 8 KiB."""
 PAGE_MAX: Final = 100
 """Sandboxes in one page of a list."""
 
@@ -91,6 +95,10 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Credentials that were sent with the sandbox, by where the bucket is mounted."""
     block_network: bool = False
     allowed_cidrs: list[str] | None = None
+    """``None``: it may reach everything."""
+    allowed_domains: list[str] = []
+    allowed_sources: list[str] = []
+    """Networks from which its tunnels may be used; none = all."""
     ports: list[Port] = []
     probe: ProbeRef | None = None
     terminal: TerminalRef | None = None
@@ -178,6 +186,21 @@ def check_name(name: str) -> None:
         raise InvalidError(
             f"{name[:80]!r} cannot be a sandbox's name: it has up to {NAME_MAX} letters, digits, "
             "dots, dashes and underscores"
+        )
+
+
+def check_connect(port: int, user_data: str) -> None:
+    """Raise ``InvalidError`` unless a connect token can be made of these."""
+    if not 0 < port < 65536:
+        raise InvalidError(f"{port} is not a TCP port")
+    if len(user_data.encode()) > USER_DATA_BYTES_MAX:
+        raise InvalidError(
+            f"the user_metadata of a connect token has at most {USER_DATA_BYTES_MAX} bytes"
+        )
+    if not user_data.isprintable():
+        raise InvalidError(
+            "the user_metadata of a connect token becomes a header of HTTP: it has no line breaks "
+            "or other control characters"
         )
 
 

@@ -15,12 +15,14 @@ from homeport.environments.service import EnvironmentService
 from homeport.kernel import ids
 from homeport.kernel.errors import DeadlineError, InvalidError, NotFoundError, UnavailableError
 from homeport.kernel.numbers import wait_s
+from homeport.link.messages import HTTPS_PORT, ConnectScope
 from homeport.logs.model import Filter
 from homeport.logs.service import LogService
 from homeport.nodes.routers import LOCAL_HOSTS, Routers
 from homeport.rpc.context import Context
 from homeport.sandboxes import wire
-from homeport.sandboxes.service import SandboxService
+from homeport.sandboxes.model import CONNECT_PORT, SandboxRecord, check_connect
+from homeport.sandboxes.service import Places, SandboxService
 
 _POLL_S: Final = 60.0
 """A wait is answered within it, whatever the client asks."""
@@ -146,7 +148,12 @@ class SandboxRpc:
     async def SandboxWaitUntilReady(
         self, request: api_pb2.SandboxWaitUntilReadyRequest, ctx: Context
     ) -> api_pb2.SandboxWaitUntilReadyResponse:
-        ready_at = await self._service.until_ready(request.sandbox_id, wait_s(request.timeout))
+        try:
+            ready_at = await self._service.until_ready(request.sandbox_id, wait_s(request.timeout))
+        except DeadlineError:
+            ready_at = (
+                0.0  # those who ask here (1.4.1 to 1.5.0) look at their own clock, and ask again
+            )
         return api_pb2.SandboxWaitUntilReadyResponse(ready_at=ready_at)
 
     async def ContainerReloadVolumes(
@@ -166,9 +173,7 @@ class SandboxRpc:
             )
             if not record.spec.ports:
                 return response
-            host = self._routers.host(record.node_id, ctx) if record.node_id else ""
-            # On one machine each tunnel can have an address, where others have a host name.
-            place = self._routers.own_address if host in LOCAL_HOSTS else None
+            host, place = self._host_of(record, ctx)
             tunnels = await self._service.tunnels(
                 request.sandbox_id, wait_s(request.timeout, _POLL_S), place
             )
@@ -183,6 +188,34 @@ class SandboxRpc:
         self, request: api_pb2.SandboxGetTunnelsRequest, ctx: Context
     ) -> api_pb2.SandboxGetTunnelsResponse:
         return await self.SandboxGetTunnels(request, ctx)
+
+    def _host_of(self, record: SandboxRecord, ctx: Context) -> tuple[str, Places | None]:
+        """Under which name its node is reached, and who gives tunnels an address of their own."""
+        host = self._routers.host(record.node_id, ctx) if record.node_id else ""
+        # On one machine each tunnel can have an address, where others have a host name.
+        return host, self._routers.own_address if host in LOCAL_HOSTS else None
+
+    async def SandboxCreateConnectToken(
+        self, request: api_pb2.SandboxCreateConnectTokenRequest, ctx: Context
+    ) -> api_pb2.SandboxCreateConnectTokenResponse:
+        user_data = request.user_metadata if request.HasField("user_metadata") else None
+        port = request.port or CONNECT_PORT
+        check_connect(port, user_data or "")
+        record = await self._service.placed(request.sandbox_id, _POLL_S)
+        host, place = self._host_of(record, ctx)
+        record, door = await self._service.door(request.sandbox_id, _POLL_S, place)
+        authority = door.host or host
+        if door.encrypted != HTTPS_PORT:
+            authority = f"{authority}:{door.encrypted}"
+        token = self._routers.connect_token(
+            record.task_id, record.node_id, record.spec.timeout_s, ConnectScope(port, user_data)
+        )
+        return api_pb2.SandboxCreateConnectTokenResponse(url=f"https://{authority}", token=token)
+
+    async def SandboxCreateConnectTokenV2(
+        self, request: api_pb2.SandboxCreateConnectTokenRequest, ctx: Context
+    ) -> api_pb2.SandboxCreateConnectTokenResponse:
+        return await self.SandboxCreateConnectToken(request, ctx)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────
 

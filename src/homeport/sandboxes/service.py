@@ -525,17 +525,9 @@ class SandboxService:
         Raises ``ConflictError`` when it has ended, ``DeadlineError`` when it got no node in time,
         ``UnavailableError`` while its node is away.
         """
-        live = self._live.get(sandbox_id)
-        record = live.record if live is not None else await self.get(sandbox_id)
-        if not record.spec.ports:
+        if not (await self.get(sandbox_id)).spec.ports:
             return []
-        if live is not None:
-            await _within(timeout_s, live.sent)
-            record = live.record
-        if record.is_over:
-            raise ConflictError("The sandbox has ended: its tunnels are closed")
-        if live is None or not live.sent.is_set():
-            raise DeadlineError(f"The sandbox did not start within {timeout_s:g} s")
+        record = await self._to_open(sandbox_id, timeout_s)
         found: list[Tunnel] = []
         for port in record.spec.ports:
             own = place(f"{record.task_id} {port.number}") if place is not None else NO_PLACE
@@ -547,8 +539,38 @@ class SandboxService:
             found.append(Tunnel(port.number, encrypted, plain, host))
         return found
 
+    async def door(
+        self, sandbox_id: str, timeout_s: float, place: Places | None = None
+    ) -> tuple[SandboxRecord, Tunnel]:
+        """Where the sandbox is reached with connect tokens. Raises as ``tunnels`` does."""
+        record = await self._to_open(sandbox_id, timeout_s)
+        own = place(f"{record.task_id} door") if place is not None else NO_PLACE
+        number = await self._open_tunnel(
+            record, Port(0), unencrypted=False, place=own, is_door=True
+        )
+        return record, Tunnel(0, number, host=own[0] if number == HTTPS_PORT else "")
+
+    async def _to_open(self, sandbox_id: str, timeout_s: float) -> SandboxRecord:
+        """As soon as its node can be asked for tunnels."""
+        live = self._live.get(sandbox_id)
+        record = live.record if live is not None else await self.get(sandbox_id)
+        if live is not None:
+            await _within(timeout_s, live.sent)
+            record = live.record
+        if record.is_over:
+            raise ConflictError("The sandbox has ended: its tunnels are closed")
+        if live is None or not live.sent.is_set():
+            raise DeadlineError(f"The sandbox did not start within {timeout_s:g} s")
+        return record
+
     async def _open_tunnel(
-        self, record: SandboxRecord, port: Port, *, unencrypted: bool, place: tuple[str, str, str]
+        self,
+        record: SandboxRecord,
+        port: Port,
+        *,
+        unencrypted: bool,
+        place: tuple[str, str, str],
+        is_door: bool = False,
     ) -> int:
         host, certificate, key = place
         message = partial(
@@ -560,6 +582,8 @@ class SandboxService:
             host=host,
             certificate=certificate,
             key=key,
+            sources=record.spec.allowed_sources,
+            is_door=is_door,
         )
         return (await self._nodes.ask(record.node_id, message)).number
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from modal_proto import api_pb2
 
 from homeport.functions.wire import bucket_of
+from homeport.kernel import domains
 from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.kernel.networks import network
 from homeport.link.messages import ProbeRef, TerminalRef, VolumeRef
@@ -57,6 +58,8 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
         buckets=buckets,
         block_network=closed or definition.block_network,
         allowed_cidrs=_allowed_cidrs(access),
+        allowed_domains=[domains.pattern(text) for text in access.allowed_domains],
+        allowed_sources=[network(text) for text in definition.inbound_cidr_allowlist],
         ports=[
             Port(port.port, port.unencrypted, port.tunnel_type == api_pb2.TUNNEL_TYPE_H2)
             for port in definition.open_ports.ports
@@ -85,8 +88,6 @@ def _refuse_missing(definition: api_pb2.Sandbox) -> None:
         "identity tokens (include_oidc_identity_token=)": definition.include_oidc_identity_token,
         "outbound policies": definition.HasField("experimental_outbound_policy")
         or definition.HasField("outbound_policy"),
-        "allowlists of domains": definition.network_access.allowed_domains,
-        "allowlists of incoming networks": definition.inbound_cidr_allowlist,
     }
     for what, is_wanted in wanted.items():
         if is_wanted:

@@ -11,6 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
 from modal_proto import task_command_router_pb2 as pb
 
+from homeport.kernel.domains import pattern
 from homeport.kernel.errors import (
     ConflictError,
     HomeportError,
@@ -23,6 +24,7 @@ from homeport.kernel.numbers import wait_s
 from homeport.node.router.execution import Command, Execution
 from homeport.node.router.executions import Executions
 from homeport.node.router.output import GoneError
+from homeport.node.runtime.port import Egress
 from homeport.node.sandbox import Sandbox
 from homeport.transport import dispatch
 from homeport.transport.dispatch import IncomingCall, StatusError
@@ -309,7 +311,7 @@ class RouterRpc:
     ) -> pb.TaskSetNetworkAccessResponse:
         sandbox = self._sandbox(request.task_id)
         await sandbox.started()
-        await sandbox.set_network(allowed_cidrs(request.network_access))
+        await sandbox.set_network(egress(request.network_access))
         return pb.TaskSetNetworkAccessResponse()
 
     def _sandbox(self, task_id: str) -> Sandbox:
@@ -351,15 +353,16 @@ def snapshot_ttl_s(asked: int) -> float:
     return float(asked) or _SNAPSHOT_S  # clients before 1.5 do not say
 
 
-def allowed_cidrs(access: api_pb2.NetworkAccess) -> list[str] | None:
-    """The networks that may be reached; ``None`` = all. Raises ``InvalidError``."""
-    if access.allowed_domains:
-        raise UnimplementedError("Homeport does not give sandboxes allowlists of domains yet")
+def egress(access: api_pb2.NetworkAccess) -> Egress | None:
+    """What may be reached; ``None`` = everything. Raises ``InvalidError``."""
     if access.network_access_type == api_pb2.NetworkAccess.BLOCKED:
-        return []
+        return Egress()
     if access.network_access_type != api_pb2.NetworkAccess.ALLOWLIST:
         return None
-    return [network(text) for text in access.allowed_cidrs]
+    return Egress(
+        tuple(network(text) for text in access.allowed_cidrs),
+        tuple(pattern(text) for text in access.allowed_domains),
+    )
 
 
 def _main_only(container_id: str) -> None:

@@ -85,8 +85,8 @@ class StagedRuntime:
         try:
             lease = await self._network.acquire(spec.network)
             try:
-                if spec.allowed_networks is not None and spec.network == "nat":
-                    await self._network.restrict(lease, spec.allowed_networks)
+                if spec.egress is not None and spec.network == "nat":
+                    await self._network.restrict(lease, spec.egress)
                 container = await self._start(spec, lease)
             except BaseException:
                 await self._network.release(lease)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from homeport.node.runtime.handshake import Started
 from homeport.node.runtime.port import (
     ContainerEndedError,
     ContainerSpec,
+    Egress,
     ExecError,
     ExecSpec,
     Exit,
@@ -142,10 +143,10 @@ class RunningContainer:
             raise ContainerEndedError() from error
         return self._place
 
-    async def restrict(self, allowed: Sequence[str] | None) -> None:
+    async def restrict(self, egress: Egress | None) -> None:
         if self._ended.done():
             return
-        await self._network.restrict(self._lease, allowed)
+        await self._network.restrict(self._lease, egress)
 
     async def freeze(self) -> None:
         await self._stage.run(lambda: self._hold(Cgroup.freeze))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from homeport.node.cgroups import CgroupProvider
@@ -16,10 +17,13 @@ DEFAULT = "bubblewrap"
 NAMES = ("bubblewrap", "runc", "crun")
 
 
-async def create_runtime(name: str, run_dir: Path, node_id: str) -> StagedRuntime:
+async def create_runtime(
+    name: str, run_dir: Path, node_id: str, name_servers: Sequence[str] = ()
+) -> StagedRuntime:
     """The runtime called ``name`` (empty = bubblewrap), with its network, ready to start containers.
 
-    ``run_dir`` is this node's alone. Raises ``RuntimeUnavailableError`` with the fix; there is no
+    ``run_dir`` is this node's alone; ``name_servers`` are what containers ask in place of the
+    machine's own. Raises ``RuntimeUnavailableError`` with the fix; there is no
     silent choice of another runtime.
     """
     name = name or DEFAULT
@@ -29,7 +33,9 @@ async def create_runtime(name: str, run_dir: Path, node_id: str) -> StagedRuntim
         )
     tag = network_tag(node_id, run_dir)
     root = os.geteuid() == 0
-    network: NetworkProvider = VethNetwork(tag) if root else UnprivilegedNetwork()
+    network: NetworkProvider = (
+        VethNetwork(tag, name_servers=name_servers) if root else UnprivilegedNetwork()
+    )
     cgroups = CgroupProvider(tag)
     runtime = _make(name, run_dir, network, cgroups, root=root)
     (run_dir / "network-tag").write_text(tag)  # how the leak check knows what is this node's

@@ -8,7 +8,6 @@ raises ``RuntimeUnavailableError`` with the fix.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +65,17 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class Egress:
+    """All that a container may reach: ``networks`` (``a.b.c.d/n``), and TLS servers of ``domains``.
+
+    Domains are patterns of ``kernel.domains``.
+    """
+
+    networks: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """One container to start.
 
@@ -88,8 +98,8 @@ class ContainerSpec:
     binds: tuple[Bind, ...] = ()
     network: str = "nat"
     """``nat`` (an ``eth0`` with a way out), ``none`` (loopback only), ``host`` (builds only)."""
-    allowed_networks: tuple[str, ...] | None = None
-    """The only networks (``a.b.c.d/n``) it may reach by ``nat``; ``None`` = all."""
+    egress: Egress | None = None
+    """All that it may reach by ``nat``; ``None`` = everything."""
     stdin_fd: int = -1
     """Open descriptor that the command reads; -1 = /dev/null."""
     stdout_fd: int = -1
@@ -208,8 +218,8 @@ class Container(Protocol):
         """
         ...
 
-    async def restrict(self, allowed: Sequence[str] | None) -> None:
-        """Change ``ContainerSpec.allowed_networks`` now, for open connections too.
+    async def restrict(self, egress: Egress | None) -> None:
+        """Change ``ContainerSpec.egress`` now, for open connections too.
 
         Raises ``RuntimeUnavailableError``.
         """
