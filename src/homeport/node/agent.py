@@ -35,7 +35,7 @@ from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer
 from homeport.node.room import LayerRoom, default_bound
 from homeport.node.router.service import CommandRouter
-from homeport.node.runtime.bubblewrap import create_runtime
+from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.supervisor import Hosted, Supervisor

@@ -235,15 +235,17 @@ class Door(Tunnel):
         if self._session is None:
             netns = container.netns
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0, socket_factory=lambda _: socket_in_netns(netns)
-                ),
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_joining(netns)),
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             )
         return self._session
+
+
+def _joining(netns: str) -> Callable[[object], socket.socket]:
+    return lambda _address: socket_in_netns(netns)
 
 
 _closing: Final[set[asyncio.Task[None]]] = set()

@@ -198,9 +198,9 @@ class SandboxRpc:
     async def SandboxCreateConnectToken(
         self, request: api_pb2.SandboxCreateConnectTokenRequest, ctx: Context
     ) -> api_pb2.SandboxCreateConnectTokenResponse:
-        user_data = request.user_metadata if request.HasField("user_metadata") else None
         port = request.port or CONNECT_PORT
-        check_connect(port, user_data or "")
+        check_connect(port, request.user_metadata)
+        scope = ConnectScope(port, request.user_metadata or None)
         record = await self._service.placed(request.sandbox_id, _POLL_S)
         host, place = self._host_of(record, ctx)
         record, door = await self._service.door(request.sandbox_id, _POLL_S, place)
@@ -208,7 +208,7 @@ class SandboxRpc:
         if door.encrypted != HTTPS_PORT:
             authority = f"{authority}:{door.encrypted}"
         token = self._routers.connect_token(
-            record.task_id, record.node_id, record.spec.timeout_s, ConnectScope(port, user_data)
+            record.task_id, record.node_id, record.spec.timeout_s, scope
         )
         return api_pb2.SandboxCreateConnectTokenResponse(url=f"https://{authority}", token=token)
 

@@ -14,6 +14,7 @@ import dns.exception
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import structlog
@@ -67,12 +68,11 @@ class Names:
         answer = await self._ask(dns.message.make_query(name, dns.rdatatype.A))
         if answer is None:
             return []
-        return [
-            record.to_text()
-            for found in answer.answer
-            if found.rdtype == dns.rdatatype.A
-            for record in found
-        ]
+        records: list[dns.rdata.Rdata] = []
+        for found in answer.answer:
+            if found.rdtype == dns.rdatatype.A:
+                records += found
+        return [record.to_text() for record in records]
 
     async def answer(self, source: str, question: bytes) -> bytes:
         """What the container with the address ``source`` is told; empty: nothing."""

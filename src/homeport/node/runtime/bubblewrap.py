@@ -85,10 +85,3 @@ class BubblewrapRuntime(StagedRuntime):
                 ["--args", str(_ARGUMENTS_FD), "--", INIT_PATH, *inner],
                 {_ARGUMENTS_FD: listed, _FILTER_FD: rules},
             )
-
-
-async def create_runtime(name: str, run_dir: Path, node_id: str) -> StagedRuntime:
-    """See ``homeport.node.runtime.create``."""
-    from homeport.node.runtime.create import create_runtime as create
-
-    return await create(name, run_dir, node_id)
