@@ -86,7 +86,7 @@ def test_without_its_token_nobody_comes_in(connected: dict[str, Any], way: str) 
 
 @pytest.mark.since("1.2.0")
 def test_the_door_is_closed_after_the_end(connected: dict[str, Any]) -> None:
-    assert connected["afterwards"]
+    assert connected["afterwards"] == "URLError"
 
 
 @pytest.mark.since("1.5.0")
