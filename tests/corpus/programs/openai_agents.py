@@ -15,7 +15,9 @@ from agents.extensions.sandbox.modal import (
 
 async def one(persistence):
     client = ModalSandboxClient(image=ModalImageSelector.from_tag("python:3.12-slim"))
-    options = ModalSandboxClientOptions("corpus-agents", workspace_persistence=persistence)
+    options = ModalSandboxClientOptions(
+        "corpus-agents", sandbox_create_timeout_s=300, workspace_persistence=persistence
+    )
     session = await client.create(options=options)
     try:
         await session.start()
