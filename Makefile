@@ -3,7 +3,7 @@
 BIN := .venv/bin
 PYTHON_SOURCES := src tests benchmarks examples
 
-.PHONY: help setup demo test check format conformance chaos bench leaks clean
+.PHONY: help setup demo test check format conformance chaos corpus bench leaks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +21,7 @@ CONFORMANCE := \
 	lifecycle stress recovery lost_answers ephemeral schedules serve images images_registry images_rebuilt \
 	images_agree image_volumes images_recovery dicts queues queue_crowd volumes volumes_mounted \
 	network_file_systems buckets workspace web servers sandboxes sandboxes_recovery exec \
-	escapes tunnels javascript
+	escapes egress tunnels javascript
 TESTS := tests/unit tests/contract tests/sim \
 	$(CONFORMANCE:%=tests/conformance/test_%.py) tests/chaos
 
@@ -51,6 +51,10 @@ conformance: setup  ## official clients, every supported version, against a real
 chaos:  ## half an hour (HOMEPORT_CHAOS_S) of kills, pauses and cut connections under load
 	@scripts/setup containers tests
 	HOMEPORT_CHAOS_S=$${HOMEPORT_CHAOS_S:-1800} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
+
+corpus: setup  ## published packages that use sandboxes, unmodified, against a real server
+	@scripts/setup containers tests
+	$(BIN)/python -m pytest -s tests/corpus
 
 bench: setup  ## measure, with ratios to peers in the same run
 	@scripts/setup bench

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tests.conformance.conftest import nothing_left
 from tests.conformance.harness.clients import Client
-from tests.conformance.harness.internet import LOOPBACK, Internet
+from tests.conformance.harness.internet import Internet
 from tests.conformance.harness.programs import Checks, Runner
 from tests.conformance.harness.server import Server
 
@@ -20,7 +20,7 @@ NAMES = {
     "other.example": "{net}.3",
     "dns.example": "{net}.3",
     "secret.wild.example": "{net}.3",
-    "loopback.wild.example": LOOPBACK,
+    "loopback.wild.example": "{loopback}",
     "metadata.wild.example": "169.254.169.254",
     "node.wild.example": "{net}.254",
     "containers.wild.example": "10.87.0.1",

@@ -25,24 +25,28 @@ from homeport.node import netlink
 from homeport.node.resolver import host_resolver
 from homeport.node.runtime import linux
 
-LOOPBACK = "127.0.0.99"
 SERVERS = (2, 3)
 """Last numbers of the addresses with servers; the name server has 1, this machine 254."""
 
 
 class Internet:
-    """``names`` maps names under ``.example`` to addresses, ``{net}`` being this network's.
+    """``names`` maps names under ``.example`` to addresses, ``{net}`` being this network's and
+    ``{loopback}`` an address of this machine's own.
 
     Each of ``SERVERS`` answers TLS at 443 and 8443 with ``server <n> sni <name>`` and a line, echoes
     lines after that; at 80 and 853 it answers plainly; at the UDP ports of ``DATAGRAMS`` it keeps
-    what it got in ``datagrams``. This machine answers TLS at 254 and at ``LOOPBACK``. ``asked`` has the names that were looked up.
+    what it got in ``datagrams``. This machine answers TLS at 254 and at ``loopback``. ``asked`` has the names that were looked up.
     """
 
     DATAGRAMS = (53, 443, 5353)
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self.net = f"198.18.{random.randrange(1, 255)}"
-        self.names = {name: where.format(net=self.net) for name, where in names.items()}
+        self.loopback = f"127.250.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+        self.names = {
+            name: where.format(net=self.net, loopback=self.loopback)
+            for name, where in names.items()
+        }
         self.asked: list[str] = []
         self.datagrams: list[bytes] = []
         self._interface = f"inet{os.getpid()}"[:15]
@@ -67,7 +71,7 @@ class Internet:
                 self._serve(self._socket(number, port, socket.SOCK_STREAM), _plain(number))
             for port in self.DATAGRAMS:
                 self._keep(number, port)
-        for address in (f"{self.net}.254", LOOPBACK):
+        for address in (f"{self.net}.254", self.loopback):
             listening = socket.create_server((address, 443))
             self._sockets.append(listening)
             self._serve(listening, _tls("of the machine", certificate))

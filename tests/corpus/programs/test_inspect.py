@@ -23,6 +23,4 @@ def sandbox_env(made):
     return made
 
 
-
-
 pytestmark = pytest.mark.anyio
