@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ class Housekeeping:
 
     def __init__(
         self,
-        files: FileStore,
+        files: ContentStore,
         *,
         prunable: Sequence[Prunable],
         contents: Sequence[Contents],

@@ -111,9 +111,9 @@ from homeport.secrets.rpc import SecretRpc
 from homeport.secrets.service import SecretService
 from homeport.secrets.store import SecretStore
 from homeport.settings import Settings, load
-from homeport.storage.blobs import FileStore
 from homeport.storage.database import Database
 from homeport.storage.keyfile import read_or_create
+from homeport.storage.opening import open_contents
 from homeport.storage.operations import OperationLog
 from homeport.tasks.rpc import TasksRpc
 from homeport.tasks.service import TaskService
@@ -157,7 +157,8 @@ class Server:
         clock = self._clock = SystemClock()
         home = settings.home
         self._database = Database.sqlite(settings.database_path, durability=settings.durability)
-        self._files = FileStore(settings.blob_root, fsync=settings.durability == "power")
+        key = read_or_create(home / "blob.key")
+        self._files = open_contents(settings, self._database, clock, key=key)
         operations = self._operations = OperationLog(self._database, clock)
         self._tokens = Tokens(self._database, clock, operations)
         self._flows = TokenFlows(self._tokens, clock)
@@ -170,7 +171,7 @@ class Server:
         self._blobs = BlobService(
             BlobStore(self._database),
             self._files,
-            UrlSigner(read_or_create(home / "blob.key")),
+            UrlSigner(key),
             retention_s=settings.result_retention_s,
         )
         self._mounts = MountService(
@@ -197,7 +198,7 @@ class Server:
         self._volumes = VolumeService(
             volume_objects,
             VolumeStore(self._database),
-            Blocks(self._files, read_or_create(home / "blob.key"), clock),
+            Blocks(self._files, key, clock),
             self._files,
             self._blobs,
             clock=clock,
@@ -223,7 +224,7 @@ class Server:
             authorize=self._tokens.verify_node,
             heartbeat_s=settings.heartbeat_s,
             http_url=lambda: self.url,
-            blob_root=str(settings.blob_root),
+            blob_root="" if settings.blob_store else str(settings.blob_root),
             routers=routers,
         )
         routers.use(self._nodes)
@@ -409,7 +410,7 @@ class Server:
         self._relay = Relay(direct)
         self._gateway = WebGateway(
             self._web_routes,
-            WebRequests(self._calls, wait_s=settings.web_wait_s, blob=self._blobs.file),
+            WebRequests(self._calls, wait_s=settings.web_wait_s, blob=self._blobs.read),
             self._relay,
             access,
             app_page=self._app_page,
@@ -523,6 +524,7 @@ class Server:
         """Open the state, take up earlier work, listen."""
         self._files.prepare()
         await self._database.start()
+        await self._files.start()
         await self._tokens.start()
         await self._workspace.start()
         await self._environments.start()

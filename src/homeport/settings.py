@@ -18,7 +18,7 @@ from homeport.kernel.errors import InvalidError
 from homeport.kernel.logs import Format, Level
 
 DEFAULT_PORT = 7460
-_MAPPINGS = frozenset({"registry_mirrors"})
+_MAPPINGS = frozenset({"registry_mirrors", "blob_store_options"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +33,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Name shown to clients as the workspace."""
     durability: Literal["process", "power"] = "process"
     """What acknowledged data survives: the death of any process, or also power loss."""
+    blob_store: str = ""
+    """Bucket and prefix for everything large that clients store: ``s3://``, ``gs://`` or
+    ``az://``; empty = the folder ``blobs`` of the home."""
+    blob_store_options: dict[str, str] = {}
+    """How the bucket is reached, such as ``endpoint`` and ``region``. As a variable:
+    ``name=value,name=value``. Credentials may as well be in the environment under the vendor's
+    names."""
     default_runtime: str = ""
     """Isolation tool of all containers; empty = bubblewrap."""
     message_bytes_max: int = 256 * 1024 * 1024

@@ -34,15 +34,18 @@ def kill_under_load(
     end_s: float,
     check: Callable[[BareServer], None] = lambda server: None,
     has_node: bool = False,
+    kills: int = KILLS,
+    environ: dict[str, str] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """What the load saw (its ``seen.json``), and whether a call had to be repeated for it.
 
     The server is killed after pauses between ``pauses_s``; ``check`` looks at what is left before
     it starts again, and at the end. The load has ``end_s`` seconds to come to its end.
     ``has_node``: containers can run, on a node that lives on; the load says when it has begun.
+    ``environ`` is the server's.
     """
     moments = random.Random(SEED)
-    server = BareServer(folder / "home")
+    server = BareServer(folder / "home", environ)
     server.start()
     log = (folder / "load.log").open("wb")
     try:
@@ -60,7 +63,7 @@ def kill_under_load(
             try:
                 if has_node:
                     _wait_for(folder / "begun", load)
-                for _ in range(KILLS):
+                for _ in range(kills):
                     time.sleep(moments.uniform(*pauses_s))
                     server.kill()
                     check(server)

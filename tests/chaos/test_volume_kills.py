@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,11 @@ from tests.conformance.harness.bare import BareServer
 LOAD = Path(__file__).with_name("volume_load.py")
 
 
-def check(server: BareServer) -> None:
+def check(server: BareServer, environ: dict[str, str] | None = None) -> None:
     """What the server left behind when it was killed is whole."""
-    files = [str(server.home / "homeport.db"), str(server.home / "blobs")]
-    done = subprocess.run(
-        [sys.executable, "-m", "homeport.volumes.fsck", *files], capture_output=True, check=True
-    )
+    command = [sys.executable, "-m", "homeport.volumes.fsck", str(server.home)]
+    variables = {**os.environ, **(environ or {})}
+    done = subprocess.run(command, capture_output=True, check=True, env=variables)
     assert json.loads(done.stdout)["damages"] == []
 
 

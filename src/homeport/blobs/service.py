@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Collection, Sequence
-from pathlib import Path
 from typing import Final
 
 from homeport.blobs.model import (
@@ -23,7 +22,7 @@ from homeport.blobs.uploads import PartialUploads, composite_etag
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.errors import ExhaustedError, InvalidError, NotFoundError
-from homeport.storage.blobs import ContentMismatchError, FileStore
+from homeport.storage.contents import ContentMismatchError, ContentStore
 
 _DISK_RESERVE_BYTES: Final = 256 * 1024 * 1024
 _CHECK_DISK_BYTES: Final = 16 * 1024 * 1024
@@ -40,7 +39,7 @@ class BlobService:
     def __init__(
         self,
         store: BlobStore,
-        files: FileStore,
+        files: ContentStore,
         signer: UrlSigner,
         *,
         retention_s: float = 7 * 86400.0,
@@ -138,7 +137,7 @@ class BlobService:
         if not 0 <= size <= BLOB_BYTES_MAX:
             raise InvalidError(f"a blob has 0 to {BLOB_BYTES_MAX} bytes, not {size}")
         if size >= _CHECK_DISK_BYTES:
-            free = (await self._files.run(shutil.disk_usage, self._files.root)).free
+            free = (await self._files.run(shutil.disk_usage, self._files.scratch)).free
             if size + _DISK_RESERVE_BYTES > free:
                 raise ExhaustedError(
                     f"the server's disk has {free >> 20} MiB left, too little for {size >> 20} MiB"
@@ -177,10 +176,6 @@ class BlobService:
         etag = await self._uploads.complete(grant, etags)
         await self._record(grant.blob_id, grant.sha256, grant.size)
         return etag
-
-    async def file(self, blob_id: str) -> Path:
-        """The file with the blob's content. Raises ``NotFoundError``."""
-        return self._files.path((await self.get(blob_id)).sha256)
 
     async def _record(self, blob_id: str, sha256: str, size: int) -> None:
         now = self._clock.now()

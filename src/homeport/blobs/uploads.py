@@ -13,7 +13,7 @@ from typing import Final
 
 from homeport.blobs.model import Grant
 from homeport.kernel.errors import ConflictError, InvalidError
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 from homeport.storage.writer import FileWriter, Hashes
 
 _ABANDONED_S: Final = 2 * 86400.0
@@ -26,9 +26,9 @@ class PartialUploads:
     They survive a restart; parts may arrive in any order, at once and repeatedly.
     """
 
-    def __init__(self, files: FileStore) -> None:
+    def __init__(self, files: ContentStore) -> None:
         self._files = files
-        self._root = files.root / "uploads"
+        self._root = files.scratch / "uploads"
 
     async def remove_abandoned(self) -> None:
         """Remove uploads whose URLs have expired long ago (at start-up)."""

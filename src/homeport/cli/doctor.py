@@ -28,14 +28,15 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def examine(settings: Settings) -> list[Check]:
-    """What the probe found. Raises ``InternalError`` if it broke."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "homeport.node.probe"),
-            *(str(settings.home), settings.default_runtime),
-        ],
-        stdout=subprocess.PIPE,
-    )
+    """What the node's probe found, and that of stores elsewhere. Raises ``InternalError``."""
+    checks = _run("homeport.node.probe", str(settings.home), settings.default_runtime)
+    if settings.blob_store:
+        checks += _run("homeport.storage.probe", str(settings.home))
+    return checks
+
+
+def _run(module: str, *arguments: str) -> list[Check]:
+    done = subprocess.run([sys.executable, "-P", "-m", module, *arguments], stdout=subprocess.PIPE)
     if done.returncode != 0:
         raise InternalError(f"the checks ended with exit code {done.returncode}; see above")
     return msgspec.json.decode(done.stdout, type=list[Check])

@@ -32,8 +32,8 @@ class Report(msgspec.Struct, frozen=True):
 def examine(settings: Settings, *, quick: bool) -> Report:
     """Look at all volumes of a home. Raises ``InternalError`` with the program's own words."""
     command = [sys.executable, "-m", "homeport.volumes.fsck"]
-    command += [str(settings.database_path), str(settings.blob_root)]
-    done = subprocess.run([*command, *(["--quick"] if quick else [])], capture_output=True)
+    command += [str(settings.home), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, capture_output=True)
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip()
         raise InternalError(words.removeprefix("Error: ") or "the check ended without a report")

@@ -35,7 +35,7 @@ from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ExhaustedError
 from homeport.objects.model import Creation, StoredObject
 from homeport.objects.service import Objects
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 from homeport.storage.operations import OperationLog
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class DictService:
         self,
         store: DictStore,
         objects: Objects,
-        files: FileStore,
+        files: ContentStore,
         operations: OperationLog,
         clock: Clock,
         *,

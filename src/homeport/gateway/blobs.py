@@ -10,8 +10,9 @@ from aiohttp import web
 
 from homeport.blobs.model import Grant
 from homeport.blobs.service import BlobService
+from homeport.gateway.contents import send_content
 from homeport.kernel.errors import InvalidError
-from homeport.storage.blobs import ContentMismatchError
+from homeport.storage.contents import ContentMismatchError, ContentStore
 
 _PART: Final = re.compile(r"<Part>(.*?)</Part>", re.DOTALL)
 _NUMBER: Final = re.compile(r"<PartNumber>\s*(\d{1,5})\s*</PartNumber>")
@@ -23,8 +24,9 @@ _MISMATCH: Final = "The Content-MD5 you specified did not match what we received
 class BlobRoutes:
     """``PUT``, ``POST``, ``GET`` and ``HEAD`` of ``/blob/<id>?t=<token>``."""
 
-    def __init__(self, service: BlobService) -> None:
+    def __init__(self, service: BlobService, files: ContentStore) -> None:
         self._service = service
+        self._files = files
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         router.add_put("/blob/{id}", self._put)
@@ -54,8 +56,8 @@ class BlobRoutes:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         grant = self._grant(request, "get")
-        path = await self._service.file(grant.blob_id)
-        return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
+        blob = await self._service.get(grant.blob_id)
+        return await send_content(request, self._files, blob.sha256, blob.size)
 
     def _grant(self, request: web.Request, *actions: str) -> Grant:
         token = request.query.get("t", "")

@@ -21,7 +21,7 @@ from homeport.gateway.tokens import TokenRoutes
 from homeport.gateway.volumes import VolumeRoutes
 from homeport.images.upkeep import ImageUpkeep
 from homeport.mounts.service import MountService
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 from homeport.volumes.service import VolumeService
 from homeport.workspace.flows import TokenFlows
 
@@ -91,7 +91,7 @@ def _only_ours(is_elsewhere: Callable[[str], bool]) -> Middleware:
 def create_http_app(
     blobs: BlobService,
     mounts: MountService,
-    files: FileStore,
+    files: ContentStore,
     volumes: VolumeService,
     *,
     verify_node: Callable[[str], bool],
@@ -117,7 +117,7 @@ def create_http_app(
             "auto_decompress": False,  # hashes are of the bytes that were sent
         },
     )
-    BlobRoutes(blobs).add_to(app.router)
+    BlobRoutes(blobs, files).add_to(app.router)
     nodes = NodesOnly(verify_node)
     NodeRoutes(mounts, files, nodes).add_to(app.router)
     VolumeRoutes(volumes, files, nodes).add_to(app.router)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from homeport.gateway.contents import send_content
 from homeport.gateway.nodes_only import NodesOnly
 from homeport.mounts.service import MountService
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 
 
 class NodeRoutes:
     """``GET /_node/mounts/<digest>`` and ``GET /_node/files/<sha256>`` for bearers of a token."""
 
-    def __init__(self, mounts: MountService, files: FileStore, nodes: NodesOnly) -> None:
+    def __init__(self, mounts: MountService, files: ContentStore, nodes: NodesOnly) -> None:
         self._mounts = mounts
         self._files = files
         self._nodes = nodes
@@ -26,5 +27,4 @@ class NodeRoutes:
         return web.Response(body=data, content_type="application/msgpack")
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
-        path = self._files.path(request.match_info["sha256"])
-        return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
+        return await send_content(request, self._files, request.match_info["sha256"])

@@ -8,10 +8,11 @@ from typing import Final, TypeVar
 import msgspec
 from aiohttp import web
 
+from homeport.gateway.contents import send_content
 from homeport.gateway.nodes_only import NodesOnly
 from homeport.kernel.errors import InvalidError
 from homeport.link.volumes import BLOCK_BYTES, HASH_BYTES, CommitDone, VolumeCommit
-from homeport.storage.blobs import ContentMismatchError, FileStore
+from homeport.storage.contents import ContentMismatchError, ContentStore
 from homeport.volumes.blocks import BlockGrant
 from homeport.volumes.service import VolumeService
 
@@ -19,7 +20,6 @@ T = TypeVar("T")
 
 _READ_WHOLE_BYTES: Final = 512 * 1024
 """Blocks up to this size are read whole: the disk's threads are asked once."""
-_SEND_BYTES: Final = 1024 * 1024
 _REQUEST_BYTES_MAX: Final = 256 * 1024 * 1024
 """A commit of a million files has about 150 MB."""
 _MISSING: Final = msgspec.msgpack.Decoder(list[bytes])
@@ -29,7 +29,7 @@ _COMMIT: Final = msgspec.msgpack.Decoder(VolumeCommit)
 class VolumeRoutes:
     """``/block/<sha256>?t=<token>`` for clients, ``/_node/volumes`` and ``/_node/blocks``."""
 
-    def __init__(self, volumes: VolumeService, files: FileStore, nodes: NodesOnly) -> None:
+    def __init__(self, volumes: VolumeService, files: ContentStore, nodes: NodesOnly) -> None:
         self._volumes = volumes
         self._blocks = volumes.blocks
         self._files = files
@@ -61,16 +61,12 @@ class VolumeRoutes:
                     grant.sha256, grant.offset, grant.length, stripped=grant.stripped
                 )
             )
-        path = self._files.path(grant.sha256)
         size = await self._stored_size(grant)
         whole = grant.offset == 0 and size <= grant.length
         if whole and (grant.stripped or size == grant.length) and size:
             digest = base64.b64encode(bytes.fromhex(grant.sha256)).decode()
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Repr-Digest": f"sha-256=:{digest}:",
-            }
-            return web.FileResponse(path, chunk_size=_SEND_BYTES, headers=headers)
+            headers = {"Repr-Digest": f"sha-256=:{digest}:"}
+            return await send_content(request, self._files, grant.sha256, size, headers)
         data = await self._blocks.part(
             grant.sha256, grant.offset, grant.length, stripped=grant.stripped
         )

@@ -24,7 +24,7 @@ from uv import find_uv_bin
 from homeport import pythons
 from homeport.kernel.errors import NotFoundError
 from homeport.link.messages import ManifestFile
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class InstallError(Exception):
 class GlobalMounts:
     """Makes the files of platform mounts and puts their contents into the file store."""
 
-    def __init__(self, files: FileStore, pythons: Path | None = None) -> None:
+    def __init__(self, files: ContentStore, pythons: Path | None = None) -> None:
         self._files = files
         self._pythons = pythons or Path.home() / ".cache" / "homeport" / "bases" / "pythons"
 

@@ -14,7 +14,7 @@ from homeport.link.messages import ManifestFile
 from homeport.mounts import model
 from homeport.mounts.model import Mount, RequestedFile
 from homeport.mounts.store import MountStore
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 
 _CLIENT_MOUNT: Final = "modal-client-mount-"
 _PYTHON_MOUNT: Final = "python-build-standalone."
@@ -49,7 +49,7 @@ class MountService:
     def __init__(
         self,
         store: MountStore,
-        files: FileStore,
+        files: ContentStore,
         blobs: BlobService,
         global_mounts: GlobalMounts,
         *,

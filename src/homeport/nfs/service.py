@@ -21,7 +21,7 @@ from homeport.nfs.model import Entry, file_path
 from homeport.nfs.tree import SharedTree
 from homeport.objects.model import StoredObject
 from homeport.objects.service import Objects
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 from homeport.storage.database import Database
 from homeport.storage.operations import OperationLog
 
@@ -38,7 +38,7 @@ class NetworkFileSystems:
         self,
         objects: Objects,
         root: Path,
-        files: FileStore,
+        files: ContentStore,
         blobs: BlobService,
         database: Database,
         operations: OperationLog,

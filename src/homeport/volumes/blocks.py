@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import BinaryIO, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -12,7 +12,7 @@ from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.kernel.grants import GrantSigner
 from homeport.link.volumes import BLOCK_BYTES, FILE, VolumeEntry
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 from homeport.volumes.model import NewFile, hex_hashes
 
 URL_LIFETIME_S: Final = 86400.0
@@ -40,7 +40,7 @@ class BlockGrant(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
 class Blocks:
     """Contents in the file store, shared by all volumes and with mounts and blobs."""
 
-    def __init__(self, files: FileStore, key: bytes, clock: Clock | None = None) -> None:
+    def __init__(self, files: ContentStore, key: bytes, clock: Clock | None = None) -> None:
         self._files = files
         self._signer = GrantSigner(key, BlockGrant, purpose="volume blocks")
         self._clock = clock or SystemClock()
@@ -143,14 +143,8 @@ class Blocks:
         if sha256 == EMPTY_HEX:
             data = b""
         else:
-            data = await self._files.run(_read, await self._files.open(sha256), offset, length)
+            data = await self._files.part(sha256, offset, length)
         return data if stripped else data.ljust(length, b"\0")
-
-
-def _read(file: BinaryIO, offset: int, length: int) -> bytes:
-    with file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def _pieces(file: NewFile | VolumeEntry) -> list[tuple[bytes, int, int]]:

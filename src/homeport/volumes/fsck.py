@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,12 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from homeport.kernel.errors import ConflictError
+from homeport.kernel.errors import HomeportError
 from homeport.link.volumes import DIRECTORY, FILE, HASH_BYTES, VolumeEntry, block_count
 from homeport.objects.service import names_in
-from homeport.storage.blobs import FileStore
+from homeport.settings import load
+from homeport.storage.inspection import Inspection, inspect
+from homeport.storage.opening import open_reader
 from homeport.volumes.blocks import EMPTY_HEX
 from homeport.volumes.model import VOLUME, split
 from homeport.volumes.store import volumes
@@ -42,26 +43,22 @@ class Report(msgspec.Struct, frozen=True):
     damages: list[Damage]
 
 
-def check(database: Path, files: FileStore, *, quick: bool = False) -> Report:
+def check(engine: sa.Engine, contents: Inspection, *, quick: bool = False) -> Report:
     """Look at all volumes of an installation; nothing is changed, the server may run.
 
-    ``quick`` does not read the contents, only sees that they are there. Raises
-    ``ConflictError`` if there is no database.
+    ``quick`` does not read the contents, only sees that they are there.
     """
-    if not database.exists():
-        raise ConflictError(f"there is no database at {database}; was Homeport ever started there?")
-    engine = sa.create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
     try:
         with engine.connect() as connection:
-            return _Check(connection, files, quick).run()
+            return _Check(connection, contents, quick).run()
     finally:
         engine.dispose()
 
 
 class _Check:
-    def __init__(self, connection: Connection, files: FileStore, quick: bool) -> None:
+    def __init__(self, connection: Connection, contents: Inspection, quick: bool) -> None:
         self._connection = connection
-        self._files = files
+        self._inspection = contents
         self._quick = quick
         self._contents: dict[str, tuple[int, str]] = {}
         self._damages: list[Damage] = []
@@ -120,30 +117,26 @@ class _Check:
     def _look_at(self, sha256: str) -> tuple[int, str]:
         if sha256 == EMPTY_HEX:
             return 0, ""
-        path = self._files.path(sha256)
         try:
-            size = path.stat().st_size
-            if not self._quick and _digest(path) != sha256:
+            size = self._inspection.size(sha256)
+            if size is None:
+                return 0, "is missing"
+            if not self._quick and self._inspection.digest(sha256) != sha256:
                 return size, "is damaged: its bytes have another hash"
         except FileNotFoundError:
             return 0, "is missing"
         return size, ""
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @click.command()
-@click.argument("database", type=click.Path(path_type=Path))
-@click.argument("blobs", type=click.Path(path_type=Path))
+@click.argument("home", type=click.Path(path_type=Path))
 @click.option("--quick", is_flag=True)
-def main(database: Path, blobs: Path, quick: bool) -> None:
+def main(home: Path, quick: bool) -> None:
     """Print the report as JSON."""
     try:
-        report = check(database, FileStore(blobs), quick=quick)
-    except ConflictError as error:
+        settings = load(home)
+        report = check(open_reader(settings), inspect(settings), quick=quick)
+    except HomeportError as error:
         raise click.ClickException(error.message) from None
     click.echo(msgspec.json.encode(report))
 

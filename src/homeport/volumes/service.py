@@ -26,7 +26,7 @@ from homeport.link.volumes import (
     framed,
 )
 from homeport.objects.service import Objects
-from homeport.storage.blobs import FileStore
+from homeport.storage.contents import ContentStore
 from homeport.volumes import changing, copying
 from homeport.volumes.blocks import Blocks
 from homeport.volumes.links import follow
@@ -62,7 +62,7 @@ class VolumeService:
         objects: Objects,
         store: VolumeStore,
         blocks: Blocks,
-        files: FileStore,
+        files: ContentStore,
         blobs: BlobService,
         *,
         clock: Clock | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from homeport.calls.exchange import Exchange
@@ -62,7 +61,7 @@ class WebRequests:
     """Web requests in flight. ``wait_s`` is how long one may go without an answer."""
 
     def __init__(
-        self, calls: CallService, *, wait_s: float, blob: Callable[[str], Awaitable[Path]]
+        self, calls: CallService, *, wait_s: float, blob: Callable[[str], Awaitable[bytes]]
     ) -> None:
         self._calls = calls
         self._wait_s = wait_s
@@ -163,8 +162,7 @@ class WebRequests:
             return None
         if not chunk.blob_id:
             return chunk.data
-        path = await self._blob(chunk.blob_id)
-        return await asyncio.to_thread(path.read_bytes)
+        return await self._blob(chunk.blob_id)
 
     def _park(self, call: Call) -> None:
         timer = asyncio.get_running_loop().call_later(

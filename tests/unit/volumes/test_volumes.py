@@ -27,6 +27,9 @@ from homeport.link.volumes import (
     VolumeCommit,
     VolumeEntry,
 )
+from homeport.settings import Settings
+from homeport.storage.inspection import inspect
+from homeport.storage.opening import open_reader
 from homeport.volumes import fsck
 from homeport.volumes.model import TOMBSTONE_S
 from homeport.volumes.rpc import VolumeRpc
@@ -349,19 +352,23 @@ def test_fsck_finds_what_is_damaged(tmp_path: Path) -> None:
     async def scenario(home: Home) -> None:
         volume = await create(home)
         await put(home, volume, {"d/good": b"good", "gone": b"gone", "changed": b"before"})
-        database = tmp_path / "homeport.db"
-        report = fsck.check(database, home.files)
+        settings = Settings(home=tmp_path)
+
+        def check(*, quick: bool = False) -> fsck.Report:
+            return fsck.check(open_reader(settings), inspect(settings), quick=quick)
+
+        report = check()
         assert (report.volumes, report.files, report.damages) == (1, 3, [])
         home.files.path(digest(b"gone").hex()).unlink()
         changed = home.files.path(digest(b"before").hex())
         changed.chmod(0o600)
         changed.write_bytes(b"behind")
-        report = fsck.check(database, home.files)
+        report = check()
         assert {damage.path: damage.problem.split()[-1] for damage in report.damages} == {
             "changed": "hash",
             "gone": "missing",
         }
-        quick = fsck.check(database, home.files, quick=True)
+        quick = check(quick=True)
         assert [damage.path for damage in quick.damages] == ["gone"]
 
     run(tmp_path, scenario)
