@@ -12,7 +12,8 @@ import pytest
 from tests.unit.feature_home import sha256
 
 from homeport.kernel.errors import InvalidError, NotFoundError
-from homeport.storage.blobs import STREAM_BYTES, ContentMismatchError, FileStore
+from homeport.storage.blobs import FileStore
+from homeport.storage.contents import STREAM_BYTES, ContentMismatchError
 from homeport.storage.keyfile import read_or_create
 
 
