@@ -14,7 +14,7 @@ from homeport.link.messages import ManifestFile
 from homeport.mounts import model
 from homeport.mounts.model import Mount, RequestedFile
 from homeport.mounts.store import MountStore
-from homeport.storage.contents import ContentStore
+from homeport.storage.contents import ContentStore, checked_name
 
 _CLIENT_MOUNT: Final = "modal-client-mount-"
 _PYTHON_MOUNT: Final = "python-build-standalone."
@@ -76,7 +76,7 @@ class MountService:
 
     async def put_file(self, sha256: str, data: bytes) -> None:
         """Store the content of a file. Raises ``InvalidError`` if ``data`` is not that content."""
-        self._files.path(sha256)
+        checked_name(sha256)
         await self._files.put_bytes(data, expect=sha256)
 
     async def put_blob(self, sha256: str, blob_id: str) -> None:

@@ -88,7 +88,7 @@ class Bucket:
                     "timeout": timedelta(seconds=120),
                 },
                 retry_config={
-                    "max_retries": 12,
+                    "max_retries": 100,
                     "retry_timeout": timedelta(seconds=retry_s),
                     "backoff": {
                         "init_backoff": timedelta(milliseconds=100),
