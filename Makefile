@@ -3,7 +3,7 @@
 BIN := .venv/bin
 PYTHON_SOURCES := src tests benchmarks examples
 
-.PHONY: help setup demo test check format conformance chaos corpus bench leaks clean
+.PHONY: help setup demo test check format conformance chaos soak corpus bench leaks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,10 @@ conformance: setup  ## official clients, every supported version, against a real
 chaos:  ## half an hour (HOMEPORT_CHAOS_S) of kills, pauses and cut connections under load
 	@scripts/setup containers tests
 	HOMEPORT_CHAOS_S=$${HOMEPORT_CHAOS_S:-1800} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
+
+soak:  ## 100,000 calls, 2,000 sandboxes, 500 images (SOAK='--calls N …'): all is as it was after it
+	@scripts/setup containers tests
+	PYTHONPATH=. $(BIN)/python tests/chaos/soak.py $(SOAK)
 
 corpus: setup  ## published packages that use sandboxes, unmodified, against a real server
 	@scripts/setup containers tests

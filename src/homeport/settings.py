@@ -46,8 +46,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest gRPC message accepted."""
     heartbeat_s: float = 2.0
     """How often a node says it is alive; missing five of them counts as gone."""
-    app_heartbeat_timeout_s: float = 120.0
-    """An ephemeral app whose client is silent that long is stopped."""
+    app_heartbeat_timeout_s: float = 60.0
+    """An ephemeral app whose client is silent that long is stopped. Clients speak every 15 s and give
+    an attempt 15 s: two in a row may get lost."""
     ephemeral_timeout_s: float = 900.0
     """An ephemeral Dict, Queue or Volume whose client is silent that long is deleted."""
     result_retention_s: float = 7 * 86400.0
