@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from homeport.kernel.resources import Resources
+from homeport.sandboxes.model import SandboxSpec
+from homeport.scheduler.reservations import Reservations
+from homeport.scheduler.sandbox_room import SandboxRoom
+from homeport.settings import Settings
+
+
+class Nodes:
+    """One connected node of two cores and 24 GiB."""
+
+    def __init__(self) -> None:
+        self._session = SimpleNamespace(capacity=Resources(2000, 24_000), gpu_type="")
+
+    def nodes(self) -> dict[str, Any]:
+        return {"no-1": self._session}
+
+
+def room_of(settings: Settings) -> SandboxRoom:
+    nodes: Any = Nodes()
+    return SandboxRoom(
+        Reservations(settings, nodes),
+        room_made=lambda: None,
+        room_wanted=lambda: None,
+        work_finished=lambda _: None,
+    )
+
+
+def placed(room: SandboxRoom, spec: SandboxSpec, at_most: int) -> int:
+    for number in range(at_most):
+        if room.reserve(f"ta-{number}", spec) is None:
+            return number
+    return at_most
+
+
+def test_a_small_machine_has_room_for_thousands_that_ask_for_nothing() -> None:
+    room = room_of(Settings(home=Path("/nowhere")))
+    assert placed(room, SandboxSpec(image_id="im-1"), 5000) == 2000
+
+
+def test_what_was_asked_for_is_what_counts() -> None:
+    room = room_of(Settings(home=Path("/nowhere")))
+    spec = SandboxSpec(image_id="im-1", milli_cpu=500, memory_mb=1000)
+    assert placed(room, spec, 5000) == 4
+    assert (
+        placed(
+            room_of(Settings(home=Path("/nowhere"))),
+            SandboxSpec(image_id="im-1", memory_mb=12_000),
+            9,
+        )
+        == 2
+    )
+
+
+def test_it_is_a_setting() -> None:
+    settings = Settings(home=Path("/nowhere"), sandbox_milli_cpu=100, sandbox_memory_mb=2400)
+    assert placed(room_of(settings), SandboxSpec(image_id="im-1"), 5000) == 10
