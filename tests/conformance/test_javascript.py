@@ -35,14 +35,17 @@ def package() -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(runner: Runner, client: Client, package: Path) -> dict[str, Any]:
+def found(
+    runner: Runner, client: Client, package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """What the program reported."""
     deployed = runner.cli(client, "deploy", str(PROGRAMS / "squares.py"))
     assert deployed.returncode == 0, deployed.stderr
     program = package / "program.mjs"  # a program finds packages beside itself
     program.write_text((PROGRAMS / "javascript.mjs").read_text())
     done = subprocess.run(
-        ["node", str(program)],
+        ["node", str(program), str(runner.server.home / "ca.pem")],
+        cwd=tmp_path_factory.mktemp("javascript"),
         env={**os.environ, **runner.server.environment()},
         capture_output=True,
         text=True,
@@ -58,6 +61,25 @@ def found(runner: Runner, client: Client, package: Path) -> dict[str, Any]:
         ("streams", "over and back\n"),
         ("exec", ["42\n", 3]),
         ("files", "some text"),
+        ("bytes", [[0, 255, 10, 13, 200]] * 2),
+        (
+            "more_files",
+            [
+                [["e", "directory"], ["f", "file"]],
+                9,
+                "0644",
+                "from here",
+                "SandboxFilesystemNotFoundError",
+            ],
+        ),
+        ("exec_options", ["hallo secret /usr\n", "err\n", "terminal"]),
+        ("stdin", ["a\nb\n", 0]),
+        ("exec_timeout", 137),
+        ("snapshot", ["some text", 0]),
+        ("names_and_tags", [True, [True], None, "AlreadyExistsError", 137]),
+        ("ready", "ready"),
+        ("networks", ["refused", "other"]),
+        ("connect_token", [200, 401]),
         ("terminate", 137),
         ("tunnel", 200),
         ("remote", 49),
@@ -71,6 +93,7 @@ def test_javascript(found: dict[str, Any], check: str, expected: object) -> None
 
 
 def test_errors_are_of_its_own_kinds(found: dict[str, Any]) -> None:
+    assert "No such file" in found["no_program"], found["no_program"]
     assert found["remote_error"].startswith("RemoteError: ")
     assert "TypeError" in found["remote_error"]
     assert found["unknown_function"].startswith("NotFoundError: ")

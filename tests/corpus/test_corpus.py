@@ -60,7 +60,16 @@ def _program(name: str) -> str:
 
 def _suite(run: Run, packages: list[str], name: str, *options: str) -> tuple[int, set[str]]:
     """How many tests of a pytest file passed, and which did not."""
-    plain = ["-q", "-c", "/dev/null", "-p", "no:cacheprovider", "--rootdir", str(PROGRAMS)]
+    plain = [
+        "-q",
+        "-c",
+        "/dev/null",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(PROGRAMS),
+    ]
     arguments = ["-m", "pytest", *plain, *options, _program(name)]
     text = run(packages, "python", *arguments, codes=(0, 1))
     passed = re.search(r"(\d+) passed", text)
@@ -70,7 +79,7 @@ def _suite(run: Run, packages: list[str], name: str, *options: str) -> tuple[int
 
 def test_swe_rex(run: Run) -> None:
     text = run(["swe-rex[modal]==1.4.0"], "python", _program("swe_rex"))
-    assert _last(text) == ["corpus in /tmp", 0, "kept", "once\n", 4]
+    assert _last(text) == ["corpus in /tmp\n", 0, "kept", "once\n", 4]
 
 
 def test_smolagents(run: Run) -> None:
