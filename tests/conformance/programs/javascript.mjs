@@ -128,7 +128,7 @@ await check("networks", async () => {
     outboundDomainAllowlist: ["*.example.com"],
   });
   const seen = async () =>
-    (await (await limited.exec(["python", "-c", probe])).stdout.readText()).trim();
+    (await (await limited.exec(["python", "-c", probe])).stdout.readText()).trim() === "refused";
   const found = [await seen()];
   const networks = { outboundCidrAllowlist: [`${address}/32`], outboundDomainAllowlist: [] };
   await limited.updateNetworkPolicy(networks);
