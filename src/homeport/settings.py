@@ -99,6 +99,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     layers_bytes_max: int = 0
     """Image layers kept on a node; 0 = a third of the disk they are on. The least recently used
     ones that nothing needs go first."""
+    templates_max: int = 0
+    """Containers a node keeps waiting, with the client imported, for tasks like those it ran lately;
+    each takes some 40 MiB. 0 = none: every container starts from nothing."""
     web_domain: str = "localhost"
     """Domain of web functions: each has a name directly under it, which must lead to this machine
     (those under ``localhost`` always do)."""

@@ -129,6 +129,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     web: list[WebPoint] = []
     directories: list[DirectoryMount] = []
     buckets: list[BucketRef] = []
+    memory_snapshot: bool = False
+    """``enable_memory_snapshot``."""
 
     @property
     def is_direct(self) -> bool:

@@ -207,6 +207,7 @@ def spec_of(
         volumes=volumes,
         directories=directories,
         buckets=buckets,
+        memory_snapshot=function.is_checkpointing_function and not function.is_auto_snapshot,
     )
 
 
@@ -495,7 +496,6 @@ def container_arguments(
     """
     spec = record.require_spec()
     definition = api_pb2.Function.FromString(record.definition)
-    definition.is_checkpointing_function = False  # memory snapshots are not taken
     known = {item.object_id for item in layout.objects}
     for dependency in definition.object_dependencies:
         if dependency.object_id not in known:
@@ -511,4 +511,6 @@ def container_arguments(
         serialized_params=spec.serialized_params,
         environment_name=environment,
         app_layout=layout,
+        # Only looked at in a container that the node tells to take a snapshot.
+        checkpoint_id=f"cp-{record.function_id.partition('-')[2]}",
     ).SerializeToString()

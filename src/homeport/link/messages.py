@@ -508,6 +508,8 @@ class StartTask(Message):
     buckets: list[BucketRef] = []
     server_port: int = 0
     """A server is ready when this port of its container takes connections."""
+    memory_snapshot: bool = False
+    """Its program may be run up to its memory snapshot before there is a task for it."""
     commit_layer: str = ""
     """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
 

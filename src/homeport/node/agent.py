@@ -39,6 +39,7 @@ from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.supervisor import Hosted, Supervisor
+from homeport.node.templates.pool import Templates
 from homeport.node.tunnels import Tunnels
 from homeport.node.volumes.layers import VolumeLayers
 from homeport.node.volumes.mounted import NodeVolumes
@@ -71,6 +72,9 @@ class NodeConfig:
     """The router's host name for clients; empty = the one they use for the server."""
     name_servers: Sequence[str] = ()
     """What containers ask; none = the machine's own name servers."""
+
+    templates_max: int = 0
+    """Containers that wait ahead of their tasks; 0 = none."""
 
     @property
     def root(self) -> Path:
@@ -177,21 +181,27 @@ class Agent:
         stack.push_async_callback(router.stop)
         tunnels = Tunnels(self._config.router_listen, self._config.router_host or "localhost")
         stack.callback(tunnels.stop)
+        preparer = Preparer(
+            root / "tasks",
+            {runtime.name: runtime},
+            runtime.name,
+            layers,
+            mounts,
+            BytecodeStore(mounts),
+            volumes,
+        )
+        templates = None
+        if self._config.templates_max > 0:
+            templates = Templates(preparer, SystemClock(), count_max=self._config.templates_max)
+            templates.start()
+            stack.push_async_callback(templates.close)
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(),
             runtimes=[runtime.name],
             gpu_type="",
             link=link,
-            preparer=Preparer(
-                root / "tasks",
-                {runtime.name: runtime},
-                runtime.name,
-                layers,
-                mounts,
-                BytecodeStore(mounts),
-                volumes,
-            ),
+            preparer=preparer,
             relay=relay,
             builds=NodeBuilds(builder, link),
             clock=SystemClock(),
@@ -199,6 +209,7 @@ class Agent:
             router=router,
             snapshots=snapshots,
             tunnels=tunnels,
+            templates=templates,
         )
         supervisor.execute = router.execute
         linked = asyncio.create_task(link.run(supervisor))

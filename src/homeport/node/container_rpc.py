@@ -24,7 +24,6 @@ from homeport.transport.dispatch import (
     NOT_FOUND,
     PERMISSION_DENIED,
     UNAVAILABLE,
-    UNIMPLEMENTED,
     IncomingCall,
     StatusError,
     Trailers,
@@ -81,6 +80,13 @@ class ContainerPort(Protocol):
     def init_failed(self, result: Result) -> None: ...
 
     def greeted(self) -> None: ...
+
+    def checkpoint(self) -> None:
+        """The program is at its memory snapshot, and goes on when it is told which task it is.
+
+        Raises ``StatusError`` if it was not started to get there.
+        """
+        ...
 
     def stop_fetching(self) -> None: ...
 
@@ -244,9 +250,8 @@ class ContainerDispatcher:
         return EMPTY
 
     async def _checkpoint(self, _call: IncomingCall, _body: bytes) -> bytes:
-        raise StatusError(
-            UNIMPLEMENTED, "Homeport does not take memory snapshots of containers (yet)."
-        )
+        self._container.checkpoint()
+        return EMPTY
 
     async def _volume_commit(self, call: IncomingCall, body: bytes) -> bytes:
         request = api_pb2.VolumeCommitRequest.FromString(body)

@@ -48,6 +48,7 @@ def main(
             router_port=settings.router_port,
             router_host=settings.router_host,
             name_servers=settings.name_servers.replace(",", " ").split(),
+            templates_max=settings.templates_max,
         )
         run(config, sweep=sweep)
     except (HomeportError, RuntimeUnavailableError) as error:

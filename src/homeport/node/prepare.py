@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -166,6 +166,16 @@ class Preparer:
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
         return Prepared(start, runtime, folder, layers, volumes, buckets)
+
+    async def adopt(self, prepared: Prepared, start: StartTask) -> Prepared:
+        """The same for ``start``, whose container was prepared before it was known.
+
+        Its volumes are not mounted yet. Raises as ``prepare``; then ``prepared`` is as it was.
+        """
+        arguments = prepared.folder / "run" / ARGUMENTS_NAME
+        await asyncio.to_thread(arguments.write_bytes, start.arguments)
+        volumes = await self._prepare_volumes(start, prepared.folder / "volumes")
+        return replace(prepared, start=start, volumes=volumes)
 
     async def _prepare_volumes(self, start: Start, folder: Path) -> ContainerVolumes:
         if not start.volumes:

@@ -53,6 +53,7 @@ from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.task import Relay, Task
+from homeport.node.templates.pool import Templates
 from homeport.node.tunnels import Contexts, Place, Tunnel, TunnelPort, Tunnels
 from homeport.node.work import Key
 
@@ -163,6 +164,7 @@ class Supervisor:
         router: Router | None = None,
         snapshots: Snapshots | None = None,
         tunnels: Tunnels | None = None,
+        templates: Templates | None = None,
     ) -> None:
         self._node_id = node_id
         self._capacity = capacity
@@ -179,6 +181,7 @@ class Supervisor:
         """Takes those of sandboxes."""
         self._tunnels = tunnels
         self._connect_signer: Signer | None = None
+        self._templates = templates
         self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Hosted] = {}
         self._ended = EndedSandboxes()
@@ -295,8 +298,17 @@ class Supervisor:
     def _start_task(self, message: StartTask) -> None:
         if message.task_id in self._tasks or self._stopping:
             return
-        tunnels = self._tunnels
-        self._run(Task(message, self._link, self._preparer, self._relay, self._clock, tunnels))
+        self._run(
+            Task(
+                message,
+                self._link,
+                self._preparer,
+                self._relay,
+                self._clock,
+                self._tunnels,
+                self._templates,
+            )
+        )
 
     def _start_sandbox(self, message: StartSandbox) -> None:
         if message.task_id in self._tasks or self._stopping:
@@ -433,6 +445,8 @@ class Supervisor:
     async def stop(self, grace_s: float) -> None:
         """End all containers: interrupt, kill after ``grace_s``; returns when nothing is left."""
         self._stopping = True
+        if self._templates is not None:
+            await self._templates.close()
         for answer in list(self._answers):
             answer.cancel()
         for task in self._tasks.values():

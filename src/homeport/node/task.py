@@ -41,10 +41,17 @@ from homeport.node.runtime.port import (
     RuntimeUnavailableError,
 )
 from homeport.node.sockets import serve_unix
+from homeport.node.templates.pool import Templates
+from homeport.node.templates.template import Template
 from homeport.node.tunnels import TunnelPort, Tunnels
 from homeport.node.volumes.mounted import ContainerVolumes
 from homeport.node.work import Effects, Grant, Key, WorkLoop, WorkRules
-from homeport.transport.dispatch import RESOURCE_EXHAUSTED, UNAVAILABLE, StatusError
+from homeport.transport.dispatch import (
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    UNIMPLEMENTED,
+    StatusError,
+)
 from homeport.transport.grpc_server import GrpcServer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -90,12 +97,16 @@ class Task:
         relay: Relay | None,
         clock: Clock,
         tunnels: Tunnels | None = None,
+        templates: Templates | None = None,
     ) -> None:
         self._start = start
         self._link = link
         self._preparer = preparer
         self._relay = relay
         self._tunnels = tunnels
+        self._templates = templates
+        self._template: Template | None = None
+        """The container it will have, until it has it."""
         self._clock = clock
         rules = WorkRules(
             startup_timeout_s=start.startup_timeout_s,
@@ -218,11 +229,15 @@ class Task:
                 self._timer.cancel()
             if self._opening is not None:
                 self._opening.cancel()
+            if self._templates is not None:
+                if self._template is not None:
+                    self._templates.discard(self._template, "")
+                self._templates.ended(self.task_id)
 
     async def _run(self) -> None:
         if self._kill_reason:
             return self._report_unstarted(self._kill_reason)
-        self._preparing = asyncio.create_task(self._preparer.prepare(self._start))
+        self._preparing = asyncio.create_task(self._prepare())
         try:
             prepared = await self._preparing
         except asyncio.CancelledError:
@@ -232,7 +247,26 @@ class Task:
         try:
             await self._serve_and_wait(prepared)
         finally:
+            template, self._template = self._template, None
+            if template is not None:  # it never went on
+                await template.remove()
             await self._preparer.discard(prepared)
+
+    async def _prepare(self) -> Prepared:
+        """From a container that waits for a task like this one, or from nothing."""
+        if self._templates is None:
+            return await self._preparer.prepare(self._start)
+        template = self._template = self._templates.take(self._start)
+        if template is not None:
+            try:
+                return await template.hand_over(self._preparer, self._start)
+            except (ContainerStartError, OSError) as error:
+                # it ended in this moment, or cannot be used: the task does without
+                self._template = None
+                self._templates.discard(template, str(error))
+        if note := self._templates.note(self.task_id):
+            self._pump.system(note)
+        return await self._preparer.prepare(self._start)
 
     async def _serve_and_wait(self, prepared: Prepared) -> None:
         listener = await serve_unix(self._server.protocol_factory, prepared.socket_path)
@@ -252,27 +286,42 @@ class Task:
             self._pump.close()
 
     async def _launch(self, prepared: Prepared) -> Container:
+        skips_hello = self._start.is_server or (
+            self._template is not None and self._template.skips_hello
+        )
+        container = self._take_over() or await self._start_container(prepared)
+        self._container = container
+        self._launched.set()
+        self._volumes = prepared.volumes
+        self._volumes.started(container)
+        self._work.launched()
+        if skips_hello:  # the user's part begins here
+            self.greeted()
+        self._arm()
+        if self._kill_reason:
+            container.kill()
+        return container
+
+    def _take_over(self) -> Container | None:
+        template, self._template = self._template, None
+        if template is None:
+            return None
+        stdout, stderr = template.go(self._start)
+        self._pump.add(stdout, STDOUT)
+        self._pump.add(stderr, STDERR)
+        return template.container
+
+    async def _start_container(self, prepared: Prepared) -> Container:
         stdout_read, stdout_write = os.pipe()
         stderr_read, stderr_write = os.pipe()
         self._pump.add(stdout_read, STDOUT)
         self._pump.add(stderr_read, STDERR)
         try:
             spec = prepared.spec(self._start, stdout_write, stderr_write)
-            container = await prepared.runtime.start(spec)
+            return await prepared.runtime.start(spec)
         finally:
             os.close(stdout_write)
             os.close(stderr_write)
-        self._container = container
-        self._launched.set()
-        self._volumes = prepared.volumes
-        self._volumes.started(container)
-        self._work.launched()
-        if self._start.is_server:  # it does not say hello: the user's part begins here
-            self._work.greeted()
-        self._arm()
-        if self._kill_reason:
-            container.kill()
-        return container
 
     async def _kept(self, prepared: Prepared, container: Container, ended: Exit) -> str:
         """The layer that the container leaves; empty if it is to leave none, or failed."""
@@ -469,7 +518,13 @@ class Task:
     def greeted(self) -> None:
         """``ContainerHello``."""
         self._work.greeted()
+        if self._templates is not None:
+            self._templates.greeted(self.task_id)
         self._arm()
+
+    def checkpoint(self) -> None:
+        """``ContainerCheckpoint``: only before there is a task (``templates/checkpoint.py``)."""
+        raise StatusError(UNIMPLEMENTED, "memory snapshots of running tasks are not taken")
 
     def stop_fetching(self) -> None:
         """``ContainerStop`` for itself."""
@@ -526,5 +581,7 @@ class Task:
 
     def _report_ready(self) -> None:
         if self._work.ready():
+            if self._templates is not None:
+                self._templates.ready(self.task_id)
             self._link.send(TaskReady(self.task_id, self._clock.now(), self._address))
             self._arm()

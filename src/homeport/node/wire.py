@@ -91,3 +91,10 @@ def result(proto: api_pb2.GenericResult) -> Result:
 def task_result(body: bytes) -> Result:
     """The result of a ``TaskResultRequest``."""
     return result(api_pb2.TaskResultRequest.FromString(body).result)
+
+
+def arguments_of(arguments: bytes, task_id: str) -> bytes:
+    """``ContainerArguments`` for another task; equal bytes for what is otherwise equal."""
+    message = api_pb2.ContainerArguments.FromString(arguments)
+    message.task_id = task_id
+    return message.SerializeToString(deterministic=True)

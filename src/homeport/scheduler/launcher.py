@@ -138,6 +138,7 @@ class Launcher:
             server_port=spec.web[0].port if spec.is_server and spec.web else 0,
             block_network=spec.block_network,
             untrusted=spec.untrusted,
+            memory_snapshot=spec.memory_snapshot,
             volumes=await self._volume_refs(spec, image.config.workdir),
             directories=[
                 HostDirectory(str(await self._directories.directory(mount.object_id)), mount.path)

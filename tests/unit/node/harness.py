@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,8 +37,9 @@ from homeport.link.messages import (
 )
 from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
-from homeport.node.runtime.port import ContainerSpec, Exit
+from homeport.node.runtime.port import ContainerSpec, Exit, RuntimeUnavailableError
 from homeport.node.supervisor import Supervisor
+from homeport.node.templates.pool import Templates
 
 M = TypeVar("M", bound=Message)
 PROGRAMS = Path(__file__).parent / "programs"
@@ -55,6 +56,8 @@ class PlainContainer:
         self._id = id_
         self._process = process
         self.removed = False
+        self.env: dict[str, str] = {}
+        self.memory = 0
         self.signals: list[int] = []
 
     @property
@@ -72,6 +75,18 @@ class PlainContainer:
     @property
     def netns(self) -> str:
         return ""
+
+    async def freeze(self) -> None:
+        raise RuntimeUnavailableError("it is a plain process")
+
+    async def thaw(self) -> None:
+        raise RuntimeUnavailableError("it is a plain process")
+
+    def memory_bytes(self) -> int:
+        return self.memory
+
+    def adopt(self, env: Mapping[str, str]) -> None:
+        self.env = dict(env)
 
     async def wait(self) -> Exit:
         code = await self._process.wait()
@@ -120,11 +135,13 @@ class PlainRuntime:
         env["PYTHONPATH"] = ":".join([str(PROGRAMS), *paths])
         env["PYTHONDONTWRITEBYTECODE"] = "1"
         command = [sys.executable if word == "python" else word for word in spec.command]
+        for bind in spec.binds:
+            command = [word.replace(bind.target, str(bind.source)) for word in command]
         process = await asyncio.create_subprocess_exec(
             *command,
             env=env,
             cwd=spec.upper,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=spec.stdin_fd if spec.stdin_fd >= 0 else asyncio.subprocess.DEVNULL,
             stdout=spec.stdout_fd,
             stderr=spec.stderr_fd,
             start_new_session=True,
@@ -284,13 +301,23 @@ def _all_known(hello: Hello) -> list[tuple[str, str, int]]:
 class Node:
     """A whole node without isolation, linked to a ``FakeServer``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, templates_max: int = 0) -> None:
         self.server = FakeServer(root / "link.sock")
         self.runtime = PlainRuntime()
         self.link = NodeLink(self._connect, backoff_s=(0.01, 0.05))
         preparer = Preparer(
             root / "tasks", {"plain": self.runtime}, "plain", NoLayers(root / "layers"), NoMounts()
         )
+        self.memory_is_short = False
+        self.templates: Templates | None = None
+        if templates_max:
+            self.templates = Templates(
+                preparer,
+                SystemClock(),
+                count_max=templates_max,
+                upstream=self.link,
+                short=lambda: self.memory_is_short,
+            )
         self.supervisor = Supervisor(
             node_id="no-test",
             capacity=Resources(2000, 1024),
@@ -301,6 +328,7 @@ class Node:
             relay=None,
             builds=None,
             clock=SystemClock(),
+            templates=self.templates,
         )
         self._root = root
         self._link_task: asyncio.Task[None] | None = None
@@ -317,6 +345,8 @@ class Node:
 
     async def __aenter__(self) -> Node:
         await self.server.start()
+        if self.templates is not None:
+            self.templates.start()
         self._link_task = asyncio.create_task(self.link.run(self.supervisor))
         await self.link.wait_up()
         return self
@@ -345,6 +375,7 @@ def start_task(definition: api_pb2.Function, **changes: object) -> StartTask:
         app_id="ap-1234567890123456789012",
         function_def=definition,
         app_layout=app_layout,
+        checkpoint_id="cp-1" if definition.is_checkpointing_function else "",
     )
     values: dict[str, object] = {
         "task_id": task_id,

@@ -61,6 +61,9 @@ class Container:
     def greeted(self) -> None:
         self.said.append("hello")
 
+    def checkpoint(self) -> None:
+        self.said.append("checkpoint")
+
     def stop_fetching(self) -> None:
         self.said.append("stop")
 
@@ -241,10 +244,11 @@ def test_untrusted_container_is_refused_but_for_its_own_data(
     assert len(server.paths) == 2
 
 
-def test_memory_snapshots_are_not_offered(dispatcher: ContainerDispatcher) -> None:
-    with pytest.raises(StatusError, match="memory snapshots") as caught:
-        ask(dispatcher, call("ContainerCheckpoint"))
-    assert caught.value.status == UNIMPLEMENTED
+def test_a_program_says_that_it_is_at_its_memory_snapshot(
+    dispatcher: ContainerDispatcher, container: Container
+) -> None:
+    assert ask(dispatcher, call("ContainerCheckpoint")) == b""
+    assert container.said == ["checkpoint"]
 
 
 def test_bytes_that_are_no_message_are_an_invalid_argument(dispatcher: ContainerDispatcher) -> None:
@@ -261,6 +265,7 @@ def test_what_is_answered_here_is_recorded(
     hello = IncomingCall(wire.PREFIX + "ContainerHello", {"x-modal-client-version": "1.0.5"}, None)
     ask(dispatcher, hello)
     ask(dispatcher, call("AppHeartbeat"))  # the server records what is passed on
+    container.grant = StatusError(UNIMPLEMENTED, "no")
     with pytest.raises(StatusError):
-        ask(dispatcher, call("ContainerCheckpoint"))
+        ask(dispatcher, call("FunctionGetInputs"))
     assert file.read_text() == '{"ContainerHello": ["1.0.5"]}'

@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -107,6 +108,12 @@ class RunningContainer:
     def cgroup(self) -> Cgroup | None:
         """Its control group, for metrics."""
         return self._cgroup
+
+    def memory_bytes(self) -> int:
+        return self._cgroup.memory_current() if self._cgroup is not None else 0
+
+    def adopt(self, env: Mapping[str, str]) -> None:
+        self._spec = replace(self._spec, env=dict(env))
 
     async def mount(self, overlay: Overlay) -> None:
         await self._stage.run(lambda: self._stage.mount_inside(self.pid, overlay))

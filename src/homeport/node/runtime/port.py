@@ -8,6 +8,7 @@ raises ``RuntimeUnavailableError`` with the fix.
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -196,6 +197,14 @@ class Container(Protocol):
     @property
     def netns(self) -> str:
         """Path under which its network namespace can be joined (``/proc/PID/ns/net`` or a bind)."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """What its processes use now; 0 if that is not known."""
+        ...
+
+    def adopt(self, env: Mapping[str, str]) -> None:
+        """It has this environment from now on: programs that ``exec`` starts get it."""
         ...
 
     async def mount(self, overlay: Overlay) -> None:

@@ -44,6 +44,17 @@ def remove_link(upper: Path, path: str) -> None:
         link.unlink()
 
 
+def gate(folder: Path, ref: VolumeRef) -> Bind:
+    """Where a volume will be mounted in a container that is started before it is known.
+
+    ``folder`` is what ``NodeVolumes.prepare`` will be given for that container.
+    """
+    path = folder / ref.volume_id / "gate"
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)
+    return Bind(path, f"{PLACE}/{ref.volume_id}")
+
+
 class MountedVolume:
     """One volume in one container. ``folder`` is its own directory on the node's disk."""
 
@@ -167,6 +178,13 @@ class MountedVolume:
                 raise
             await self._replace(newer, container)
 
+    async def refresh(self, container: Container) -> None:
+        """Show the newest committed state, if that is not what is seen. Raises as ``reload``."""
+        newest = await self._layers.acquire(self.ref.volume_id)
+        await self._layers.release(newest)
+        if newest.revision != self._snapshot.revision:
+            await self.reload(container)
+
     async def _replace(self, newer: Snapshot, container: Container) -> None:
         older, upper = self._snapshot, self._upper
         self._snapshot = newer
@@ -202,6 +220,10 @@ class ContainerVolumes:
         """Whether the container has that volume mounted."""
         return volume_id in self._volumes
 
+    def attach(self, container: Container) -> None:
+        """It is this container that they are mounted in; commit when asked."""
+        self._container = container
+
     def started(self, container: Container) -> None:
         """From now on commit in the background."""
         self._container = container
@@ -221,6 +243,16 @@ class ContainerVolumes:
             raise ConflictError("the container has not started yet")
         try:
             await self._volumes[volume_id].reload(self._container)
+        except (OSError, ContainerStartError) as error:
+            raise UnavailableError(f"the volume cannot be mounted anew: {error}") from error
+
+    async def refresh(self) -> None:
+        """Show the newest committed state of each. Raises ``HomeportError``."""
+        if self._container is None:
+            raise ConflictError("the container has not started yet")
+        try:
+            for volume in self._volumes.values():
+                await volume.refresh(self._container)
         except (OSError, ContainerStartError) as error:
             raise UnavailableError(f"the volume cannot be mounted anew: {error}") from error
 

@@ -1,5 +1,8 @@
 """A class run by the official entrypoint in the node's tests."""
 
+import os
+import sys
+
 import modal
 
 app = modal.App("classes")
@@ -31,3 +34,21 @@ class Broken:
     @modal.method()
     def add(self, k):
         return k
+
+
+@app.cls(enable_memory_snapshot=True)
+class Snapped:
+    @modal.enter(snap=True)
+    def load(self):
+        print("loaded")
+        self.loaded_by = os.environ["MODAL_TASK_ID"]
+        if os.environ.get("FAILS") and os.environ.get("MODAL_ENABLE_SNAP_RESTORE"):
+            sys.exit("not in a snapshot")
+
+    @modal.enter(snap=False)
+    def restore(self):
+        self.restored_by = os.environ["MODAL_TASK_ID"]
+
+    @modal.method()
+    def add(self, k):
+        return os.getpid(), self.loaded_by, self.restored_by

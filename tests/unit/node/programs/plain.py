@@ -25,6 +25,21 @@ def fail(text):
     raise ValueError(text)
 
 
+def surroundings(names):
+    """What a program may see of how it was started."""
+    main = sys.modules["__main__"]
+    return {
+        "pid": os.getpid(),
+        "cwd": os.getcwd(),
+        "env": {name: os.environ.get(name) for name in names},
+        "argv": sys.argv,
+        "path": sys.path,
+        "stdin": os.readlink("/proc/self/fd/0"),
+        "main": [main.__spec__.name, main.__file__, main.__package__],
+        "left over": [name for name in ("wait", "become", "ENTRYPOINT") if hasattr(main, name)],
+    }
+
+
 def crash(code):
     print("about to crash", file=sys.stderr)
     os._exit(code)
