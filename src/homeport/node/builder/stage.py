@@ -358,10 +358,17 @@ class Stage:
                 self.ports.append(name)
 
     async def _volume(self, instruction: Instruction) -> None:
+        scope = self._scope()
         paths = instruction.json_words()
-        for path in paths if paths is not None else words.split(instruction.value, self._scope()):
+        if paths is None:
+            paths = words.split(instruction.value, scope)
+        for path in paths:
             if path not in self.volumes:
                 self.volumes.append(path)
+            # Docker has it made by whoever starts a container: a directory of the image does that
+            if not self._view().is_dir(self._absolute(path)):
+                directory = self._absolute(path).rstrip("/") or "/"
+                self.layers.append(await self._maker.directory(self.layers, directory))
 
     async def _stopsignal(self, instruction: Instruction) -> None:
         self.stop_signal = words.expand(instruction.value, self._scope())
