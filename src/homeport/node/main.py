@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 
 from homeport.kernel.descriptors import raise_limit
-from homeport.kernel.errors import HomeportError
+from homeport.kernel.errors import HomeportError, InvalidError
 from homeport.kernel.logs import configure_logging
 from homeport.node.agent import Agent, NodeConfig, read_token
 from homeport.node.runtime.port import RuntimeUnavailableError
@@ -47,13 +48,26 @@ def main(
             router_listen=settings.router_listen or settings.host,
             router_port=settings.router_port,
             router_host=settings.router_host,
-            name_servers=settings.name_servers.replace(",", " ").split(),
+            name_servers=name_servers(settings.name_servers),
             templates_max=settings.templates_max,
         )
         run(config, sweep=sweep)
     except (HomeportError, RuntimeUnavailableError) as error:
         print(f"homeport node: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def name_servers(text: str) -> list[str]:
+    """The addresses in the setting of that name. Raises ``InvalidError``."""
+    found = text.replace(",", " ").split()
+    for address in found:
+        try:
+            ipaddress.IPv4Address(address)
+        except ValueError:
+            raise InvalidError(
+                f"name_servers has {address!r}, which is no IPv4 address such as 192.0.2.53"
+            ) from None
+    return found
 
 
 def run(config: NodeConfig, *, sweep: bool = False) -> None:

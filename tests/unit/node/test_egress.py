@@ -14,9 +14,11 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from homeport.kernel.errors import InvalidError
 from homeport.node.egress.gate import Gate, is_own
 from homeport.node.egress.hello import BYTES_MAX, Peek, read_hello
 from homeport.node.egress.names import Names
+from homeport.node.main import name_servers
 
 
 def running(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -177,3 +179,10 @@ async def test_a_name_outside_the_list_is_denied_as_tls_does() -> None:
 def test_own_addresses() -> None:
     assert is_own("127.0.0.1")
     assert not is_own("192.0.2.1")
+
+
+def test_name_servers_are_addresses() -> None:
+    assert name_servers("192.0.2.1, 192.0.2.2") == ["192.0.2.1", "192.0.2.2"]
+    assert name_servers("") == []
+    with pytest.raises(InvalidError, match=r"dns\.example"):
+        name_servers("dns.example")

@@ -29,7 +29,7 @@ TLS_PORT: Final = 443
 HELLO_S: Final = 15.0
 """How long a connection may take to say which server it means."""
 CONNECT_S: Final = 15.0
-CONNECTIONS_MAX: Final = 512
+CONNECTIONS_MAX: Final = 256
 """Open connections of one container; each takes two descriptors of the node."""
 _BACKLOG: Final = 512
 _IP_FREEBIND: Final = 15
@@ -76,6 +76,7 @@ class Gate:
 
     def bind(self, address: str) -> Ports:
         """Take ports of ``address``, which need not be there yet. Raises ``OSError``."""
+        self._close_sockets()  # of an earlier try
         kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM)
         for kind in kinds:
             one = socket.socket(socket.AF_INET, kind)
@@ -115,6 +116,9 @@ class Gate:
         if self._server is not None:
             self._server.close()
         self._names.close()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
         for one in self._sockets:
             one.close()
         self._sockets.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -27,8 +28,10 @@ ASK_S: Final = 3.0
 """How long one name server may take."""
 IDLE_S: Final = 10.0
 """A TCP connection without a question is closed after it."""
-PENDING_MAX: Final = 256
-"""Questions that wait for answers; more are dropped, as networks do."""
+PENDING_MAX: Final = 64
+"""Questions of one container that wait for answers; more are dropped, as networks do."""
+CONNECTIONS_MAX: Final = 16
+"""TCP connections of one container at a time."""
 
 Allowed = Callable[[str], Sequence[str] | None]
 """The domains that the container of an address may reach; ``None`` if it is none of ours."""
@@ -44,7 +47,8 @@ class Names:
     def __init__(self, servers: Callable[[], Sequence[str]], allowed: Allowed) -> None:
         self._servers = servers
         self._allowed = allowed
-        self._pending: set[asyncio.Task[None]] = set()
+        self._pending: dict[str, set[asyncio.Task[None]]] = {}
+        self._connections: Counter[str] = Counter()
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
 
@@ -56,8 +60,9 @@ class Names:
 
     def close(self) -> None:
         """Answer no more."""
-        for task in self._pending:
-            task.cancel()
+        for tasks in self._pending.values():
+            for task in tasks:
+                task.cancel()
         if self._udp is not None:
             self._udp.close()
         if self._tcp is not None:
@@ -123,10 +128,17 @@ class Names:
 
     def received(self, question: bytes, source: tuple[str, int]) -> None:
         """A datagram came."""
-        if len(self._pending) < PENDING_MAX:
+        pending = self._pending.setdefault(source[0], set())
+        if len(pending) < PENDING_MAX:
             task = asyncio.get_running_loop().create_task(self._reply(question, source))
-            self._pending.add(task)
-            task.add_done_callback(self._pending.discard)
+            pending.add(task)
+            task.add_done_callback(lambda done: self._replied(source[0], done))
+
+    def _replied(self, address: str, task: asyncio.Task[None]) -> None:
+        pending = self._pending[address]
+        pending.discard(task)
+        if not pending:
+            del self._pending[address]
 
     async def _reply(self, question: bytes, source: tuple[str, int]) -> None:
         answer = await self.answer(source[0], question)
@@ -135,6 +147,10 @@ class Names:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         source = writer.get_extra_info("peername")[0]
+        if self._allowed(source) is None or self._connections[source] >= CONNECTIONS_MAX:
+            writer.transport.abort()
+            return
+        self._connections[source] += 1
         try:
             while True:
                 async with asyncio.timeout(IDLE_S):
@@ -149,6 +165,9 @@ class Names:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             return
         finally:
+            self._connections[source] -= 1
+            if not self._connections[source]:
+                del self._connections[source]
             writer.close()
 
 
