@@ -85,7 +85,7 @@ def test_swe_rex(run: Run) -> None:
 def test_smolagents(run: Run) -> None:
     text = run(["smolagents[modal]==1.26.0"], "python", _program("smolagents_executor"))
     first, second, third, failed = _last(text)
-    assert (first.strip(), second, third, failed) == ("printed", 42, "b6", True)
+    assert (first, second, third, failed) == ("printed\n", "42", "'b6'", True)
 
 
 def test_modal_sandbox_sdk(run: Run) -> None:
