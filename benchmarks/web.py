@@ -34,7 +34,7 @@ from web_app import APPLICATION, PACKAGES
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 64)
 START_S = 300.0
-RAY = "ray[serve]>=2.40"
+RAY = ["ray[serve]>=2.40", "protobuf<7"]  # with 7 its Serve fails: FieldDescriptor.label is gone
 RAY_APPLICATION = (
     """
 import sys
@@ -141,7 +141,7 @@ def uvicorn(folder: Path) -> Iterator[Side]:
 
 @contextlib.contextmanager
 def ray(folder: Path) -> Iterator[Side]:
-    program = environment(folder / "venv", [RAY, PACKAGES[0]])
+    program = environment(folder / "venv", [*RAY, PACKAGES[0]])
     (folder / "serve_app.py").write_text(RAY_APPLICATION)
     port = free_port()
     home = tempfile.mkdtemp(dir=folder)  # it leaves a token file in the home

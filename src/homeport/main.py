@@ -52,6 +52,7 @@ from homeport.gateway.http1 import Http1
 from homeport.gateway.listener import Listener
 from homeport.gateway.relay import Relay
 from homeport.gateway.splice import Splice
+from homeport.gateway.tls import Certificates, GivenCertificate
 from homeport.gateway.web import WebGateway
 from homeport.housekeeping import Housekeeping
 from homeport.images.model import ImageRecord
@@ -82,7 +83,7 @@ from homeport.nfs.model import NETWORK_FILE_SYSTEM
 from homeport.nfs.rpc import NetworkFileSystemRpc
 from homeport.nfs.service import NetworkFileSystems
 from homeport.nodes.forward import RpcForwarder
-from homeport.nodes.routers import Routers
+from homeport.nodes.routers import LOCAL_HOSTS, Routers
 from homeport.nodes.service import NodeService
 from homeport.objects.model import Kind
 from homeport.objects.service import Erasing, Objects, nothing_to_erase
@@ -215,8 +216,9 @@ class Server:
         )
         self._functions = FunctionService(FunctionStore(self._database))
         self._tasks = TaskService(TaskStore(self._database), clock)
+        authority = Authority.from_folder(home)
         routers = Routers(
-            Authority.from_folder(home),
+            authority,
             read_or_create(home / "router.key"),
             clock,
         )
@@ -307,6 +309,7 @@ class Server:
             workspace=settings.workspace,
             domain=settings.web_domain,
             port=lambda: self._port,
+            scheme="https" if settings.tls_certificate else "http",
         )
         signer = Signer.from_file(home / "signing.key", clock)
         self._proxy_tokens = ProxyTokens(self._database, self._environments, signer, clock)
@@ -444,6 +447,13 @@ class Server:
         )
         self._web = Http1(self._gateway)
         self._splice = Splice(direct)
+        self._certificates = Certificates(
+            authority,
+            clock,
+            hosts=[*sorted(LOCAL_HOSTS), settings.host, socket.gethostname(), settings.web_domain],
+            is_ours=self._web_routes.is_ours,
+            given=_given_certificate(settings),
+        )
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
             self._files,
@@ -556,6 +566,7 @@ class Server:
             http=self._http_protocol,
             link=self._nodes.accept,
             web=self._web_protocol,
+            tls=self._certificates.context,
             sock=self._listening,
         )
         await self._listener.start()
@@ -625,6 +636,13 @@ class Server:
         await self._database.stop()
         self._files.close()
         (self.settings.run_dir / "server.json").unlink(missing_ok=True)
+
+
+def _given_certificate(settings: Settings) -> GivenCertificate | None:
+    if not settings.tls_certificate:
+        return None
+    certificate, key = Path(settings.tls_certificate), Path(settings.tls_key)
+    return GivenCertificate(certificate, key if settings.tls_key else None)
 
 
 async def serve(

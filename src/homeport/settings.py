@@ -105,6 +105,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     web_domain: str = "localhost"
     """Domain of web functions: each has a name directly under it, which must lead to this machine
     (those under ``localhost`` always do)."""
+    tls_certificate: str = ""
+    """File with a certificate (PEM, with its chain) for the names web functions have here; renewed
+    files are taken up by themselves. Empty = the installation's own authority vouches for them."""
+    tls_key: str = ""
+    """File with its key; empty = it is in the certificate's file."""
     web_wait_s: float = 150.0
     """A request of a web function without an answer by then is sent to wait again (303)."""
     router_listen: str = ""

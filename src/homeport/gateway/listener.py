@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import re
 import socket
+import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ProtocolFactory = Callable[[], asyncio.Protocol]
 LinkFactory = Callable[[str], asyncio.Protocol | None]
 WebFactory = Callable[[str], ProtocolFactory | None]
+TlsFactory = Callable[[str], ssl.SSLContext]
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LINK_REQUEST = b"GET /_node/link "
@@ -29,6 +32,8 @@ HEAD_BYTES_MAX = 16 * 1024
 SILENCE_S = 30.0
 """A connection that has not said what it wants by then is closed."""
 _BACKLOG = 1024
+TLS_HANDSHAKE = 0x16
+"""The first byte of a connection that speaks TLS."""
 
 
 class Listener:
@@ -37,7 +42,8 @@ class Listener:
     ``grpc`` and ``http`` make the protocols of HTTP/2 and HTTP/1 connections; ``link`` is given
     the token of a node and answers the protocol of its link, or ``None`` if the token is wrong.
     ``web`` is given the ``Host`` of a connection's first HTTP/1 request and answers who makes its
-    protocol, if not ``http``.
+    protocol, if not ``http``. ``tls`` is given the local address of a connection that begins with TLS
+    and answers what to greet it with; what is inside is looked at in the same way.
     ``sock`` listens already and is used in place of ``host`` and ``port``.
     """
 
@@ -50,6 +56,7 @@ class Listener:
         http: ProtocolFactory,
         link: LinkFactory,
         web: WebFactory = lambda _: None,
+        tls: TlsFactory | None = None,
         sock: socket.socket | None = None,
         unix_path: Path | None = None,
         silence_s: float = SILENCE_S,
@@ -62,6 +69,7 @@ class Listener:
         self._http = http
         self._link = link
         self._web = web
+        self._tls = tls
         self._silence_s = silence_s
         self._bound_path: Path | None = None
         self._servers: list[asyncio.Server] = []
@@ -135,8 +143,12 @@ class Listener:
         self._bound_path = path
 
     def _sniff(self) -> _Sniffer:
-        factories = (self._grpc, self._http, self._link, self._web)
-        return _Sniffer(*factories, self._silence_s, self._sniffing)
+        return self._sniffer(self._tls)
+
+    def _sniffer(self, tls: TlsFactory | None) -> _Sniffer:
+        kinds = (self._grpc, self._http, self._link, self._web)
+        secured = functools.partial(self._sniffer, None)
+        return _Sniffer(*kinds, tls, secured, self._silence_s, self._sniffing)
 
 
 def _restrict(path: Path) -> None:
@@ -176,6 +188,8 @@ class _Sniffer(asyncio.Protocol):
         http: ProtocolFactory,
         link: LinkFactory,
         web: WebFactory,
+        tls: TlsFactory | None,
+        secured: Callable[[], _Sniffer],
         silence_s: float,
         sniffing: set[_Sniffer],
     ) -> None:
@@ -183,9 +197,12 @@ class _Sniffer(asyncio.Protocol):
         self._http = http
         self._link = link
         self._web = web
+        self._tls = tls
+        self._secured = secured
         self._silence_s = silence_s
         self._sniffing = sniffing
         self._buffer = b""
+        self._securing: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -205,10 +222,26 @@ class _Sniffer(asyncio.Protocol):
                 self._pass_on(self._grpc(), buffer)
         elif buffer.startswith(HTTP2_PREFACE):
             self._pass_on(self._grpc(), buffer)
+        elif self._tls is not None and buffer[0] == TLS_HANDSHAKE:
+            if len(buffer) >= 5 and len(buffer) >= 5 + int.from_bytes(buffer[3:5], "big"):
+                self._secure(buffer, self._tls)
         elif buffer.startswith(LINK_REQUEST):
             self._on_link_request(buffer)
         elif not LINK_REQUEST.startswith(buffer):
             self._on_http(buffer)
+
+    def _secure(self, hello: bytes, tls: TlsFactory) -> None:
+        """The connection goes on in TLS: ``hello`` is the whole of the client's first message."""
+        self._forget()
+        address = self._transport.get_extra_info("sockname")
+        work = _secure(
+            self._transport,
+            hello,
+            tls(address[0] if isinstance(address, tuple) else ""),
+            self._secured(),
+            self._silence_s,
+        )
+        self._securing = asyncio.get_running_loop().create_task(work)
 
     def close(self) -> None:
         """End the connection."""
@@ -264,6 +297,64 @@ class _Sniffer(asyncio.Protocol):
         self._timer.cancel()
         self._sniffing.discard(self)
         self._buffer = b""
+
+
+class _Held(asyncio.Protocol):
+    """Keeps what is read until the protocol it is for is there."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.lost = False
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+
+
+async def _secure(
+    transport: asyncio.Transport,
+    hello: bytes,
+    context: ssl.SSLContext,
+    inner: _Sniffer,
+    timeout_s: float,
+) -> None:
+    """Greet the client that said ``hello``, and give what is inside to ``inner``."""
+    loop = asyncio.get_running_loop()
+    held = _Held()
+    greeting = loop.create_task(
+        loop.start_tls(transport, held, context, server_side=True, ssl_handshake_timeout=timeout_s)
+    )
+    before = transport.get_protocol()
+    await asyncio.sleep(0)  # now the connection has a layer for TLS
+    await asyncio.sleep(0)  # now the layer was told of its connection
+    layer = transport.get_protocol()
+    try:
+        if layer is not before:
+            _feed(cast(asyncio.BufferedProtocol, layer), hello)
+        secured = await greeting
+    except (OSError, ssl.SSLError, TimeoutError) as error:
+        log.info("a TLS connection came to nothing", error=str(error) or type(error).__name__)
+        greeting.cancel()
+        transport.abort()
+        return
+    if held.lost or secured is None:
+        return
+    secured.set_protocol(inner)
+    inner.connection_made(secured)
+    if held.data:
+        inner.data_received(held.data)
+
+
+def _feed(layer: asyncio.BufferedProtocol, data: bytes) -> None:
+    """Have ``layer`` take what was read before it was there."""
+    while data:
+        room = memoryview(layer.get_buffer(len(data)))  # pyright: ignore[reportArgumentType]
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        layer.buffer_updated(size)
+        data = data[size:]
 
 
 _HOST = re.compile(rb"\r\nhost:[ \t]*([^\s]*)[ \t]*\r\n", re.IGNORECASE)

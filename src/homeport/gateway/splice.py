@@ -108,6 +108,7 @@ class SpliceProtocol(asyncio.Protocol):
         self._stopping = False
         self._idle: asyncio.TimerHandle | None = None
         self._peer = b""
+        self._scheme = b"http"
 
     # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
 
@@ -117,6 +118,7 @@ class SpliceProtocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         peer = transport.get_extra_info("peername")
         self._peer = str(peer[0]).encode() if peer else b"unknown"
+        self._scheme = b"https" if transport.get_extra_info("sslcontext") else b"http"
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -228,7 +230,7 @@ class SpliceProtocol(asyncio.Protocol):
         path = request.url.partition(b"?")[0]
         if self._doorman.control(admitted, path, request.headers, self._refuse_open):
             return
-        request.waiting.insert(0, _head(request, self._peer))
+        request.waiting.insert(0, _head(request, self._peer, self._scheme))
         self._ask_for_place()
 
     def _ask_for_place(self) -> None:
@@ -430,7 +432,7 @@ class SpliceProtocol(asyncio.Protocol):
         self._begin()
 
 
-def _head(request: _Request, peer: bytes) -> bytes:
+def _head(request: _Request, peer: bytes, scheme: bytes) -> bytes:
     """The head of a request as the container gets it."""
     lines = [b"%b %b HTTP/%b" % (request.method, request.url, request.version.encode())]
     forwarded = peer
@@ -446,7 +448,7 @@ def _head(request: _Request, peer: bytes) -> bytes:
         lines.append(name + b": " + value)
     lines.append(b"X-Forwarded-For: " + forwarded)
     if not proto_seen:
-        lines.append(b"X-Forwarded-Proto: http")
+        lines.append(b"X-Forwarded-Proto: " + scheme)
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 

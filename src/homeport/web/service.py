@@ -57,6 +57,7 @@ class WebRoutes:
         workspace: str,
         domain: str,
         port: Callable[[], int],
+        scheme: str = "http",
     ) -> None:
         self._functions = functions
         self._apps = apps
@@ -64,6 +65,7 @@ class WebRoutes:
         self._workspace = workspace
         self._domain = domain.lower().strip(".")
         self._port = port
+        self._scheme = scheme
         self._claims: dict[str, dict[str, None]] = {}
         """Function ids by host name, in the order of their claims."""
         functions.on_change(self._claim)
@@ -95,7 +97,8 @@ class WebRoutes:
         """The address of a subdomain, or of a host name of the user's own."""
         name = host if "." in host else f"{host}.{self._domain}"
         port = self._port()
-        return f"http://{name}" if port == 80 else f"http://{name}:{port}"
+        is_usual = port == (443 if self._scheme == "https" else 80)
+        return f"{self._scheme}://{name}" if is_usual else f"{self._scheme}://{name}:{port}"
 
     def is_taken(self, host: str, app_id: str) -> bool:
         """Whether a live app other than ``app_id`` has that subdomain now."""
