@@ -422,6 +422,7 @@ class Server:
             registry,
             message_bytes_max=settings.message_bytes_max,
             application=self._gateway,
+            is_elsewhere=self._web_routes.is_ours,
         )
         self._http = web.AppRunner(
             create_http_app(
@@ -594,7 +595,7 @@ class Server:
         if not self._web_routes.is_ours(host):
             return None
         target = self._web_routes.find(host)
-        return self._splice.protocol if target and target.is_direct else self._web.protocol
+        return self._splice.protocol if target and target.is_spliced else self._web.protocol
 
     def _http_protocol(self) -> asyncio.Protocol:
         server = self._http.server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from grpclib.client import Channel
+from grpclib.config import Configuration
+from grpclib.const import Cardinality
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import Runner
 from tests.conformance.harness.sites import Site, proxy_token, running
@@ -156,6 +160,55 @@ def _session(site: Site) -> dict[str, str]:
     made = site.ask("sticky", "/_modal/sessions/start", method="POST", headers=idle)
     assert made.status_code == 200, made.text
     return {"modal-authorization": f"Bearer {made.json()['token']}"}
+
+
+class _Bytes:
+    """Messages of gRPC that are bytes."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: bytes, _type: object) -> bytes:
+        return message
+
+    def decode(self, data: bytes, _type: object) -> bytes:
+        return data
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_server_that_speaks_grpc(site: Site, secure: bool) -> None:
+    async def talk() -> None:
+        url = httpx.URL(site.urls["grpc"])
+        context = None
+        if secure:
+            context = ssl.create_default_context(cafile=str(site.certificates))
+            context.set_alpn_protocols(["h2"])
+        config = Configuration(ssl_target_name_override=url.host)
+        channel = Channel("127.0.0.1", url.port, ssl=context, codec=_Bytes(), config=config)
+        channel._authority = url.netloc.decode()
+        both = Cardinality.STREAM_STREAM
+        async with channel, channel.request("/t.Echo/Each", both, bytes, bytes) as stream:
+            for message in (b"abc", b"12" * MB):
+                await stream.send_message(message)
+                assert await stream.recv_message() == message[::-1]
+            await stream.end()
+            await stream.recv_trailing_metadata()
+            assert stream.trailing_metadata["container"].startswith("ta-")
+
+    asyncio.run(talk())
+
+
+def test_tls(site: Site) -> None:
+    """The same port takes TLS; the installation's own authority vouches for the name."""
+    url = httpx.URL(site.urls["open"])
+    context = ssl.create_default_context(cafile=str(site.certificates))
+    secure = f"https://127.0.0.1:{url.port}/x"
+    named = {"sni_hostname": url.host}
+    host = {"host": url.netloc.decode()}
+    for http2 in (False, True):
+        with httpx.Client(verify=context, http1=not http2, http2=http2, timeout=60) as client:
+            answer = client.get(secure, headers=host, extensions=named)
+        assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+        assert answer.json()["headers"]["x-forwarded-proto"] == "https"
 
 
 def test_too_many_requests(site: Site, runner: Runner) -> None:

@@ -90,7 +90,7 @@ class Direct:
         target = self._routes.find(host)
         if target is None:
             return Refusal(404, self._routes.unknown(host))
-        if not target.is_direct:
+        if not target.is_spliced:
             return Refusal(421, f"{host} is served on connections of its own; open another one")
         if target.point.needs_token and not self._may_enter(target, headers):
             return Refusal(401, self._access.SENTENCE)

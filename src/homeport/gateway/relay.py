@@ -7,15 +7,21 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import aiohttp
+from ngh2 import DataReceived, ResponseReceived, TrailersReceived
 from yarl import URL
 
 from homeport.calls.lease import Lease, Place
 from homeport.gateway.direct import Direct
 from homeport.gateway.doorman import Refusal
-from homeport.web.requests import BrokenError, FailedError, Receive, Scope, Send
+from homeport.gateway.upstream_h2 import Exchange, GoneError, Http2Upstreams
+from homeport.transport.asgi_stream import OPEN_END
+from homeport.web.requests import BrokenError, FailedError, Message, Receive, Scope, Send
 from homeport.web.service import Target
 
 CHUNK_BYTES: Final = 256 * 1024
+ATTEMPTS_MAX: Final = 3
+RETRY_S: Final = 0.05
+"""That a container is gone is known a little after its connections are."""
 _NOT_PASSED_ON: Final = frozenset(
     {
         b"connection",
@@ -36,6 +42,7 @@ class Relay:
     def __init__(self, doorman: Direct) -> None:
         self._doorman = doorman
         self._session: aiohttp.ClientSession | None = None
+        self._http2 = Http2Upstreams()
 
     async def start(self) -> None:
         """Open what all requests share."""
@@ -49,19 +56,58 @@ class Relay:
 
     async def stop(self) -> None:
         """Close all connections."""
+        self._http2.close()
         if self._session is not None:
             await self._session.close()
 
     async def http(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises ``FailedError``, ``BrokenError``."""
-        opened = self._doorman.open(target, list(scope["headers"]))
-        if isinstance(opened, Refusal):
-            raise FailedError(opened.status, opened.text)
-        try:
-            place = await _granted(opened)
-            await self._pass_on(target, place, scope, receive, send)
-        finally:
-            self._doorman.close(opened)
+        headers = list(scope["headers"])
+        if await self._control(target, scope, headers, send):
+            return
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            opened = self._doorman.open(target, headers)
+            if isinstance(opened, Refusal):
+                raise FailedError(opened.status, opened.text)
+            try:
+                place = await _granted(opened)
+                if not target.point.is_h2:
+                    await self._pass_on(target, place, scope, receive, send)
+                    return
+                upstream = await self._http2.connect(
+                    place.task_id, place.address, target.point.port
+                )
+                has_body = _has_body(scope)
+                exchange = upstream.request(_http2_headers(scope), has_body=has_body)
+                await _answer_http2(exchange, scope, receive, send, has_body=has_body)
+                return
+            except (OSError, GoneError) as error:
+                untouched = not isinstance(error, GoneError) or error.untouched
+                if attempt == ATTEMPTS_MAX or not untouched:
+                    raise FailedError(502, f"its web server gave no answer ({error})") from None
+            finally:
+                self._doorman.close(opened)
+            await asyncio.sleep(RETRY_S * attempt)
+
+    async def _control(
+        self, target: Target, scope: Scope, headers: list[tuple[bytes, bytes]], send: Send
+    ) -> bool:
+        """Carry out a request that is about a session; whether it was one."""
+        outcome: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
+
+        def answer(refusal: Refusal) -> None:
+            if not outcome.done():
+                outcome.set_result(refusal)
+
+        if not self._doorman.control(target, scope["raw_path"], headers, answer):
+            return False
+        said = await outcome
+        if said.body is None:
+            raise FailedError(said.status, said.text)
+        kind = (b"content-type", b"application/json")
+        await send({"type": "http.response.start", "status": said.status, "headers": [kind]})
+        await send({"type": "http.response.body", "body": said.body, "more_body": False})
+        return True
 
     async def _pass_on(
         self, target: Target, place: Place, scope: Scope, receive: Receive, send: Send
@@ -96,6 +142,54 @@ class Relay:
             if begun:
                 raise BrokenError from error
             raise FailedError(502, f"its web server gave no answer ({error})") from None
+
+
+async def _answer_http2(
+    exchange: Exchange, scope: Scope, receive: Receive, send: Send, *, has_body: bool
+) -> None:
+    """Raises ``GoneError`` before there was an answer, ``BrokenError`` in the middle of one."""
+    reading = asyncio.ensure_future(exchange.upload(receive, has_body=has_body))
+    is_http2 = OPEN_END in scope.get("extensions", {})
+    begun = False
+    try:
+        while True:
+            event = await exchange.next()
+            last = isinstance(event, TrailersReceived) or event.end_stream
+            if isinstance(event, ResponseReceived):
+                await send(_start(event, ends=last and is_http2))
+                begun = True
+            elif isinstance(event, DataReceived):
+                await send(_part(event.data, last=last))
+                exchange.taken(len(event.data))
+            elif is_http2:
+                await send({"type": "http.response.trailers", "headers": list(event.headers)})
+            if last:
+                if not (is_http2 or isinstance(event, DataReceived)):
+                    await send(_part(b"", last=True))
+                return
+    except GoneError as error:
+        if begun:
+            raise BrokenError from error
+        raise
+    finally:
+        reading.cancel()
+        exchange.leave()
+
+
+def _start(event: ResponseReceived, *, ends: bool) -> Message:
+    headers: list[tuple[bytes, bytes]] = []
+    status = 502
+    for name, value in event.headers:
+        if name == b":status":
+            status = int(value)
+        elif name not in _NOT_PASSED_ON:
+            headers.append((name, value))
+    start: Message = {"type": "http.response.start", "status": status, "headers": headers}
+    return start | ({"end_stream": True} if ends else {})
+
+
+def _part(body: bytes, *, last: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": not last}
 
 
 async def _granted(lease: Lease) -> Place:
@@ -134,12 +228,35 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def _headers(scope: Scope) -> list[tuple[str, str]]:
-    headers = [
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in scope["headers"]
-        if name not in _NOT_PASSED_ON
-    ]
+    """A request's headers as the container gets them."""
     client = scope.get("client")
-    headers.append(("X-Forwarded-For", str(client[0]) if client else "unknown"))
+    forwarded = str(client[0]) if client else "unknown"
+    headers: list[tuple[str, str]] = []
+    for name, value in scope["headers"]:
+        if name == b"x-forwarded-for":
+            forwarded = f"{value.decode('latin-1')}, {forwarded}"
+        elif name not in _NOT_PASSED_ON and name != b"x-forwarded-proto":
+            headers.append((name.decode("latin-1"), value.decode("latin-1")))
+    headers.append(("X-Forwarded-For", forwarded))
     headers.append(("X-Forwarded-Proto", str(scope["scheme"])))
     return headers
+
+
+def _http2_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    query = scope["query_string"]
+    host = b""
+    headers: list[tuple[bytes, bytes]] = []
+    for name, value in _headers(scope):
+        if name == "host":
+            host = value.encode("latin-1")
+        else:
+            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    if any(name == b"te" and value == b"trailers" for name, value in scope["headers"]):
+        headers.append((b"te", b"trailers"))
+    return [
+        (b":method", scope["method"].encode("latin-1")),
+        (b":scheme", b"http"),
+        (b":authority", host),
+        (b":path", scope["raw_path"] + (b"?" + query if query else b"")),
+        *headers,
+    ]

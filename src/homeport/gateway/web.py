@@ -108,7 +108,10 @@ class WebGateway:
     async def _websocket(self, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if target.is_direct:
-                raise FailedError(421, "it is served on connections of its own")
+                text = (
+                    "its server speaks HTTP/2" if target.point.is_h2 else "open another connection"
+                )
+                raise FailedError(421, text)
             await self._requests.websocket(target, scope, receive, send)
         except FailedError as failure:
             await _error(scope, send, failure.status, self._explain(target, failure))

@@ -20,6 +20,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 UNSENT_MAX: Final = 1024 * 1024
 """An application is held while more than this of its answer is unsent."""
+OPEN_END: Final = "homeport.open_end"
+"""Extension of ASGI's: an answer may end in ``http.response.trailers`` that were not announced, and in
+its ``http.response.start`` if that says ``end_stream``. What passes on answers does not know before."""
 _HOP_BY_HOP: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
@@ -130,6 +133,9 @@ class AsgiStream:
                 self._start(message)
             elif message["type"] == "http.response.body":
                 self._send_body(message)
+            elif message["type"] == "http.response.trailers":
+                self._finish()
+                self._http2.send_trailers(self.stream_id, list(message["headers"]))
         except NGH2Error:
             self._gone = True  # reset in this moment; the event that says so comes
         self._flush_soon()
@@ -144,7 +150,14 @@ class AsgiStream:
             if name not in _HOP_BY_HOP:
                 headers.append((name, value.strip()))
         self._began = True
-        self._http2.send_response(self.stream_id, headers)
+        last = bool(message.get("end_stream"))
+        if last:
+            self._finish()
+        self._http2.send_response(self.stream_id, headers, end_stream=last)
+
+    def _finish(self) -> None:
+        self._complete = True
+        self._changed.set()
 
     def _send_body(self, message: Any) -> None:
         body = message.get("body", b"")
@@ -152,8 +165,7 @@ class AsgiStream:
             body = b""
         last = not message.get("more_body", False)
         if last:
-            self._complete = True
-            self._changed.set()
+            self._finish()
         if body or last:
             self._http2.send_data(self.stream_id, body, end_stream=last)
 
@@ -185,4 +197,5 @@ def _scope(headers: Headers, peer: str) -> dict[str, Any]:
         "headers": plain,
         "client": (host, int(port)) if port.isdigit() else None,
         "server": None,
+        "extensions": {OPEN_END: {}},
     }

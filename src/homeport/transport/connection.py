@@ -241,7 +241,10 @@ class GrpcProtocol(asyncio.Protocol):
         path = metadata.pop(":path", "")
         metadata.pop(":scheme", None)
         method = metadata.pop(":method", "")
-        if method != "POST" or not metadata.get("content-type", "").startswith("application/grpc"):
+        is_rpc = method == "POST" and metadata.get("content-type", "").startswith(
+            "application/grpc"
+        )
+        if not is_rpc or self._shared.is_elsewhere(metadata.get(":authority", "")):
             if self._shared.application is not None and not self._shared.stopping:
                 self._begin_request(event, self._shared.application)
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from homeport.transport.asgi_stream import Application
 from homeport.transport.connection import GrpcProtocol
@@ -22,7 +23,8 @@ class GrpcServer:
     """Makes a ``GrpcProtocol`` per connection; works over TCP and unix sockets alike.
 
     ``uploads`` answers the RPCs whose request is a stream of messages; without it there are none.
-    ``application`` (ASGI) answers requests that are no RPCs; without it they are refused.
+    ``application`` (ASGI) answers requests that are no RPCs; without it they are refused. It has
+    everything under authorities that are ``is_elsewhere``.
 
     ``message_bytes_max`` bounds one request message; ``streams_max`` the RPCs of one connection
     at a time; ``inbound_bytes_max`` the incomplete requests one connection may have in memory,
@@ -35,6 +37,7 @@ class GrpcServer:
         *,
         uploads: Uploads | None = None,
         application: Application | None = None,
+        is_elsewhere: Callable[[str], bool] = lambda _: False,
         message_bytes_max: int = 256 * _MIB,
         streams_max: int = 5000,
         inbound_bytes_max: int = 1024 * _MIB,
@@ -46,7 +49,7 @@ class GrpcServer:
             inbound_bytes_max=max(inbound_bytes_max, message_bytes_max),
             outbound_bytes_max=outbound_bytes_max,
         )
-        self._shared = Shared(dispatcher, limits, uploads, application)
+        self._shared = Shared(dispatcher, limits, uploads, application, is_elsewhere)
 
     def protocol_factory(self) -> GrpcProtocol:
         """A protocol for one new connection (pass the method itself to ``create_server``)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +42,8 @@ class Shared:
     uploads: Uploads | None = None
     application: Application | None = None
     """Who answers requests that are no RPCs."""
+    is_elsewhere: Callable[[str], bool] = lambda _: False
+    """Whether an authority is the application's, RPCs and all."""
     connections: set[StoppableConnection] = field(
         default_factory=lambda: set[StoppableConnection]()
     )

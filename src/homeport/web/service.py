@@ -36,6 +36,11 @@ class Target:
         return self.record.spec is not None and self.record.spec.is_direct
 
     @property
+    def is_spliced(self) -> bool:
+        """Whether bytes of HTTP/1.1 are passed on as they are: the container's server speaks it."""
+        return self.is_direct and not self.point.is_h2
+
+    @property
     def is_dev(self) -> bool:
         """Whether who asks is likely who wrote it."""
         return self.app.state in _BEING_TRIED

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,11 @@ class Site:
         self.program = program
         self._runner = runner
         self._client = client
+
+    @property
+    def certificates(self) -> Path:
+        """The file with the server's own authority."""
+        return self._runner.server.home / "ca.pem"
 
     def address(self, name: str, path: str = "/") -> tuple[str, dict[str, str]]:
         """Where to connect, and the ``Host`` to ask: ``*.localhost`` is this machine."""

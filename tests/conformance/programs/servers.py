@@ -1,8 +1,10 @@
 """Servers: requests go straight to a port of their containers; the test makes them."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import modal
@@ -132,6 +134,45 @@ class NeverListens:
         pass
 
 
+class Raw:
+    """Messages of gRPC that are bytes."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message, _type):
+        return message
+
+    def decode(self, data, _type):
+        return data
+
+
+class Echo:
+    def __mapping__(self):
+        from grpclib.const import Cardinality, Handler
+
+        return {"/t.Echo/Each": Handler(self.each, Cardinality.STREAM_STREAM, bytes, bytes)}
+
+    async def each(self, stream):
+        async for message in stream:
+            await stream.send_message(message[::-1])
+        await stream.send_trailing_metadata(metadata={"container": os.environ["MODAL_TASK_ID"]})
+
+
+async def serve_grpc(port):
+    from grpclib.server import Server
+
+    server = Server([Echo()], codec=Raw())
+    await server.start("0.0.0.0", port)
+    await server.wait_closed()
+
+
+@app.server(port=8007, unauthenticated=True, h2_enabled=True, max_containers=1)
+class Grpc:
+    @modal.enter()
+    def start(self):
+        threading.Thread(target=asyncio.run, args=(serve_grpc(8007),), daemon=True).start()
+
+
 @app.function(max_containers=1)
 @modal.concurrent(max_inputs=10)
 @modal.web_server(8004)
@@ -154,6 +195,7 @@ def main():
         "private": Private.get_url(),
         "scaled": Scaled.get_url(),
         "sticky": Sticky.get_url(),
+        "grpc": Grpc.get_url(),
         "never": NeverListens.get_url(),
         "web_server": web_server.get_web_url(),
         "one": one_at_a_time.get_web_url(),
