@@ -12,7 +12,7 @@ import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import structlog
 
@@ -233,11 +233,11 @@ class _Sniffer(asyncio.Protocol):
     def _secure(self, hello: bytes, tls: TlsFactory) -> None:
         """The connection goes on in TLS: ``hello`` is the whole of the client's first message."""
         self._forget()
-        address = self._transport.get_extra_info("sockname")
+        address: Any = self._transport.get_extra_info("sockname")
         work = _secure(
             self._transport,
             hello,
-            tls(address[0] if isinstance(address, tuple) else ""),
+            tls("" if isinstance(address, str) else str(address[0])),
             self._secured(),
             self._silence_s,
         )

@@ -30,6 +30,8 @@ from homeport.web.requests import Message, Receive
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
+Part = ResponseReceived | DataReceived | TrailersReceived
+"""Of an answer."""
 
 UNSENT_MAX: Final = 256 * 1024
 """Bytes of a request that wait for its container before its client is not read any more."""
@@ -97,14 +99,14 @@ class Exchange:
     def __init__(self, connection: Http2Upstream, stream_id: int) -> None:
         self._connection = connection
         self.stream_id = stream_id
-        self._events: deque[Event] = deque()
+        self._events: deque[Part] = deque()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._failure: GoneError | None = None
         self.ended = False
         """The answer is complete."""
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Part) -> None:
         self._events.append(event)
         self._changed.set()
 
@@ -118,7 +120,7 @@ class Exchange:
         """Something was sent."""
         self._room.set()
 
-    async def next(self) -> Event:
+    async def next(self) -> Part:
         """The next part of the answer. Raises ``GoneError``."""
         while not self._events:
             if self._failure is not None:

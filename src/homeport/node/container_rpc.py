@@ -157,6 +157,8 @@ class ContainerDispatcher:
             "ContainerCheckpoint": self._checkpoint,
             "ContainerServerLifecycleReady": self._server_ready,
             "ContainerStop": self._container_stop,
+            "FlashContainerRegister": self._flash_register,
+            "FlashContainerDeregister": self._flash_deregister,
             "FunctionGetInputs": self._get_inputs,
             "FunctionPutOutputs": self._put_outputs,
             "FunctionGetDynamicConcurrency": self._dynamic_concurrency,
@@ -248,6 +250,16 @@ class ContainerDispatcher:
     async def _server_ready(self, _call: IncomingCall, _body: bytes) -> bytes:
         self._container.server_ready()
         return EMPTY
+
+    async def _flash_register(self, _call: IncomingCall, body: bytes) -> bytes:
+        """Servers of clients before 1.6.1 say every second that they are well."""
+        request = api_pb2.FlashContainerRegisterRequest.FromString(body)
+        self._container.server_ready()
+        url = f"https://{request.host}:{request.port}"
+        return api_pb2.FlashContainerRegisterResponse(url=url).SerializeToString()
+
+    async def _flash_deregister(self, _call: IncomingCall, _body: bytes) -> bytes:
+        return EMPTY  # requests end with the container's work, which its task sees to
 
     async def _checkpoint(self, _call: IncomingCall, _body: bytes) -> bytes:
         self._container.checkpoint()
