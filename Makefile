@@ -48,6 +48,11 @@ conformance: setup  ## official clients, every supported version, against a real
 	$(BIN)/python -m pytest tests/conformance --all-clients --record
 	$(BIN)/python -m homeport.rpc.coverage
 
+.PHONY: browser
+browser:  ## web functions in a real browser: installs Chromium (some 300 MB)
+	@scripts/setup containers tests browser
+	$(BIN)/python -m pytest tests/conformance/test_browser.py
+
 chaos:  ## half an hour (HOMEPORT_CHAOS_S) of kills, pauses and cut connections under load
 	@scripts/setup containers tests
 	HOMEPORT_CHAOS_S=$${HOMEPORT_CHAOS_S:-1800} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py

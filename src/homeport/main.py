@@ -447,7 +447,7 @@ class Server:
             access_log=None,
         )
         self._web = Http1(self._gateway)
-        self._splice = Splice(direct)
+        self._splice = Splice(direct, lambda host: self._web_protocol(host) or self._http_protocol)
         self._certificates = Certificates(
             authority,
             clock,

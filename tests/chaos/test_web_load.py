@@ -63,7 +63,7 @@ class World:
         """The containers that each request with an id ran in, in order; asked once."""
         code = (
             "import json, modal\n"
-            "ran = modal.Queue.from_name('web-load-ran')\n"
+            "ran = modal.Queue.from_name('web-load-ran', create_if_missing=True)\n"
             "found = []\n"
             "while part := ran.get_many(1000, block=False): found += part\n"
             "print('RUNS ' + json.dumps(found))"

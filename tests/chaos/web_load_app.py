@@ -26,6 +26,7 @@ from urllib.parse import parse_qs
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    wbufsize = 65536  # an answer is sent whole, or not at all
     def log_message(self, *_): pass
     def do_GET(self):
         time.sleep(float(parse_qs(self.path.partition("?")[2]).get("s", ["0"])[0]))

@@ -13,15 +13,13 @@ from yarl import URL
 from homeport.calls.lease import Lease, Place
 from homeport.gateway.direct import Direct
 from homeport.gateway.doorman import Refusal
+from homeport.gateway.splice import ATTEMPTS_MAX, RETRY_S
 from homeport.gateway.upstream_h2 import Exchange, GoneError, Http2Upstreams
 from homeport.transport.asgi_stream import OPEN_END
 from homeport.web.requests import BrokenError, FailedError, Message, Receive, Scope, Send
 from homeport.web.service import Target
 
 CHUNK_BYTES: Final = 256 * 1024
-ATTEMPTS_MAX: Final = 3
-RETRY_S: Final = 0.05
-"""That a container is gone is known a little after its connections are."""
 _NOT_PASSED_ON: Final = frozenset(
     {
         b"connection",
@@ -87,7 +85,7 @@ class Relay:
                     raise FailedError(502, f"its web server gave no answer ({error})") from None
             finally:
                 self._doorman.close(opened)
-            await asyncio.sleep(RETRY_S * attempt)
+            await asyncio.sleep(min(RETRY_S[0] * 2 ** (attempt - 1), RETRY_S[1]))
 
     async def _control(
         self, target: Target, scope: Scope, headers: list[tuple[bytes, bytes]], send: Send

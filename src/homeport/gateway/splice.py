@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -24,11 +25,16 @@ from homeport.web.service import Target
 
 log = structlog.get_logger(__name__)
 
+ProtocolFactory = Callable[[], asyncio.Protocol]
+
 REPLAY_BYTES_MAX: Final = 64 * 1024
 """A request up to that size is sent again if its connection to the container was stale."""
 KEEP_ALIVE_S: Final = 75.0
 """A client's connection without a request is closed after that time."""
-ATTEMPTS_MAX: Final = 3
+ATTEMPTS_MAX: Final = 8
+RETRY_S: Final = (0.05, 1.0)
+"""Before a request is sent again: first, and at most; doubled in between. That a container is gone is
+known a little after its connections are."""
 _BODY: Final = "no container yet for so much of a body"
 _QUEUE: Final = "an earlier request has no answer yet"
 _REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
@@ -89,9 +95,16 @@ class Connections:
 class SpliceProtocol(asyncio.Protocol):
     """A client's connection to web servers in containers."""
 
-    def __init__(self, doorman: Doorman, pool: Upstreams, connections: Connections) -> None:
+    def __init__(
+        self,
+        doorman: Doorman,
+        pool: Upstreams,
+        connections: Connections,
+        others: Callable[[str], ProtocolFactory],
+    ) -> None:
         self._doorman = doorman
         self._pool = pool
+        self._others = others
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._incoming = _Request()
@@ -107,6 +120,11 @@ class SpliceProtocol(asyncio.Protocol):
         self._held: set[str] = set()
         self._stopping = False
         self._idle: asyncio.TimerHandle | None = None
+        self._is_between = True
+        """No request is under way."""
+        self._chunk: bytes | None = None
+        """What is being parsed, if the request that is being read began with it."""
+        self._successor: ProtocolFactory | None = None
         self._peer = b""
         self._scheme = b"http"
 
@@ -132,15 +150,33 @@ class SpliceProtocol(asyncio.Protocol):
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
+        self._chunk = data if self._is_between and not self._requests else None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._successor is not None:
+                self._hand_over(self._successor, data)
+                return
             self._upgraded = True
             rest = data[upgrade.args[0] :]
             if rest:
                 self._send_body(rest)
         except httptools.HttpParserError as error:
             self._refuse(Refusal(400, f"This is not a valid HTTP request: {error}"), last=True)
+        self._chunk = None
+        if self._successor is not None:
+            self._hand_over(self._successor, data)
+
+    def _hand_over(self, successor: ProtocolFactory, data: bytes) -> None:
+        """From this request on the connection is another protocol's."""
+        self._closed = True
+        self._connections.discard(self)
+        if self._transport.is_closing():
+            return
+        protocol = successor()
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(data)
 
     def pause_writing(self) -> None:
         if self._upstream is not None:
@@ -170,6 +206,7 @@ class SpliceProtocol(asyncio.Protocol):
     # ── the request, as it comes (httptools) ────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
+        self._is_between = False
         self._incoming = _Request()
 
     def on_url(self, url: bytes) -> None:
@@ -179,7 +216,7 @@ class SpliceProtocol(asyncio.Protocol):
         self._incoming.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._successor is not None:
             return
         request = self._incoming
         request.method = self._parser.get_method()
@@ -197,14 +234,18 @@ class SpliceProtocol(asyncio.Protocol):
             self.hold(_QUEUE)
 
     def on_body(self, body: bytes) -> None:
+        if self._successor is not None:
+            return
         if self._incoming.is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body)
         self._send_body(body)
 
     def on_message_complete(self) -> None:
+        self._is_between = True
+        self._chunk = None
         request = self._incoming
         request.is_whole = True
-        if request.is_chunked:
+        if request.is_chunked and self._successor is None:
             self._send_body(b"0\r\n\r\n")
 
     def _send_body(self, data: bytes) -> None:
@@ -224,7 +265,11 @@ class SpliceProtocol(asyncio.Protocol):
         request = self._requests[0]
         admitted = self._doorman.admit(request.headers)
         if isinstance(admitted, Refusal):
-            self._refuse(admitted)
+            if admitted.status == 421 and self._chunk is not None:
+                self._requests.clear()
+                self._successor = self._others(_host(request.headers))
+            else:
+                self._refuse(admitted)
             return
         self._target = admitted
         path = request.url.partition(b"?")[0]
@@ -317,7 +362,10 @@ class SpliceProtocol(asyncio.Protocol):
 
     def pass_back(self, data: bytes) -> None:
         if self._requests:
-            self._requests[0].answered = True
+            request = self._requests[0]
+            if not request.answered and not request.keep_alive:
+                data = _with_close(data)
+            request.answered = True
         if not self._closed:
             self._transport.write(data)
 
@@ -376,8 +424,8 @@ class SpliceProtocol(asyncio.Protocol):
         lease, self._lease = self._lease, None
         if lease is not None:
             self._doorman.close(lease)
-        # After a moment: that a container is gone is known a little after its connections are.
-        self._loop.call_later(0.05 * request.attempts, self._try_again, request)
+        pause = min(RETRY_S[0] * 2 ** (request.attempts - 1), RETRY_S[1])
+        self._loop.call_later(pause, self._try_again, request)
 
     def _try_again(self, request: _Request) -> None:
         if not self._closed and self._requests and self._requests[0] is request:
@@ -432,6 +480,18 @@ class SpliceProtocol(asyncio.Protocol):
         self._begin()
 
 
+def _host(headers: Headers) -> str:
+    return next((v.decode("latin-1") for n, v in headers if n.lower() == b"host"), "")
+
+
+def _with_close(data: bytes) -> bytes:
+    """The begin of an answer, saying that its connection ends with it."""
+    line, separator, rest = data.partition(b"\r\n")
+    if not separator or line[9:10] == b"1":  # cut short, or not the last word on the request
+        return data
+    return line + b"\r\nConnection: close\r\n" + rest
+
+
 def _head(request: _Request, peer: bytes, scheme: bytes) -> bytes:
     """The head of a request as the container gets it."""
     lines = [b"%b %b HTTP/%b" % (request.method, request.url, request.version.encode())]
@@ -453,16 +513,21 @@ def _head(request: _Request, peer: bytes, scheme: bytes) -> bytes:
 
 
 class Splice:
-    """Makes the protocols of clients' connections; ``stop`` ends them."""
+    """Makes the protocols of clients' connections; ``stop`` ends them.
 
-    def __init__(self, doorman: Doorman) -> None:
+    ``others`` makes the protocols for hosts that are served otherwise, on connections that were begun
+    with one that is served here: proxies in front use one for all.
+    """
+
+    def __init__(self, doorman: Doorman, others: Callable[[str], ProtocolFactory]) -> None:
         self._doorman = doorman
+        self._others = others
         self._pool = Upstreams()
         self._connections = Connections()
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one connection."""
-        return SpliceProtocol(self._doorman, self._pool, self._connections)
+        return SpliceProtocol(self._doorman, self._pool, self._connections, self._others)
 
     async def stop(self, grace_s: float) -> None:
         """Close idle connections at once, the others when their answer is out, or after a while."""

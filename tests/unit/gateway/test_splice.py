@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
+from tests.unit.gateway.test_listener_hosts import Says
+
 from homeport.calls.lease import Lease, Place
 from homeport.gateway.doorman import Headers, Refusal
 from homeport.gateway.splice import Splice
@@ -39,6 +41,8 @@ class Door:
     def admit(self, headers: Headers) -> Target | Refusal:
         if any(name.lower() == b"x-stranger" for name, _ in headers):
             return Refusal(401, "who are you?")
+        if any(name.lower() == b"host" and value == b"b" for name, value in headers):
+            return Refusal(421, "on connections of its own")
         return cast(Target, _Target(self.port))
 
     def control(self, *_: Any) -> bool:
@@ -71,7 +75,7 @@ class Case:
     async def __aenter__(self) -> Case:
         self._behind = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.door = Door(self._behind.sockets[0].getsockname()[1])
-        self.splice = Splice(self.door)
+        self.splice = Splice(self.door, lambda host: lambda: Says(host.encode()))
         loop = asyncio.get_running_loop()
         self._front = await loop.create_server(self.splice.protocol, "127.0.0.1", 0)
         self.port = self._front.sockets[0].getsockname()[1]
@@ -152,6 +156,7 @@ def test_headers_of_the_gateway_are_not_passed_on() -> None:
             seen = answer.partition(b"\r\n\r\n")[2].lower()
             assert b"modal-" not in seen
             assert b"connection: close" not in seen
+            assert b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower()
             assert b"x-mine: 1" in seen
             assert b"x-forwarded-for: 127.0.0.1" in seen
 
@@ -351,6 +356,34 @@ def test_stranger_is_refused_before_anything_is_opened() -> None:
             assert answer.startswith(b"HTTP/1.1 401 ")
             assert b"who are you?" in answer
             assert case.door.opened == 0
+
+    run(scenario())
+
+
+def test_connection_goes_on_with_a_host_that_is_served_otherwise() -> None:
+    """As proxies use connections: whatever comes next."""
+
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/first", last=False))
+            assert b"/first" in await reader.readuntil(b"/first")
+            other = b"POST /x HTTP/1.1\r\nHost: b\r\nContent-Length: 3\r\n\r\nabc"
+            writer.write(other)
+            assert await reader.read() == b"b " + other
+            writer.close()
+            await case.settled()
+
+    run(scenario())
+
+
+def test_pipelined_request_for_another_host_is_misdirected() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            other = b"GET /x HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
+            answer = await case.ask(get("/first", last=False) + other)
+            assert b"/first" in answer
+            assert b"421" in answer
 
     run(scenario())
 
