@@ -28,8 +28,8 @@ from tests.conformance.harness.server import Server
 from homeport.node.runtime.records import find_processes, init_name, run_token
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
-REDEPLOYS = int(os.environ.get("HOMEPORT_TEST_REDEPLOYS", "3"))
-UPLOAD_MB = int(os.environ.get("HOMEPORT_TEST_UPLOAD_MB", "200"))
+REDEPLOYS = int(os.environ.get("HOMEPORT_TEST_REDEPLOYS", "2"))
+UPLOAD_MB = int(os.environ.get("HOMEPORT_TEST_UPLOAD_MB", "100"))
 UPLOAD_GROWTH_MB = 64
 """How much the memory of server and node may grow for an upload of any size."""
 APP = Path(__file__).with_name("web_load_app.py")

@@ -50,6 +50,8 @@ NODE_METHODS: Final = frozenset(
         "ContainerHeartbeat",
         "ContainerHello",
         "ContainerServerLifecycleReady",
+        "FlashContainerDeregister",
+        "FlashContainerRegister",
         "ContainerStop",
         "FunctionGetDynamicConcurrency",
         "FunctionGetInputs",
