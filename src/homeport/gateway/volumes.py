@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from typing import Final, TypeVar
 
 import msgspec
@@ -95,14 +96,15 @@ class VolumeRoutes:
         since = request.query.get("since", "0")
         if not since.isdecimal():
             raise InvalidError("since must be the number of a revision")
-        frames = await self._volumes.changes(request.match_info["id"], int(since))
-        response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
-        response.content_length = sum(map(len, frames))
-        await response.prepare(request)
-        for frame in frames:
-            await response.write(frame)
-        await response.write_eof()
-        return response
+        changes = await self._volumes.changes(request.match_info["id"], int(since))
+        with contextlib.closing(changes):
+            response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
+            response.content_length = changes.size
+            await response.prepare(request)
+            async for chunk in changes.chunks():
+                await response.write(chunk)
+            await response.write_eof()
+            return response
 
     async def _commit(self, request: web.Request) -> web.StreamResponse:
         commit = _decoded(_COMMIT, await _body(request))

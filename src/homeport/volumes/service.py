@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -21,12 +23,14 @@ from homeport.link.volumes import (
     DIRECTORY,
     FILE,
     ChangesHead,
+    Unframer,
     VolumeCommit,
     VolumeEntry,
     framed,
 )
 from homeport.objects.service import Objects
 from homeport.storage.contents import ContentStore
+from homeport.storage.spool import Spool
 from homeport.volumes import changing, copying
 from homeport.volumes.blocks import Blocks
 from homeport.volumes.links import follow
@@ -49,6 +53,7 @@ T = TypeVar("T")
 _CLOCK_SLACK_S: Final = 60.0
 """A client whose clock is behind the server's still sees the newest volumes."""
 _INLINE_BYTES: Final = 4 * 1024 * 1024
+_entries: Final = msgspec.msgpack.Decoder(list[VolumeEntry])
 
 
 class VolumeService:
@@ -104,25 +109,24 @@ class VolumeService:
         """
         wanted = normalised(path)
 
-        def read(tree: Tree) -> list[VolumeEntry] | None:
+        def read(tree: Tree) -> Spool | None:
             found = tree.get(wanted)
             if found is None:
                 return None
-            if found.kind != DIRECTORY:
-                return [found]
-            entries = tree.descendants(wanted) if recursive else tree.children(wanted)
-            result: list[VolumeEntry] = []
-            for entry in entries:
-                if limit and len(result) >= limit:
-                    break
-                result.append(msgspec.structs.replace(entry, hashes=b""))
-            return result
+            entries: Iterable[VolumeEntry] = [found]
+            if found.kind == DIRECTORY:
+                entries = tree.descendants(wanted) if recursive else tree.children(wanted)
+            bare = (msgspec.structs.replace(entry, hashes=b"") for entry in entries)
+            return Spool(map(framed, _batches(islice(bare, limit or None))))
 
-        entries = await self._read_tree(volume_id, read)
-        if entries is None:
+        spool = await self._read_tree(volume_id, read)
+        if spool is None:
             raise NotFoundError(f"there is no file or directory {path!r} in the volume")
-        for start in range(0, len(entries), BATCH_ENTRIES):
-            yield entries[start : start + BATCH_ENTRIES]
+        unframer = Unframer()
+        with contextlib.closing(spool):
+            async for chunk in spool.chunks():
+                for frame in unframer.feed(chunk):
+                    yield _entries.decode(frame)
 
     async def read(self, entry: VolumeEntry, start: int, length: int) -> bytes | str:
         """A part of a file: the bytes, or the id of a blob if they are too many for a message."""
@@ -230,19 +234,17 @@ class VolumeService:
 
     # ── for nodes ───────────────────────────────────────────────────────────────────────────
 
-    async def changes(self, volume_id: str, since: int) -> list[bytes]:
-        """What leads from revision ``since`` to the newest one, framed for a node.
+    async def changes(self, volume_id: str, since: int) -> Spool:
+        """What leads from revision ``since`` to the newest one, framed for a node; close it.
 
         Raises ``NotFoundError``.
         """
 
-        def read(head: Head, tree: Tree) -> list[bytes]:
+        def read(head: Head, tree: Tree) -> Spool:
             complete = since <= 0 or since < head.floor or since > head.revision
             entries = tree.descendants("") if complete else tree.delta(since)
-            return [
-                framed(ChangesHead(head.revision, complete)),
-                *map(framed, _batches(entries)),
-            ]
+            frames = map(framed, _batches(entries))
+            return Spool(chain([framed(ChangesHead(head.revision, complete))], frames))
 
         return await self._store.read(volume_id, read)
 

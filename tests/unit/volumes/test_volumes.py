@@ -78,8 +78,9 @@ async def changes(
     home: Home, volume_id: str, since: int
 ) -> tuple[ChangesHead, dict[str, VolumeEntry]]:
     unframer = Unframer()
-    frames = await home.volumes.changes(volume_id, since)
-    values = [value for frame in frames for value in unframer.feed(frame)]
+    spool = await home.volumes.changes(volume_id, since)
+    values = [value async for chunk in spool.chunks() for value in unframer.feed(chunk)]
+    spool.close()
     head = msgspec.msgpack.decode(values[0], type=ChangesHead)
     batches = [msgspec.msgpack.decode(value, type=list[VolumeEntry]) for value in values[1:]]
     return head, {entry.path: entry for batch in batches for entry in batch}
@@ -379,5 +380,18 @@ def test_names_that_are_refused(tmp_path: Path, name: str) -> None:
     async def scenario(home: Home) -> None:
         with pytest.raises(InvalidError, match="not a Volume name"):
             await create(home, name)
+
+    run(tmp_path, scenario)
+
+
+def test_thousands_of_files_are_listed_once_each(tmp_path: Path) -> None:
+    async def scenario(home: Home) -> None:
+        volume_id = await create(home)
+        wanted = [f"many/{number % 7}/{number:06}-{'x' * 200}" for number in range(30_000)]
+        await put(home, volume_id, dict.fromkeys(wanted, b""))
+        listed = await paths(home, volume_id, "many")
+        assert sorted(listed) == sorted([*wanted, *(f"many/{number}" for number in range(7))])
+        _, entries = await changes(home, volume_id, 0)
+        assert {path for path in entries if "x" in path} == set(wanted)
 
     run(tmp_path, scenario)
