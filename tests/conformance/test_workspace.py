@@ -190,12 +190,12 @@ def test_settings_of_the_workspace(runner: Runner, client: Client) -> None:
     def settings(*arguments: str) -> Completed:
         return runner.cli(client, "workspace", "settings", *arguments)
 
-    settings("set", "image_builder_version", "2025.06").succeeded()
+    settings("set", "image-builder-version", "2025.06").succeeded()
     assert "2025.06" in settings("list").succeeded().stdout
-    unknown = settings("set", "image_builder_version", "1999.01")
+    unknown = settings("set", "image-builder-version", "1999.01")
     assert unknown.returncode != 0
-    settings("set", "default_environment", "main").succeeded()
-    assert settings("set", "default_environment", "no-such-env").returncode != 0
+    settings("set", "default-environment", "main").succeeded()
+    assert settings("set", "default-environment", "no-such-env").returncode != 0
 
 
 @pytest.mark.since("1.6.0")
