@@ -152,7 +152,7 @@ def test_watching(checks: Checks) -> None:
 def test_files_of_older_clients(checks: Checks, client: Client) -> None:
     if client.release >= (1, 6):
         pytest.skip("this client no longer has them")
-    assert checks.value("opened") == ["one\n", "two\nthree\n", "two", 15]
+    assert checks.value("opened") == ["one\n", "two\nthree\n", "two", 15, "inside"]
     assert checks.value("old_directories") == [["a", "f"], "FileNotFoundError", "FileNotFoundError"]
 
 

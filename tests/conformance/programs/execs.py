@@ -337,7 +337,11 @@ def opened():
         file.write(b"\xff")
     with sandbox.open("/tmp/opened", "rb") as file:
         size = len(file.read())
-    return [first, rest, some, size]
+    with sandbox.open("/tmp/made/for/it", "w") as file:
+        file.write("inside")
+    with sandbox.open("/tmp/made/for/it", "r") as file:
+        made = file.read()
+    return [first, rest, some, size, made]
 
 
 def old_directories():

@@ -252,12 +252,7 @@ class Files:
         path: str = arguments["path"]
         if path.endswith("/"):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        parent = os.path.dirname(path)
-        if parent:
-            try:
-                os.makedirs(parent, exist_ok=True)
-            except FileExistsError as error:
-                raise NotADirectoryError(errno.ENOTDIR, "", parent) from error
+        make_parents(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(path, flags, 0o644)
         try:
@@ -315,13 +310,15 @@ class Files:
     # --- open files of older clients ----------------------------------------------------------
 
     def handle_open(self, arguments: dict[str, Any], _stdin: int, stdout: int) -> None:
-        """Open a file; its number goes to ``stdout``."""
+        """Open a file; its number goes to ``stdout``. Parents of one to be written are made."""
         mode: str = arguments["mode"].replace("t", "").replace("b", "")
         if mode not in ("r", "w", "x", "a", "r+", "w+", "x+", "a+"):
             raise CommandError("InvalidRequest", f"invalid mode: {arguments['mode']!r}", 22)
         with self._lock:
             if len(self._handles) >= HANDLES_MAX:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), arguments["path"])
+            if not mode.startswith("r"):
+                make_parents(arguments["path"])
             self._next += 1
             number = str(self._next)
             self._handles[number] = io.FileIO(arguments["path"], mode)
@@ -450,6 +447,17 @@ def copy(source: int, target: int, limit: int = 0) -> int:
             break
         total += count
     return total
+
+
+def make_parents(path: str) -> None:
+    """The directories above ``path``. Raises ``NotADirectoryError`` if one of them is a file."""
+    parent = os.path.dirname(path)
+    if not parent:
+        return
+    try:
+        os.makedirs(parent, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "", parent) from error
 
 
 def remove_tree(parent: str, name: str) -> None:
