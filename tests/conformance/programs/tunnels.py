@@ -267,7 +267,7 @@ def inbound():
     for allowed in (["127.0.0.0/8", "::1/128"], ["198.51.100.0/24"]):
         running = sandbox("0.0.0.0", 8000, unencrypted_ports=[8000], inbound_cidr_allowlist=allowed)
         tunnel = running.tunnels()[8000]
-        door = running.create_connect_token(port=8000)
+        door = running.create_connect_token()
         for call in (
             lambda where=tunnel.tcp_socket: asks(socket.create_connection(where, 30), "in"),
             lambda where=tunnel.tls_socket: asks(tls(where), "in"),
