@@ -156,9 +156,13 @@ class Load:
                     raise RuntimeError(f"{code}: {said!r}")
                 self.done["sandbox"] += 1
         except Exception as error:
-            # A sandbox does not outlive its node; then, and only then, it may end early, and says so.
-            if await sandbox.poll.aio() is None:
-                raise
+            # A sandbox does not outlive its node; then, and only then, it may end early, and says so
+            # when server and node have found each other again.
+            try:
+                async with asyncio.timeout(60):
+                    await sandbox.wait.aio(raise_on_termination=False)
+            except TimeoutError:
+                raise error from None
             self.ended += 1
             print("ended", sandbox.object_id, sandbox.returncode, repr(error), flush=True)
         else:

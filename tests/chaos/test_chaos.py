@@ -24,7 +24,7 @@ from homeport.node.leaks import find_leaks
 SECONDS = float(os.environ.get("HOMEPORT_CHAOS_S", "20"))
 SEED = os.environ.get("HOMEPORT_CHAOS_SEED", "1")
 LOAD = Path(__file__).with_name("chaos_load.py")
-START_S = 120.0
+START_S = 300.0
 END_S = 180.0
 """What is under way when the last thing went wrong has that long to come to its end."""
 MEMORY_BYTES_MAX = 500 * 2**20
