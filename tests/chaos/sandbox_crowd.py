@@ -19,7 +19,7 @@ from modal_proto import api_grpc, api_pb2
 AT_ONCE = 8
 END_S = 120.0
 PROGRAM = "echo ready; while read line; do echo got $line; done; exit 7"
-TICKS = "for i in $(seq 40); do echo tick $i; sleep 0.5; done; exit 3"
+TICKS = "n=1; while [ ! -e /tmp/go ]; do echo $n; n=$((n+1)); sleep 0.2; done; echo over; exit 3"
 
 
 async def reasons_of(ids):
@@ -98,9 +98,11 @@ class Crowd:
         first = await anext(lines)
         rest = asyncio.create_task(self.collect(lines))
         await self.in_use()
+        await (await sandbox.exec.aio("touch", "/tmp/go")).wait.aio()
         code = await process.wait.aio()
-        expected = [f"tick {number}\n" for number in range(1, 41)]
-        whole = [first, *await rest] == expected and code == 3
+        heard = [first, *await rest]
+        expected = [f"{number}\n" for number in range(1, len(heard))] + ["over\n"]
+        whole = heard == expected and code == 3
         await sandbox.terminate.aio()
         await sandbox.wait.aio(raise_on_termination=False)
         return whole and sandbox.returncode == 137

@@ -19,7 +19,7 @@ from tests.conformance.harness.server import Server
 
 from homeport.node.leaks import find_leaks
 
-COUNT = int(os.environ.get("HOMEPORT_CHAOS_SANDBOXES", "24"))
+COUNT = int(os.environ.get("HOMEPORT_CHAOS_SANDBOXES", "12"))
 LOAD = Path(__file__).with_name("sandbox_crowd.py")
 START_S = 120.0 + 2 * COUNT
 END_S = 300.0 + 2 * COUNT
