@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ RUNTIMES = ("bubblewrap", "runc")
 PAUSE_S = 0.1
 BURST = 32
 AT_ONCE = 8
+PARTS = 10
+"""The thousands come in that many parts; after each it is looked at what is held."""
 HOMEPORT = ("-m", "homeport.cli.main")
 KERNEL = ("Slab", "KernelStack", "PageTables", "Percpu")
 Figures = dict[str, Any]
@@ -156,10 +159,25 @@ def many_live(homeport: Homeport, count: int) -> Figures:
 def thousands(homeport: Homeport, count: int) -> Figures:
     """Create, run, end, ``count`` times; what is held before and after."""
     client(homeport.environ, "churn", "--count", 100, "--at-once", AT_ONCE)
-    before = homeport.state()
-    figures = client(homeport.environ, "churn", "--count", count, "--at-once", AT_ONCE)
-    time.sleep(2)  # the last containers are being removed
-    return {**figures, "before": before, "after": homeport.state()}
+    states = [homeport.state()]
+    rounds, seconds, failures = 0, 0.0, Counter[str]()
+    for number in range(PARTS):
+        part = count * (number + 1) // PARTS - count * number // PARTS
+        arguments = ("churn", "--count", part, "--at-once", AT_ONCE)
+        program = HERE / "sandboxes_client.py"
+        found = json.loads(python(program, *arguments, environ=homeport.environ))
+        rounds += found["rounds"]
+        seconds += found["rounds"] / found["per_s"]
+        failures.update(found["failures"])
+        time.sleep(2)  # the last containers are being removed
+        states.append(homeport.state())
+        print(homeport.runtime, rounds, dict(failures), json.dumps(states[-1]), flush=True)
+    return {
+        "rounds": rounds,
+        "per_s": rounds / seconds,
+        "failures": dict(failures),
+        "states": states,
+    }
 
 
 def measure(homeport: Homeport, least: dict[str, str], options: argparse.Namespace) -> Figures:
