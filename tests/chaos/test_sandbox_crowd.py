@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(2 * (START_S + END_S) + 300)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for both tests; afterwards nothing of it may be left."""
-    server = Server(tmp_path_factory.mktemp("homeport"))
+    named = os.environ.get("HOMEPORT_TEST_HOME")
+    server = Server(Path(named) if named else tmp_path_factory.mktemp("homeport"))
     server.start()
     try:
         yield server
