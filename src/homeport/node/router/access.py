@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from homeport.kernel.clock import Clock
-from homeport.kernel.errors import UnauthenticatedError
+from homeport.kernel.errors import UnauthenticatedError, UnavailableError
 from homeport.kernel.signing import Signer
 from homeport.link.messages import ROUTER_AUDIENCE
 from homeport.transport.dispatch import IncomingCall
@@ -40,12 +40,16 @@ class Access:
         self._signer = Signer(key, self._clock) if key else None
 
     def authorize(self, call: IncomingCall, task_id: str) -> None:
-        """Raises ``UnauthenticatedError`` unless the call's token is for that container."""
+        """Raises ``UnauthenticatedError`` unless the call's token is for that container.
+
+        ``UnavailableError`` while the node has not been welcomed yet.
+        """
         kind, _, token = call.metadata.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token:
             raise UnauthenticatedError("this address takes an access token; the server gives it")
         if self._signer is None:
-            raise UnauthenticatedError("this node has not heard from its server yet")
+            # not a refusal: clients would not ask again with a token that is good for long
+            raise UnavailableError("this node has not heard from its server yet; try again")
         claims = self._signer.verify(token.strip(), ROUTER_AUDIENCE)
         if claims.sub != task_id:
             raise UnauthenticatedError(f"the access token is not for container {task_id}")

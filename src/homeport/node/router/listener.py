@@ -48,8 +48,20 @@ class RouterListener:
         """Show this certificate (PEM) to connections from now on."""
         self._context = server_context(certificate, key, ["h2"])
 
-    async def start(self) -> None:
-        """Start accepting. Raises ``ConflictError`` or ``InvalidError`` about the address."""
+    async def start(self, preferred: int = 0) -> None:
+        """Start accepting; on port ``preferred`` if it may be any and that one is free.
+
+        Raises ``ConflictError`` or ``InvalidError`` about the address.
+        """
+        if preferred and not self._port:
+            self._port = preferred
+            try:
+                return await self._start()
+            except (ConflictError, InvalidError):
+                self._port = 0
+        await self._start()
+
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)

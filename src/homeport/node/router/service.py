@@ -59,6 +59,7 @@ class CommandRouter:
         self._routed = Routed(trusted, link)
         self._grpc = GrpcServer(rpc, uploads=rpc, message_bytes_max=MESSAGE_BYTES_MAX)
         self._listener = RouterListener(listen, port, self._grpc.protocol_factory)
+        self._note = folder.with_name("router-port")
         self.host = host
 
     @property
@@ -67,8 +68,15 @@ class CommandRouter:
         return self._listener.port
 
     async def start(self) -> None:
-        """Raises ``ConflictError`` or ``InvalidError`` about the address."""
-        await self._listener.start()
+        """Raises ``ConflictError`` or ``InvalidError`` about the address.
+
+        The port is the one it had before: clients stay with the address they were given, and try
+        for minutes to reach a node that listens elsewhere, instead of being told that their
+        sandbox is gone.
+        """
+        await self._listener.start(_noted(self._note))
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.write_text(str(self.port))
 
     async def stop(self) -> None:
         """End all connections; to be called when the containers have ended."""
@@ -128,6 +136,15 @@ class CommandRouter:
         except StatusError as error:
             kind = NotFoundError if error.status == NOT_FOUND else UnavailableError
             raise kind(error.message) from None
+
+
+def _noted(path: Path) -> int:
+    """The port in that file; 0 without one."""
+    try:
+        port = int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+    return port if 0 < port < 65536 else 0
 
 
 def _trusted(_call: IncomingCall, _task_id: str) -> None:

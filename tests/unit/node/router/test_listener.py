@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from homeport.kernel.certificates import Authority
+from homeport.kernel.clock import SystemClock
+from homeport.kernel.errors import UnauthenticatedError, UnavailableError
+from homeport.node.router.access import Access
 from homeport.node.router.listener import RouterListener
 
 
@@ -67,3 +71,33 @@ def test_the_authority_is_kept(tmp_path: Path) -> None:
     first = Authority.from_folder(tmp_path)
     assert Authority.from_folder(tmp_path).certificate == first.certificate
     assert (tmp_path / "ca.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_port_it_had_is_taken_again_unless_somebody_has_it() -> None:
+    async def main() -> None:
+        first = RouterListener("127.0.0.1", 0, _Echo)
+        await first.start()
+        other = RouterListener("127.0.0.1", 0, _Echo)
+        await other.start(preferred=first.port)
+        assert other.port not in (0, first.port)
+        await first.stop()
+        again = RouterListener("127.0.0.1", 0, _Echo)
+        await again.start(preferred=first.port)
+        try:
+            assert again.port == first.port
+            assert await ask(again.port, None) == b"PRI hello"
+        finally:
+            await again.stop()
+            await other.stop()
+
+    asyncio.run(main())
+
+
+def test_before_the_server_was_heard_a_caller_is_asked_to_try_again() -> None:
+    access = Access(SystemClock())
+    call: Any = SimpleNamespace(metadata={"authorization": "Bearer a.b.c"})
+    with pytest.raises(UnavailableError, match="try again"):
+        access.authorize(call, "ta-1")
+    call.metadata.clear()
+    with pytest.raises(UnauthenticatedError):
+        access.authorize(call, "ta-1")
