@@ -20,8 +20,9 @@ CONFORMANCE := \
 	hello calls classes deploy entrypoints generators failures nested examples scaling \
 	lifecycle stress recovery lost_answers ephemeral schedules serve images images_registry images_rebuilt \
 	images_agree image_volumes images_recovery dicts queues queue_crowd volumes volumes_mounted \
-	network_file_systems buckets workspace web servers sandboxes sandboxes_recovery exec \
-	escapes egress tunnels javascript
+	network_file_systems buckets workspace web servers sandboxes sandboxes_recovery sandbox_images \
+	sandbox_inside sidecars exec escapes \
+	egress tunnels javascript
 TESTS := tests/unit tests/contract tests/sim \
 	$(CONFORMANCE:%=tests/conformance/test_%.py) tests/chaos
 

@@ -71,7 +71,7 @@ from homeport.kernel.logs import configure_logging
 from homeport.kernel.resources import Limits
 from homeport.kernel.signing import Signer
 from homeport.kernel.wall import SystemWallClock, WallClock
-from homeport.link.messages import LogEntry
+from homeport.link.messages import ARRIVAL_PATH, IMAGE_PATH, SECRETS_PATH, SIDECAR_PATH, LogEntry
 from homeport.logs.rpc import LogRpc
 from homeport.logs.service import LogService
 from homeport.logs.store import LogStore
@@ -99,8 +99,12 @@ from homeport.rpc.auth import Authenticator
 from homeport.rpc.rates import Rates
 from homeport.rpc.registry import Registry
 from homeport.sandboxes.launcher import SandboxLauncher
+from homeport.sandboxes.persistent import PersistentSandboxes, PersistentStore
+from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
 from homeport.sandboxes.rpc import SandboxRpc
 from homeport.sandboxes.service import SandboxService
+from homeport.sandboxes.sidecars import SidecarService
+from homeport.sandboxes.sidecars_rpc import SidecarRpc
 from homeport.sandboxes.store import SandboxStore
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher
@@ -249,23 +253,29 @@ class Server:
             ImageNameStore(self._database), self._images, self._environments, clock, operations
         )
         snapshots = ImageSnapshots(self._images, names, self._nodes, self._images_in_use, clock)
+        sandbox_launcher = SandboxLauncher(
+            settings,
+            self._images,
+            self._mounts,
+            self._secrets,
+            self._volumes,
+            volume_objects,
+            self._nfs,
+        )
         self._sandboxes = SandboxService(
             SandboxStore(self._database),
             self._nodes,
             self._tasks,
             self._logs,
             self._secrets,
-            SandboxLauncher(
-                settings,
-                self._images,
-                self._mounts,
-                self._secrets,
-                self._volumes,
-                volume_objects,
-                self._nfs,
-            ),
+            sandbox_launcher,
             snapshots,
             clock,
+        )
+        self._persistent = PersistentSandboxes(
+            PersistentStore(self._database),
+            self._sandboxes,
+            lambda image_id: self._images.find(image_id) is not None,
         )
         self._scheduler = Scheduler(
             settings,
@@ -337,6 +347,15 @@ class Server:
         self._tasks.use(self._scheduler)
         deployments = Deployments(self._apps, self._functions, clock, rebound=rebound)
         subjects = Subjects(self._apps, self._tasks, self._sandboxes)
+        sandbox_rpc = SandboxRpc(
+            self._sandboxes,
+            self._apps,
+            self._environments,
+            self._logs,
+            routers,
+            image_metadata=lambda image_id: image_metadata(self._images.get(image_id)),
+        )
+        sidecar_rpc = SidecarRpc(SidecarService(self._sandboxes, sandbox_launcher, self._nodes))
         registry = Registry(
             [
                 AppsRpc(
@@ -369,14 +388,9 @@ class Server:
                 ),
                 ProgramsRpc(self._tasks, self._nodes),
                 QueueRpc(self._queues, self._environments),
-                SandboxRpc(
-                    self._sandboxes,
-                    self._apps,
-                    self._environments,
-                    self._logs,
-                    routers,
-                    image_metadata=lambda image_id: image_metadata(self._images.get(image_id)),
-                ),
+                sandbox_rpc,
+                PersistentSandboxRpc(self._persistent, sandbox_rpc),
+                sidecar_rpc,
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments, routers),
                 VolumeRpc(volume_objects, self._volumes, self._environments),
@@ -403,7 +417,14 @@ class Server:
         self._nodes.use(
             self._scheduler,
             RpcForwarder(
-                registry, self._scheduler.identify, self._secrets.env, self._sandboxes.sent_to_node
+                registry,
+                self._scheduler.identify,
+                {
+                    ARRIVAL_PATH: self._arrival,
+                    SECRETS_PATH: self._secret_env,
+                    IMAGE_PATH: self._image_layers,
+                    SIDECAR_PATH: sidecar_rpc.from_router,
+                },
             ),
         )
         access = Access(self._proxy_tokens)
@@ -461,6 +482,7 @@ class Server:
             prunable=[
                 *(self._logs, self._blobs, self._tasks, self._dicts, self._volumes),
                 self._sandboxes,
+                self._persistent,
                 snapshots,
                 EndedApps(
                     self._apps,
@@ -505,6 +527,20 @@ class Server:
     def _port(self) -> int:
         return self._listener.port if self._listener is not None else self.settings.port
 
+    async def _arrival(self, task_id: str, _body: bytes) -> bytes:
+        """When a node has been told of that task's sandbox. Raises ``HomeportError``."""
+        await self._sandboxes.sent_to_node(task_id)
+        return b""
+
+    async def _secret_env(self, _task_id: str, body: bytes) -> bytes:
+        """The variables of secrets for a node. Raises ``HomeportError``."""
+        secret_ids = msgspec.msgpack.decode(body, type=list[str])
+        return msgspec.msgpack.encode(await self._secrets.env(secret_ids))
+
+    async def _image_layers(self, _task_id: str, body: bytes) -> bytes:
+        """The layers of an image for a node. Raises ``HomeportError``."""
+        return msgspec.msgpack.encode((await self._images.ready(body.decode())).layers)
+
     def _images_in_use(self) -> set[str]:
         """The images that functions of live apps and live sandboxes start from."""
         used: set[str] = set()
@@ -513,7 +549,7 @@ class Server:
                 record = self._functions.find(function_id)
                 if record is not None and record.spec is not None:
                     used.add(record.spec.image_id)
-        return used | self._sandboxes.images_in_use()
+        return used | self._sandboxes.images_in_use() | self._persistent.images_in_use()
 
     async def _apps_of_images(self) -> set[str]:
         """The apps with functions or secrets that rebuilding an image takes."""
@@ -552,6 +588,7 @@ class Server:
         await self._proxy_tokens.start()
         alive = await self._tasks.start()
         await self._sandboxes.start()
+        await self._persistent.start()
         await self._apps.start()
         self._web_routes.start(self._functions.all())
         unfinished = await self._calls.start()

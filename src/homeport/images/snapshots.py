@@ -9,6 +9,7 @@ from homeport.images.model import BuildInputs, ImageRecord, ImageStatus, Recipe
 from homeport.images.names import NamedImages
 from homeport.images.service import ImageService
 from homeport.kernel.clock import Clock
+from homeport.link.messages import ImageConfig
 
 
 class Layers(Protocol):
@@ -40,6 +41,7 @@ class ImageSnapshots:
         self,
         image_id: str,
         *,
+        made_on: str,
         base_id: str,
         layers: Sequence[str],
         node_id: str,
@@ -47,17 +49,23 @@ class ImageSnapshots:
         app_id: str,
         ttl_s: float,
     ) -> None:
-        """``layers`` over those of the image ``base_id`` are an image; durable when it returns."""
-        base = self._images.get(base_id)
+        """``layers`` over those of the image ``base_id`` are an image; durable when it returns.
+
+        Without ``base_id`` they are all of it. ``made_on`` is the sandbox's own image.
+        """
+        base = self._images.get(base_id) if base_id else None
         now = self._clock.now()
         recipe = Recipe(
-            dockerfile=["FROM base", f"# the files of sandbox {sandbox_id}"],
-            bases=[("base", base_id)],
+            dockerfile=[
+                "FROM base" if base else "FROM scratch",
+                f"# the files of sandbox {sandbox_id}",
+            ],
+            bases=[("base", base_id)] if base else [],
             context_files=[],
             context_digest="",
             build_args={},
             secret_digest="",
-            builder_version=base.builder_version,
+            builder_version=(base or self._images.get(made_on)).builder_version,
         )
         record = ImageRecord(
             image_id=image_id,
@@ -69,10 +77,10 @@ class ImageSnapshots:
             inputs=BuildInputs(snapshot_of=sandbox_id, expires_at=now + ttl_s if ttl_s else 0.0),
             started_at=now,
             finished_at=now,
-            layers=[*base.layers, *layers],
-            config=base.config,
-            python_version_info=base.python_version_info,
-            libc_version=base.libc_version,
+            layers=[*base.layers, *layers] if base else [*layers],
+            config=base.config if base else ImageConfig(),
+            python_version_info=base.python_version_info if base else "",
+            libc_version=base.libc_version if base else "",
         )
         self._layers.found_layers(node_id, layers)
         await self._images.take(record)

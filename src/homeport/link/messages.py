@@ -32,6 +32,8 @@ ROUTER_AUDIENCE = "command-router"
 CONNECT_AUDIENCE = "connect"
 """What connect tokens are good for; their subject is a task's id, their scope a ``ConnectScope``."""
 SECRETS_PATH = "homeport/secrets"
+IMAGE_PATH = "homeport/image"
+SIDECAR_PATH = "homeport/sidecar"
 """``RpcRequest.path`` with which a node itself asks for the variables of secrets; ``body`` is a
 msgpack list of their ids, the answer a msgpack map."""
 ARRIVAL_PATH = "homeport/arrival"
@@ -300,6 +302,7 @@ class SandboxSnapshot(Message):
     """The files of a sandbox are an image now. Acknowledged by ``Ack(seq)``.
 
     ``layers`` are those on top of its image's. ``ttl_s`` says how long it is wanted, 0 = for ever.
+    With ``own_base`` they are on top of the image ``base_id`` instead, of nothing without one.
     """
 
     seq: int
@@ -307,6 +310,16 @@ class SandboxSnapshot(Message):
     image_id: str
     layers: list[str]
     ttl_s: float
+    own_base: bool = False
+    base_id: str = ""
+
+
+class UsageSample(msgspec.Struct, frozen=True, array_like=True):
+    """What a container had used at ``time`` (Unix seconds): processor time, and memory then."""
+
+    time: float
+    cpu_s: float
+    memory_bytes: int
 
 
 class TaskInitFailed(Message):
@@ -348,6 +361,8 @@ class TaskExited(Message):
     """``StartTask.commit_layer``, when that layer is there now."""
     cut_short: str = ""
     """Why the node ended a sandbox: ``timeout``, ``idle`` or empty."""
+    usage: list[UsageSample] = []
+    """What a sandbox used, from its beginning to its end."""
 
 
 class Logs(Message):
@@ -395,13 +410,14 @@ class Answer(Message):
     """What became of a request of the server with that ``ask_id``.
 
     ``code`` is empty or the value of a ``kernel.errors.Code``, ``message`` its sentence; ``number``
-    is what was asked for, where that is a number.
+    is what was asked for, where that is a number; ``usage`` the answer to ``AskUsage``.
     """
 
     ask_id: int
     code: str = ""
     message: str = ""
     number: int = 0
+    usage: list[UsageSample] = []
 
 
 class RpcRead(Message):
@@ -546,6 +562,10 @@ class StartSandbox(Message):
     """Patterns of ``kernel.domains``: TLS servers it may reach, if ``allowed_cidrs`` is a list."""
     directories: list[HostDirectory] = []
     buckets: list[BucketRef] = []
+    exit_image_id: str = ""
+    """The image that its files are to be when it has ended (told by ``SandboxSnapshot``)."""
+    exit_image_s: float = 0.0
+    """How long that is wanted."""
 
 
 class WriteStdin(Message):
@@ -559,6 +579,25 @@ class WriteStdin(Message):
     index: int
     data: bytes
     eof: bool
+
+
+class StartSidecar(Message):
+    """Start one more container of a sandbox, under ``name``; answered by ``Answer``.
+
+    ``start.task_id`` is the container's id; the same again is the same container.
+    """
+
+    ask_id: int
+    task_id: str
+    name: str
+    start: StartSandbox
+
+
+class AskUsage(Message):
+    """What has a sandbox used so far? Answered by ``Answer``."""
+
+    ask_id: int
+    task_id: str
 
 
 class ReloadVolumes(Message):
@@ -762,6 +801,8 @@ ServerMessage = (
     | Ack
     | StartTask
     | StartSandbox
+    | StartSidecar
+    | AskUsage
     | WriteStdin
     | TakeSnapshot
     | ReloadVolumes

@@ -38,6 +38,7 @@ from homeport.node.router.service import CommandRouter
 from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.sandbox_snapshots import Snapshots
+from homeport.node.sidecars import Sidecars
 from homeport.node.supervisor import Hosted, Supervisor
 from homeport.node.templates.pool import Templates
 from homeport.node.tunnels import Tunnels
@@ -168,11 +169,22 @@ class Agent:
             return supervisor.find(task_id)
 
         snapshots = Snapshots(layers, link, SystemClock())
+        preparer = Preparer(
+            root / "tasks",
+            {runtime.name: runtime},
+            runtime.name,
+            layers,
+            mounts,
+            BytecodeStore(mounts),
+            volumes,
+        )
+        sidecars = Sidecars(link, preparer, SystemClock())
         router = CommandRouter(
             find,
             link,
             root / "outputs",
             snapshots,
+            sidecars,
             listen=self._config.router_listen,
             port=self._config.router_port,
             host=self._config.router_host,
@@ -208,6 +220,7 @@ class Agent:
             room=room,
             router=router,
             snapshots=snapshots,
+            sidecars=sidecars,
             tunnels=tunnels,
             templates=templates,
         )

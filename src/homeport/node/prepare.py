@@ -133,6 +133,11 @@ class Preparer:
         self._volumes = volumes
 
     @property
+    def layers(self) -> Layers:
+        """The image layers of this node."""
+        return self._layers
+
+    @property
     def root(self) -> Path:
         """Where the folders of tasks are."""
         return self._root

@@ -10,7 +10,7 @@ import struct
 import termios
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -22,13 +22,17 @@ from homeport.kernel.errors import (
     UnavailableError,
 )
 from homeport.link.messages import (
+    LogEntry,
+    Message,
     RunningTask,
     SandboxReady,
     StartSandbox,
     TaskExited,
     TaskReady,
     TerminalRef,
+    UsageSample,
 )
+from homeport.node.container_images import ContainerImages
 from homeport.node.logs import STDERR, STDOUT, LogPump
 from homeport.node.prepare import Prepared, Preparer
 from homeport.node.probes import Probe
@@ -42,7 +46,8 @@ from homeport.node.runtime.port import (
     RuntimeUnavailableError,
 )
 from homeport.node.stdio import Stdio
-from homeport.node.task import START_ERRORS, Reporter
+from homeport.node.task import START_ERRORS
+from homeport.node.usage import UsageMeter
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -53,6 +58,19 @@ CONSOLE: Final = "/dev/console"
 ExitReporter = Callable[[TaskExited], None]
 Exec = Callable[["Sandbox", list[str]], Awaitable[int]]
 """Runs a command in a running sandbox; its exit code."""
+KeepFiles = Callable[["Sandbox", Prepared], Awaitable[None]]
+"""Makes the files of an ended sandbox an image; reports it itself."""
+
+
+class Reporter(Protocol):
+    """The link, as a sandbox uses it."""
+
+    @property
+    def is_congested(self) -> bool: ...
+    async def uncongested(self) -> None: ...
+    def send_sure(self, message: TaskExited) -> None: ...
+    def send_kept(self, message: Message) -> None: ...
+    def logs(self, task_id: str, entries: list[LogEntry]) -> None: ...
 
 
 class Sandbox:
@@ -68,14 +86,18 @@ class Sandbox:
         preparer: Preparer,
         clock: Clock,
         execute: Exec | None = None,
+        keep: KeepFiles | None = None,
     ) -> None:
         self.start = start
         self._link = link
         self._preparer = preparer
         self._clock = clock
         self._execute = execute
+        self._keep = keep
         self._stdio = Stdio(preparer.root, is_terminal=start.terminal is not None)
         self._pump = LogPump(start.task_id, link, lambda: ("", ""), self._stdio.take)
+        self.images = ContainerImages(preparer.layers, preparer.root / start.task_id / "images")
+        """What is mounted in it while it runs."""
         self._container: Container | None = None
         self._prepared: Prepared | None = None
         self._preparing: asyncio.Task[Prepared] | None = None
@@ -90,12 +112,23 @@ class Sandbox:
         self._active = 0
         self._timeout: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._sampling: asyncio.TimerHandle | None = None
+        self._usage = UsageMeter()
 
     # ── for those who use it ──────────────────────────────────────────────────────────────────
 
     @property
     def task_id(self) -> str:
         return self.start.task_id
+
+    @property
+    def account_id(self) -> str:
+        """The task of the sandbox that it is (part of): what the server knows it by."""
+        return self.task_id
+
+    @property
+    def image_id(self) -> str:
+        return self.start.env.get("MODAL_IMAGE_ID", "")
 
     @property
     def is_over(self) -> bool:
@@ -252,6 +285,7 @@ class Sandbox:
         try:
             await self._launch_and_wait(prepared)
         finally:
+            self.images.close()
             await self._preparer.discard(prepared)
 
     async def _launch_and_wait(self, prepared: Prepared) -> None:
@@ -261,7 +295,11 @@ class Sandbox:
         try:
             ended = await container.wait()
             self._end()
+            self._measure()
             await prepared.volumes.finish()
+            if self.start.exit_image_id and self._keep is not None:
+                await container.remove(keep_upper=True)
+                await self._keep(self, prepared)
             self._report_exit(ended)
         finally:
             await container.remove()
@@ -283,6 +321,8 @@ class Sandbox:
         self._container = container
         self._prepared = prepared
         prepared.volumes.started(container)
+        self._measure()
+        await self._launched(container)
         self._running.set()
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(self.start.timeout_s, self._cut, TIMEOUT)
@@ -293,6 +333,26 @@ class Sandbox:
         if self._is_killed:
             container.kill()
         return container
+
+    def _measure(self) -> None:
+        """Take a sample of what it uses, and again in a while."""
+        assert self._container is not None
+        cpu_s, memory_bytes = self._container.usage()
+        self._usage.add(UsageSample(self._clock.now(), cpu_s, memory_bytes))
+        if not self._is_over:
+            loop = asyncio.get_running_loop()
+            self._sampling = loop.call_later(self._usage.pause_s, self._measure)
+
+    def usage(self) -> list[UsageSample]:
+        """What it has used so far."""
+        if self._container is not None and not self._is_over:
+            cpu_s, memory_bytes = self._container.usage()
+            now = UsageSample(self._clock.now(), cpu_s, memory_bytes)
+            return [*self._usage.samples(), now]
+        return self._usage.samples()
+
+    async def _launched(self, container: Container) -> None:
+        """It runs, and nobody has been told yet. Raises as ``run`` expects it."""
 
     def _spec(
         self, prepared: Prepared, binds: tuple[Bind, ...], stdin: int, stdout: int, stderr: int
@@ -367,7 +427,7 @@ class Sandbox:
     def _end(self) -> None:
         """Its processes are gone, or there never were any."""
         self._is_over = True
-        for timer in (self._timeout, self._idle):
+        for timer in (self._timeout, self._idle, self._sampling):
             if timer is not None:
                 timer.cancel()
         if self._probing is not None:
@@ -407,6 +467,7 @@ class Sandbox:
                 stderr_tail=self._pump.stderr_tail,
                 start_failed=start_failed,
                 cut_short=self._cut_short,
+                usage=self._usage.samples(),
             )
         )
 

@@ -24,6 +24,7 @@ from homeport.kernel.signing import Signer
 from homeport.link.messages import (
     PROTOCOL,
     Answer,
+    AskUsage,
     BuildImage,
     CancelBuild,
     CancelInputs,
@@ -40,6 +41,7 @@ from homeport.link.messages import (
     RunningTask,
     ServerMessage,
     StartSandbox,
+    StartSidecar,
     StartTask,
     StopTask,
     TakeSnapshot,
@@ -52,6 +54,7 @@ from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.sandbox_snapshots import Snapshots
+from homeport.node.sidecars import Sidecars
 from homeport.node.task import Relay, Task
 from homeport.node.templates.pool import Templates
 from homeport.node.tunnels import Contexts, Place, Tunnel, TunnelPort, Tunnels
@@ -163,6 +166,7 @@ class Supervisor:
         room: Room | None = None,
         router: Router | None = None,
         snapshots: Snapshots | None = None,
+        sidecars: Sidecars | None = None,
         tunnels: Tunnels | None = None,
         templates: Templates | None = None,
     ) -> None:
@@ -182,6 +186,8 @@ class Supervisor:
         self._tunnels = tunnels
         self._connect_signer: Signer | None = None
         self._templates = templates
+        self.sidecars = sidecars or Sidecars(link, preparer, clock)
+        """Further containers of sandboxes."""
         self._drops: set[asyncio.Task[None]] = set()
         self._tasks: dict[str, Hosted] = {}
         self._ended = EndedSandboxes()
@@ -263,6 +269,10 @@ class Supervisor:
                 self._start_task(message)
             case StartSandbox():
                 self._start_sandbox(message)
+            case StartSidecar():
+                self._answer(message.ask_id, self._start_sidecar(message))
+            case AskUsage():
+                self._tell_usage(message)
             case WriteStdin():
                 self._answer(message.ask_id, self._write_stdin(message))
             case ReloadVolumes():
@@ -313,11 +323,25 @@ class Supervisor:
     def _start_sandbox(self, message: StartSandbox) -> None:
         if message.task_id in self._tasks or self._stopping:
             return
-        self._run(Sandbox(message, self._link, self._preparer, self._clock, self.execute))
+        keep = self.snapshots.keep if self.snapshots is not None else None
+        self._run(Sandbox(message, self._link, self._preparer, self._clock, self.execute, keep))
+
+    async def _start_sidecar(self, message: StartSidecar) -> None:
+        if self._stopping:
+            raise UnavailableError("the node is stopping")
+        owner = self._sandbox(message.task_id)
+        await owner.started()
+        await self.sidecars.start(owner, message.name, message.start, self.execute)
+
+    async def _life(self, task: Hosted) -> None:
+        try:
+            await task.run()
+        finally:
+            await self.sidecars.end(task.task_id)
 
     def _run(self, task: Hosted) -> None:
         self._tasks[task.task_id] = task
-        run = asyncio.create_task(task.run(), name=task.task_id)
+        run = asyncio.create_task(self._life(task), name=task.task_id)
         self._runs[task.task_id] = run
         run.add_done_callback(lambda _: self._has_ended(task.task_id))
 
@@ -331,7 +355,7 @@ class Supervisor:
 
     def find(self, task_id: str) -> Hosted | None:
         """What runs under that id, or a sandbox that ended not long ago."""
-        return self._tasks.get(task_id) or self._ended.find(task_id)
+        return self._tasks.get(task_id) or self._ended.find(task_id) or self.sidecars.find(task_id)
 
     def _answer(self, ask_id: int, work: Coroutine[Any, Any, int | None]) -> None:
         """Do what the server asked for and say what became of it."""
@@ -350,6 +374,11 @@ class Supervisor:
         task = asyncio.create_task(run())
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
+
+    def _tell_usage(self, message: AskUsage) -> None:
+        found = self.find(message.task_id)
+        usage = found.usage() if isinstance(found, Sandbox) else []
+        self._link.send(Answer(message.ask_id, usage=usage))
 
     async def _write_stdin(self, message: WriteStdin) -> None:
         sandbox = self._sandbox(message.task_id)

@@ -14,9 +14,14 @@ PREFIX = f"/{SERVICE}/"
 _METHODS = api_pb2.DESCRIPTOR.services_by_name["ModalClient"].methods
 
 
+_OLDER_STREAMS = ("ContainerFilesystemExecGetOutput",)
+"""Of clients up to 1.6.0; it is not in the protocol any more."""
+
+
 def _streams() -> dict[str, bool]:
     # Types of the descriptor's methods are not in the stubs of every protobuf release.
-    return {PREFIX + method.name: bool(method.server_streaming) for method in _METHODS}
+    streams = {PREFIX + method.name: bool(method.server_streaming) for method in _METHODS}
+    return {PREFIX + name: True for name in _OLDER_STREAMS} | streams
 
 
 STREAMS: dict[str, bool] = _streams()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol
 
 import msgspec
+import structlog
 
-from homeport.kernel.errors import HomeportError, NotFoundError
+from homeport.kernel.errors import HomeportError
 from homeport.link.messages import (
-    ARRIVAL_PATH,
     RELAY_HOST,
     RELAY_PORT,
-    SECRETS_PATH,
     STREAM_GOES_ON,
     Message,
     RpcReply,
@@ -22,13 +21,18 @@ from homeport.link.messages import (
 from homeport.nodes.service import Window
 from homeport.rpc.context import TaskIdentity
 from homeport.transport.dispatch import (
-    NOT_FOUND,
+    INTERNAL,
     PERMISSION_DENIED,
     UNAVAILABLE,
     StatusError,
     Trailers,
 )
+from homeport.transport.statuses import STATUS_OF_CODE
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Own = Callable[[str, bytes], Awaitable[bytes]]
+"""Answers what a node itself asks for a task (its id, the question)."""
 CONTAINER_HTTP_BASE = f"http://{RELAY_HOST}:{RELAY_PORT}"
 
 
@@ -59,17 +63,18 @@ class Edge(Protocol):
 
 
 class RpcForwarder:
-    """Runs forwarded RPCs with the identity of the task that made them."""
+    """Runs forwarded RPCs with the identity of the task that made them.
+
+    ``own`` answers the questions of nodes themselves, by their paths.
+    """
 
     def __init__(
         self,
         edge: Edge,
         identify: Callable[[str], TaskIdentity | None],
-        secrets: Callable[[list[str]], Awaitable[dict[str, str]]],
-        arrival: Callable[[str], Awaitable[None]],
+        own: Mapping[str, Own],
     ) -> None:
-        self._secrets = secrets
-        self._arrival = arrival
+        self._own = own
         self._edge = edge
         self._identify = identify
 
@@ -82,12 +87,9 @@ class RpcForwarder:
         self, request: RpcRequest, reply: Callable[[Message], None], window: Window
     ) -> None:
         try:
-            if request.path == SECRETS_PATH:
-                reply(RpcReply(request.rpc_id, 0, await self._secret_env(request.body)))
-                return
-            if request.path == ARRIVAL_PATH:
-                await self._arrival(request.task_id)
-                reply(RpcReply(request.rpc_id, 0, b""))
+            own = self._own.get(request.path)
+            if own is not None:
+                reply(RpcReply(request.rpc_id, 0, await _answered(own, request)))
                 return
             identity = self._identify(request.task_id)
             if identity is None:
@@ -111,11 +113,14 @@ class RpcForwarder:
         except StatusError as error:
             reply(RpcReply(request.rpc_id, error.status, b"", error.message, error.trailers))
 
-    async def _secret_env(self, body: bytes) -> bytes:
-        try:
-            secret_ids = msgspec.msgpack.decode(body, type=list[str])
-            return msgspec.msgpack.encode(await self._secrets(secret_ids))
-        except NotFoundError as error:
-            raise StatusError(NOT_FOUND, error.message) from None
-        except (HomeportError, msgspec.MsgspecError) as error:
-            raise StatusError(UNAVAILABLE, f"the secrets could not be read: {error}") from None
+
+async def _answered(own: Own, request: RpcRequest) -> bytes:
+    try:
+        return await own(request.task_id, request.body)
+    except HomeportError as error:
+        raise StatusError(STATUS_OF_CODE[error.code], error.message) from None
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise StatusError(UNAVAILABLE, f"{request.path}: {error}") from None
+    except Exception as error:
+        log.exception("a node's question was not answered", path=request.path)
+        raise StatusError(INTERNAL, f"the server failed to answer {request.path}") from error

@@ -16,7 +16,9 @@ from homeport.mounts.rpc import MountRpc
 from homeport.nfs.rpc import NetworkFileSystemRpc
 from homeport.programs.rpc import ProgramsRpc
 from homeport.queues.rpc import QueueRpc
+from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
 from homeport.sandboxes.rpc import SandboxRpc
+from homeport.sandboxes.sidecars_rpc import SidecarRpc
 from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
 from homeport.volumes.rpc import VolumeRpc
@@ -36,8 +38,10 @@ HANDLER_CLASSES: Final[list[type]] = [
     NetworkFileSystemRpc,
     ProgramsRpc,
     QueueRpc,
+    PersistentSandboxRpc,
     SandboxRpc,
     SecretRpc,
+    SidecarRpc,
     TasksRpc,
     VolumeRpc,
     WebRpc,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Limits
 from homeport.link.messages import BucketRef, HostDirectory, ImageConfig, MountRef, StartSandbox
-from homeport.sandboxes.model import SandboxRecord, SandboxSpec, SecretRef
+from homeport.sandboxes.model import SandboxRecord, SandboxSpec, SecretRef, exit_image_id
 from homeport.settings import Settings
+
+EXIT_IMAGE_S: Final = 30 * 86400.0
+"""How long the image of a sandbox's end is kept."""
 
 
 class Image(Protocol):
@@ -123,6 +126,8 @@ class SandboxLauncher:
                 for object_id, path in spec.directories
             ],
             buckets=[await self._bucket(record, ref) for ref in spec.buckets],
+            exit_image_id=exit_image_id(record.task_id) if spec.exit_snapshot else "",
+            exit_image_s=EXIT_IMAGE_S if spec.exit_snapshot else 0.0,
         )
 
     async def _bucket(self, record: SandboxRecord, ref: BucketRef) -> BucketRef:

@@ -103,6 +103,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     probe: ProbeRef | None = None
     terminal: TerminalRef | None = None
     runtime: str = ""
+    exit_snapshot: bool = False
+    """Its files become an image when it ends."""
 
 
 class SandboxResult(msgspec.Struct, frozen=True, array_like=True):
@@ -134,6 +136,8 @@ class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True):
     result: SandboxResult | None = None
     log_position: int = 0
     """Its output has log entries beyond this id."""
+    exit_image_id: str = ""
+    """The image of its files at its end, once that is there."""
 
     @property
     def is_over(self) -> bool:
@@ -153,6 +157,11 @@ def new_ids(seed: str, *, is_v2: bool) -> tuple[str, str]:
     seed = seed or ids.new(ids.SANDBOX)
     make = ids.derive_ulid if is_v2 else ids.derive
     return make(ids.SANDBOX, seed), ids.derive_task(seed, sandbox_v2=is_v2)
+
+
+def exit_image_id(task_id: str) -> str:
+    """The image that a sandbox's files become when it ends."""
+    return ids.derive(ids.IMAGE, "exit", task_id)
 
 
 def check_spec(spec: SandboxSpec) -> None:

@@ -28,6 +28,8 @@ _POLL_S: Final = 60.0
 """A wait is answered within it, whatever the client asks."""
 SNAPSHOT_TTL_S: Final = 30 * 86400.0
 """How long an image is kept that a client asks for without saying how long it wants it."""
+_EXIT_SNAPSHOT_S: Final = 10.0
+"""A question for an exit snapshot is held no longer: clients ask again."""
 _TASK_ID_S: Final = 55.0
 """How long a question for the task's id is held, if the client does not say."""
 
@@ -67,7 +69,7 @@ class SandboxRpc:
             bucket_credentials={},
             is_v2=False,
             seed=ctx.operation,
-            is_repeat=_is_repeat(ctx),
+            is_repeat=is_repeat(ctx),
         )
         return api_pb2.SandboxCreateResponse(
             sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
@@ -85,10 +87,10 @@ class SandboxRpc:
             sources=wire.secret_sources(
                 definition, request.secret_sources, request.ephemeral_secrets
             ),
-            bucket_credentials=wire.bucket_credentials(request),
+            bucket_credentials=wire.bucket_credentials(request.cloud_bucket_mount_credentials),
             is_v2=True,
             seed=ctx.operation,
-            is_repeat=_is_repeat(ctx),
+            is_repeat=is_repeat(ctx),
         )
         response = api_pb2.SandboxCreateV2Response(
             sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
@@ -272,6 +274,54 @@ class SandboxRpc:
         response.image_metadata.CopyFrom(self._image_metadata(image_id))
         return response
 
+    async def SandboxGetExitSnapshot(
+        self, request: api_pb2.SandboxGetExitSnapshotRequest, ctx: Context
+    ) -> api_pb2.SandboxGetExitSnapshotResponse:
+        response = api_pb2.SandboxGetExitSnapshotResponse()
+        await self._service.get(request.sandbox_id)
+        try:
+            image_id = await self._service.exit_snapshot(
+                request.sandbox_id, wait_s(request.timeout, _EXIT_SNAPSHOT_S)
+            )
+        except NotFoundError as error:
+            # The client has an error of its own for these two codes only.
+            response.error.error_code = response.ERROR_CODE_FILESYSTEM_INCONSISTENT
+            response.error.message = error.message
+            return response
+        if image_id is None:
+            response.pending.SetInParent()
+        else:
+            response.success.image_id = image_id
+        return response
+
+    async def SandboxGetExitSnapshotV2(
+        self, request: api_pb2.SandboxGetExitSnapshotRequest, ctx: Context
+    ) -> api_pb2.SandboxGetExitSnapshotResponse:
+        return await self.SandboxGetExitSnapshot(request, ctx)
+
+    # ── what it uses ────────────────────────────────────────────────────────────────────────
+
+    async def SandboxGetStats(
+        self, request: api_pb2.SandboxGetStatsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetStatsResponse:
+        since = request.since.ToNanoseconds() / 1e9
+        until = request.until.ToNanoseconds() / 1e9
+        if until and since >= until:
+            raise InvalidError("`since` must be before `until`")
+        return wire.stats(await self._service.usage(request.sandbox_id, since, until))
+
+    async def SandboxGetStatsV2(
+        self, request: api_pb2.SandboxGetStatsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetStatsResponse:
+        return await self.SandboxGetStats(request, ctx)
+
+    async def SandboxGetResourceUsage(
+        self, request: api_pb2.SandboxGetResourceUsageRequest, ctx: Context
+    ) -> api_pb2.SandboxGetResourceUsageResponse:
+        record = await self._service.get(request.sandbox_id)
+        usage = await self._service.usage(request.sandbox_id, 0.0, 0.0)
+        return wire.resource_usage(usage, record.spec.gpu_count, record.spec.gpu_type)
+
     # ── look-ups ────────────────────────────────────────────────────────────────────────────
 
     async def SandboxGetFromName(
@@ -344,7 +394,7 @@ class SandboxRpc:
         return api_pb2.SandboxSetNameResponse()
 
 
-def _is_repeat(ctx: Context) -> bool:
+def is_repeat(ctx: Context) -> bool:
     """Whether an earlier call of the same key may have been answered."""
     return ctx.metadata.get("x-retry-attempt", "") != "0"
 

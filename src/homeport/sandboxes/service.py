@@ -19,6 +19,7 @@ from homeport.kernel.errors import (
     ConflictError,
     DeadlineError,
     HomeportError,
+    InvalidError,
     NotFoundError,
     UnavailableError,
 )
@@ -30,6 +31,7 @@ from homeport.link.messages import (
     STATUS_OUT_OF_MEMORY,
     STATUS_TERMINATED,
     Answer,
+    AskUsage,
     Hello,
     Logs,
     Message,
@@ -41,6 +43,7 @@ from homeport.link.messages import (
     TakeSnapshot,
     TaskExited,
     TaskReady,
+    UsageSample,
     WriteStdin,
 )
 from homeport.logs.model import TASK_ACTIVE, TASK_COMPLETED
@@ -58,6 +61,7 @@ from homeport.sandboxes.model import (
     Tunnel,
     check_name,
     check_spec,
+    exit_image_id,
     has_tags,
     lost,
     new_ids,
@@ -65,6 +69,7 @@ from homeport.sandboxes.model import (
     unstarted,
 )
 from homeport.sandboxes.store import SandboxStore
+from homeport.sandboxes.usage import Usage, usage_between
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
 
@@ -134,6 +139,7 @@ class Snapshots(Protocol):
         self,
         image_id: str,
         *,
+        made_on: str,
         base_id: str,
         layers: Sequence[str],
         node_id: str,
@@ -189,6 +195,8 @@ class SandboxService:
         self._names: dict[tuple[str, str], _Live] = {}
         self._waiting: dict[str, _Live] = {}
         self._ended: OrderedDict[str, SandboxRecord] = OrderedDict()
+        self._recording: dict[str, asyncio.Future[None]] = {}
+        """Exit snapshots that are being recorded, by task."""
         self._launches: set[asyncio.Task[None]] = set()
         self._rejoin: asyncio.TimerHandle | None = None
         self._connected: set[str] = set()
@@ -258,11 +266,11 @@ class SandboxService:
         self._room.check(spec)
         spec = msgspec.structs.replace(
             spec,
-            secrets=self._sealed(sandbox_id, sources),
+            secrets=self.sealed(sandbox_id, sources),
             bucket_secrets={
                 path: ref
                 for path, values in bucket_credentials.items()
-                for ref in self._sealed(sandbox_id, [values])
+                for ref in self.sealed(sandbox_id, [values])
             },
         )
         await self._launcher.check(sandbox_id, spec)
@@ -293,7 +301,7 @@ class SandboxService:
         live = self._live.get(sandbox_id)
         return live.record if live else await self.find(sandbox_id)
 
-    def _sealed(self, sandbox_id: str, sources: Sequence[Source]) -> list[SecretRef]:
+    def sealed(self, sandbox_id: str, sources: Sequence[Source]) -> list[SecretRef]:
         return [
             SecretRef(source)
             if isinstance(source, str)
@@ -592,7 +600,7 @@ class SandboxService:
 
         Raises ``ConflictError`` after its end, ``UnavailableError`` while its node is away.
         """
-        record = await self._on_its_node(sandbox_id, "nobody reads its input any more")
+        record = await self.on_its_node(sandbox_id, "nobody reads its input any more")
         task_id = record.task_id
         await self._nodes.ask(
             record.node_id, lambda ask_id: WriteStdin(ask_id, task_id, index, data, eof)
@@ -600,7 +608,7 @@ class SandboxService:
 
     async def reload_volumes(self, task_id: str) -> None:
         """Show a running sandbox the newest state of its volumes. Raises ``HomeportError``."""
-        record = await self._on_its_node(task_id, "it sees no volumes any more")
+        record = await self.on_its_node(task_id, "it sees no volumes any more")
         await self._nodes.ask(record.node_id, lambda ask_id: ReloadVolumes(ask_id, record.task_id))
 
     async def snapshot(self, sandbox_id: str, image_id: str, ttl_s: float) -> None:
@@ -608,13 +616,61 @@ class SandboxService:
 
         Raises ``ConflictError`` when it has ended, ``UnavailableError`` if the node cannot.
         """
-        record = await self._on_its_node(sandbox_id, "a snapshot is taken of a running one")
+        record = await self.on_its_node(sandbox_id, "a snapshot is taken of a running one")
         task_id = record.task_id
         await self._nodes.ask(
             record.node_id, lambda ask_id: TakeSnapshot(ask_id, task_id, image_id, ttl_s)
         )
 
-    async def _on_its_node(self, sandbox_id: str, when_over: str) -> SandboxRecord:
+    async def exit_snapshot(self, sandbox_id: str, timeout_s: float) -> str | None:
+        """The image of its files at its end; ``None`` if it has not ended within ``timeout_s``.
+
+        Raises ``InvalidError`` if none was asked for, ``NotFoundError`` if there will be none.
+        """
+        record = await self.wait(sandbox_id, 0.0)
+        if not record.spec.exit_snapshot:
+            raise InvalidError(
+                "The sandbox was created without an exit snapshot: ask for one with "
+                'experimental_options={"enable_exit_snapshot": True}'
+            )
+        record = await self.wait(sandbox_id, timeout_s)
+        if not record.is_over:
+            return None
+        recording = self._recording.get(record.task_id)
+        if recording is not None:
+            await asyncio.wait([recording], timeout=timeout_s)
+            if not recording.done():
+                return None
+            record = await self.get(sandbox_id)
+        if not record.exit_image_id:
+            why = record.result.exception if record.result is not None else ""
+            raise NotFoundError(f"The sandbox left no snapshot of its files. {why}".strip())
+        return record.exit_image_id
+
+    def limits(self, record: SandboxRecord) -> Resources:
+        """What a running sandbox may use on its node."""
+        live = self._live.get(record.sandbox_id)
+        reserved = live.reserved if live is not None else None
+        memory_mb = self._room.memory_limit_mb(record.spec, record.node_id)
+        return Resources(reserved.milli_cpu if reserved else record.spec.milli_cpu, memory_mb, 0)
+
+    async def usage(self, sandbox_id: str, since: float, until: float) -> Usage:
+        """What it used between these Unix times; 0 = from its creation, till now.
+
+        Raises ``NotFoundError``, ``UnavailableError`` while its node is away.
+        """
+        record = await self.get(sandbox_id)
+        samples: list[UsageSample] = []
+        if record.is_over:
+            samples = await self._store.usage(record.sandbox_id)
+        elif record.started_at:
+            task_id = record.task_id
+            answer = await self._nodes.ask(record.node_id, lambda ask_id: AskUsage(ask_id, task_id))
+            samples = answer.usage
+        since = since or record.created_at
+        return usage_between(record, samples, since, until or self._clock.now())
+
+    async def on_its_node(self, sandbox_id: str, when_over: str) -> SandboxRecord:
         """A sandbox (by its own or its task's id) that its node has been told of.
 
         Raises ``NotFoundError``, ``ConflictError`` if it has ended, ``UnavailableError`` if it
@@ -710,7 +766,7 @@ class SandboxService:
     def said(self, message: Message) -> Durable | None:
         """Act on a node's message; ``None`` if it is not about a live sandbox."""
         if isinstance(message, SandboxSnapshot):
-            return [asyncio.ensure_future(self._snapshotted(message))]
+            return [self._record_snapshot(message)]
         live = self._by_task.get(getattr(message, "task_id", ""))
         if live is None or isinstance(message, Logs):
             return None
@@ -726,8 +782,20 @@ class SandboxService:
             return [self._store.save(live.record)]
         if isinstance(message, TaskExited):
             terminated = bool(record.terminated_at)
-            return self._finish(live, result_of(message, terminated=terminated, spec=record.spec))
+            result = result_of(message, terminated=terminated, spec=record.spec)
+            durable = self._finish(live, result)
+            if message.usage:
+                durable = [*durable, self._store.save_usage(record.sandbox_id, message.usage)]
+            return durable
         return []
+
+    def _record_snapshot(self, message: SandboxSnapshot) -> asyncio.Future[None]:
+        recording = asyncio.ensure_future(self._snapshotted(message))
+        task_id = message.task_id
+        if message.image_id == exit_image_id(task_id):
+            self._recording[task_id] = recording
+            recording.add_done_callback(lambda _: self._recording.pop(task_id, None))
+        return recording
 
     async def _snapshotted(self, message: SandboxSnapshot) -> None:
         record = await self.find(message.task_id)
@@ -736,13 +804,16 @@ class SandboxService:
             return
         await self._snapshots.add(
             message.image_id,
-            base_id=record.spec.image_id,
+            made_on=record.spec.image_id,
+            base_id=message.base_id if message.own_base else record.spec.image_id,
             layers=message.layers,
             node_id=record.node_id,
             sandbox_id=record.sandbox_id,
             app_id=record.app_id,
             ttl_s=message.ttl_s,
         )
+        if message.image_id == exit_image_id(record.task_id):
+            await self._change(await self.get(record.sandbox_id), exit_image_id=message.image_id)
 
     def joined(self, node_id: str, hello: Hello) -> set[str]:
         """A node came (back): agree on its sandboxes; those of its tasks that are live ones."""

@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from homeport.link.messages import UsageSample
 from homeport.sandboxes.model import SandboxRecord
 from homeport.storage.database import Database, metadata
 
@@ -26,7 +27,15 @@ sandboxes = sa.Table(
     sa.Index("sandboxes_by_app", "app_id", "created_at"),
 )
 
+usage = sa.Table(
+    "sandbox_usage",
+    metadata,
+    sa.Column("sandbox_id", sa.String(40), primary_key=True),
+    sa.Column("samples", sa.LargeBinary, nullable=False),
+)
+
 _insert = insert(sandboxes)
+_ADD_USAGE: Final = insert(usage).on_conflict_do_nothing()
 _UPSERT: Final = _insert.on_conflict_do_update(
     index_elements=["sandbox_id"],
     set_={name: _insert.excluded[name] for name in ("name", "finished_at", "record")},
@@ -86,11 +95,36 @@ class SandboxStore:
         query = sa.select(sa.func.coalesce(sa.func.max(sandboxes.c.created_at), 0.0))
         return await self._database.read(lambda connection: connection.execute(query).scalar_one())
 
+    def save_usage(self, sandbox_id: str, samples: Sequence[UsageSample]) -> asyncio.Future[None]:
+        """Record what an ended sandbox used, with the next commit."""
+        row = {"sandbox_id": sandbox_id, "samples": msgspec.msgpack.encode(samples)}
+        self._last_save = self._database.append(_ADD_USAGE, [row])
+        return self._last_save
+
+    async def usage(self, sandbox_id: str) -> list[UsageSample]:
+        """What an ended sandbox used."""
+        if self._last_save is not None and not self._last_save.done():
+            await asyncio.wait([self._last_save])
+        query = sa.select(usage.c.samples).where(usage.c.sandbox_id == sandbox_id)
+        found = await self._database.read(
+            lambda connection: connection.execute(query).scalar_one_or_none()
+        )
+        return msgspec.msgpack.decode(found, type=list[UsageSample]) if found else []
+
     async def prune(self, finished_before: float) -> int:
         """Forget sandboxes that ended before that time; how many."""
         ended = sandboxes.c.finished_at > 0.0
         query = sa.delete(sandboxes).where(ended, sandboxes.c.finished_at < finished_before)
-        return await self._database.write(lambda connection: connection.execute(query).rowcount)
+        known = sa.select(sandboxes.c.sandbox_id)
+        rest = sa.delete(usage).where(usage.c.sandbox_id.not_in(known))
+
+        def write(connection: sa.Connection) -> int:
+            count = connection.execute(query).rowcount
+            if count:
+                connection.execute(rest)
+            return count
+
+        return await self._database.write(write)
 
     async def _select(
         self, *conditions: sa.ColumnElement[bool], limit: int | None = None

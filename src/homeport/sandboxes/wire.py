@@ -22,9 +22,12 @@ from homeport.sandboxes.model import (
     Tunnel,
 )
 from homeport.sandboxes.service import Source
+from homeport.sandboxes.usage import Usage, percentile
 from homeport.volumes.places import check_places, place
 
 _PROBE_INTERVAL_MS = 100
+_PERCENTILES = (5000, 9000, 9900)
+_EXIT_SNAPSHOT = "enable_exit_snapshot"
 
 
 def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
@@ -66,7 +69,13 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
         ],
         probe=_probe(definition),
         terminal=_terminal(definition),
+        exit_snapshot=_wants_exit_snapshot(definition),
     )
+
+
+def _wants_exit_snapshot(definition: api_pb2.Sandbox) -> bool:
+    text = definition.experimental_options_v2.get(_EXIT_SNAPSHOT, "")
+    return definition.experimental_options.get(_EXIT_SNAPSHOT, False) or text.lower() == "true"
 
 
 def tunnel(host: str, made: Tunnel) -> api_pb2.TunnelData:
@@ -92,10 +101,11 @@ def _refuse_missing(definition: api_pb2.Sandbox) -> None:
     for what, is_wanted in wanted.items():
         if is_wanted:
             raise UnimplementedError(f"Homeport does not give sandboxes {what} yet")
-    options = [*definition.experimental_options, *definition.experimental_options_v2]
+    options = {*definition.experimental_options, *definition.experimental_options_v2}
+    options.discard(_EXIT_SNAPSHOT)
     if options:
         raise UnimplementedError(
-            f"Homeport does not have the experimental option {options[0]!r} of sandboxes"
+            f"Homeport does not have the experimental option {min(options)!r} of sandboxes"
         )
 
 
@@ -148,12 +158,11 @@ def _terminal(definition: api_pb2.Sandbox) -> TerminalRef | None:
     )
 
 
-def bucket_credentials(request: api_pb2.SandboxCreateV2Request) -> dict[str, dict[str, str]]:
+def bucket_credentials(
+    credentials: Mapping[str, api_pb2.StringMap],
+) -> dict[str, dict[str, str]]:
     """Those that are sent along, by where the bucket is mounted."""
-    return {
-        place(path): dict(values.contents)
-        for path, values in request.cloud_bucket_mount_credentials.items()
-    }
+    return {place(path): dict(values.contents) for path, values in credentials.items()}
 
 
 def secret_sources(
@@ -235,6 +244,47 @@ def info(record: SandboxRecord) -> api_pb2.SandboxInfo:
     resources.milli_cpu_max = spec.milli_cpu_max
     resources.memory_mb_max = spec.memory_mb_max
     resources.gpu_type = spec.gpu_type
+    return message
+
+
+def stats(usage: Usage) -> api_pb2.SandboxGetStatsResponse:
+    """What was used. Without a cost: one's own machines have no price."""
+    message = api_pb2.SandboxGetStatsResponse(
+        num_datapoints=len(usage.cores),
+        duration_hours=usage.ran_s / 3600,
+        billed_cpu_core_seconds=usage.asked_core_s,
+        billed_memory_gib_seconds=usage.asked_memory_gib_s,
+    )
+    message.since.FromNanoseconds(int(usage.since * 1e9))
+    message.until.FromNanoseconds(int(usage.until * 1e9))
+    measured = (
+        ("CPU Usage (cores)", "cores", usage.cores, message.cpu_cores),
+        ("Memory Usage (GiB)", "GiB", usage.memory_gib, message.memory_gib),
+    )
+    for name, unit, values, summary in measured:
+        if not values:
+            continue
+        summary.mean, summary.max = sum(values) / len(values), values[-1]
+        distribution = message.percentile_stats[name]
+        distribution.unit = unit
+        for basis_points in _PERCENTILES:
+            value = percentile(values, basis_points / 10_000)
+            for target in (distribution, summary):
+                target.percentiles.add(percentile_basis_points=basis_points, value=value)
+    return message
+
+
+def resource_usage(
+    usage: Usage, gpus: int, gpu_type: str
+) -> api_pb2.SandboxGetResourceUsageResponse:
+    """What was used all in all."""
+    message = api_pb2.SandboxGetResourceUsageResponse(
+        cpu_core_nanosecs=int(usage.core_s * 1e9),
+        mem_gib_nanosecs=int(usage.memory_gib_s * 1e9),
+        gpu_nanosecs=int(usage.ran_s * gpus * 1e9),
+    )
+    if gpu_type:
+        message.gpu_type = gpu_type
     return message
 
 

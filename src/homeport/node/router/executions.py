@@ -172,6 +172,13 @@ class Executions:
         self.task(task_id)
         raise NotFoundError(f"there is no program {execution_id} in container {task_id}")
 
+    def has(self, task_id: str, execution_id: str) -> bool:
+        """Whether that program was started in that container, or is about to be."""
+        programs = self._tasks.get(task_id)
+        return programs is not None and (
+            execution_id in programs.starting or execution_id in programs.known
+        )
+
     def drop(self, task_id: str, execution_id: str) -> None:
         """Nobody will ask about that program again."""
         programs = self._tasks.get(task_id)

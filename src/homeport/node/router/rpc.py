@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
 import structlog
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
@@ -21,11 +22,20 @@ from homeport.kernel.errors import (
 )
 from homeport.kernel.networks import network
 from homeport.kernel.numbers import wait_s
+from homeport.link.messages import (
+    STATUS_FAILURE,
+    STATUS_INIT_FAILURE,
+    STATUS_OUT_OF_MEMORY,
+    STATUS_SUCCESS,
+    STATUS_TERMINATED,
+    TaskExited,
+)
 from homeport.node.router.execution import Command, Execution
 from homeport.node.router.executions import Executions
 from homeport.node.router.output import GoneError
 from homeport.node.runtime.port import Egress
 from homeport.node.sandbox import Sandbox
+from homeport.node.sidecars import MAIN, Sidecar, Sidecars
 from homeport.transport import dispatch
 from homeport.transport.dispatch import IncomingCall, StatusError
 from homeport.transport.statuses import STATUS_OF_CODE
@@ -34,6 +44,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PREFIX: Final = "/modal.task_command_router.TaskCommandRouter/"
 _TERMINAL: Final = (24, 80)
+_CONTAINER_WAIT_S: Final = 60.0
+_KILLED: Final = 137
 _SNAPSHOT_S: Final = 30 * 86400.0
 _UPLOADS: Final = frozenset({PREFIX + "TaskExecStdinWriteStream"})
 _SERVICE: Any = pb.DESCRIPTOR.services_by_name["TaskCommandRouter"]
@@ -59,6 +71,14 @@ class Server(Protocol):
         """The variables of these secrets; later ones override. Raises ``HomeportError``."""
         ...
 
+    async def create_sidecar(self, task_id: str, request: bytes) -> bytes:
+        """The answer to ``TaskContainerCreate``. Raises ``HomeportError``."""
+        ...
+
+    async def image_layers(self, task_id: str, image_id: str) -> list[str]:
+        """The keys of an image's layers, lowest first. Raises ``HomeportError``."""
+        ...
+
 
 class Snapshots(Protocol):
     """Makes a sandbox's files an image."""
@@ -67,13 +87,25 @@ class Snapshots(Protocol):
         """The image's id; the same for the same ``snapshot_id``. Raises ``HomeportError``."""
         ...
 
+    async def take_directory(
+        self, sandbox: Sandbox, path: str, snapshot_id: str, ttl_s: float
+    ) -> str:
+        """The same of one directory."""
+        ...
+
 
 class RouterRpc:
     """Answers the router's RPCs; a ``Dispatcher`` and its ``Uploads``."""
 
     def __init__(
-        self, executions: Executions, server: Server, snapshots: Snapshots, authorize: Authorize
+        self,
+        executions: Executions,
+        server: Server,
+        snapshots: Snapshots,
+        sidecars: Sidecars,
+        authorize: Authorize,
     ) -> None:
+        self._sidecars = sidecars
         self._executions = executions
         self._server = server
         self._snapshots = snapshots
@@ -89,7 +121,15 @@ class RouterRpc:
                 "TaskExecStdinWrite",
                 "TaskExecStdinStatus",
                 "TaskSnapshotFilesystem",
+                "TaskSnapshotDirectory",
+                "TaskMountDirectory",
+                "TaskUnmountDirectory",
                 "TaskReloadVolumes",
+                "TaskContainerCreate",
+                "TaskContainerGet",
+                "TaskContainerList",
+                "TaskContainerTerminate",
+                "TaskContainerWait",
                 "TaskSetNetworkAccess",
             )
         }
@@ -148,8 +188,10 @@ class RouterRpc:
     async def TaskExecStart(
         self, request: pb.TaskExecStartRequest, _call: IncomingCall
     ) -> pb.TaskExecStartResponse:
-        _main_only(request.container_id)
-        await self._executions.start(request.task_id, request.exec_id, await self._command(request))
+        task_id = request.task_id
+        if request.container_id not in ("", MAIN):
+            task_id = self._sidecar(task_id, request.container_id).task_id
+        await self._executions.start(task_id, request.exec_id, await self._command(request))
         return pb.TaskExecStartResponse()
 
     async def _command(self, request: pb.TaskExecStartRequest) -> Command:
@@ -190,7 +232,7 @@ class RouterRpc:
     async def TaskExecStdioRead(
         self, request: pb.TaskExecStdioReadRequest
     ) -> AsyncIterator[pb.TaskExecStdioReadResponse]:
-        execution = await self._executions.get(request.task_id, request.exec_id)
+        execution = await self._execution(request.task_id, request.exec_id)
         is_error = request.file_descriptor == pb.TASK_EXEC_STDIO_FILE_DESCRIPTOR_STDERR
         output = execution.stderr if is_error else execution.stdout
         if request.offset > output.size and output.ended:
@@ -205,7 +247,7 @@ class RouterRpc:
         self, request: pb.TaskExecWaitRequest, call: IncomingCall
     ) -> pb.TaskExecWaitResponse:
         call.interruptible = True
-        execution = await self._executions.get(request.task_id, request.exec_id)
+        execution = await self._execution(request.task_id, request.exec_id)
         code = await execution.wait()
         if code < 0:
             return pb.TaskExecWaitResponse(signal=-code)
@@ -214,7 +256,7 @@ class RouterRpc:
     async def TaskExecPoll(
         self, request: pb.TaskExecPollRequest, _call: IncomingCall
     ) -> pb.TaskExecPollResponse:
-        code = (await self._executions.get(request.task_id, request.exec_id)).returncode
+        code = (await self._execution(request.task_id, request.exec_id)).returncode
         if code is None:
             return pb.TaskExecPollResponse()
         if code < 0:
@@ -226,14 +268,14 @@ class RouterRpc:
     async def TaskExecStdinWrite(
         self, request: pb.TaskExecStdinWriteRequest, _call: IncomingCall
     ) -> pb.TaskExecStdinWriteResponse:
-        execution = await self._executions.get(request.task_id, request.exec_id)
+        execution = await self._execution(request.task_id, request.exec_id)
         await _write(execution, request.offset, request.data, request.eof)
         return pb.TaskExecStdinWriteResponse()
 
     async def TaskExecStdinStatus(
         self, request: pb.TaskExecStdinStatusRequest, _call: IncomingCall
     ) -> pb.TaskExecStdinStatusResponse:
-        stdin = (await self._executions.get(request.task_id, request.exec_id)).stdin
+        stdin = (await self._execution(request.task_id, request.exec_id)).stdin
         stdin.take_over()
         return pb.TaskExecStdinStatusResponse(num_bytes_written=stdin.accepted, closed=stdin.closed)
 
@@ -245,7 +287,7 @@ class RouterRpc:
             raise InvalidError("the first message of a stream of writes says where it begins")
         start = first.start
         self._authorize(call, start.task_id)
-        execution = await self._executions.get(start.task_id, start.exec_id)
+        execution = await self._execution(start.task_id, start.exec_id)
         stdin = execution.stdin
         with stdin.writing():
             if start.offset != stdin.accepted:
@@ -290,18 +332,51 @@ class RouterRpc:
     async def TaskSnapshotFilesystem(
         self, request: pb.TaskSnapshotFilesystemRequest, _call: IncomingCall
     ) -> pb.TaskSnapshotFilesystemResponse:
-        _main_only(request.container_id)
-        sandbox = self._sandbox(request.task_id)
+        sandbox = self._part(request.task_id, request.container_id)
         await sandbox.started()
         ttl_s = snapshot_ttl_s(request.ttl_seconds)
         image_id = await self._snapshots.take_named(sandbox, request.snapshot_id, ttl_s)
         return pb.TaskSnapshotFilesystemResponse(image_id=image_id)
 
+    async def TaskSnapshotDirectory(
+        self, request: pb.TaskSnapshotDirectoryRequest, _call: IncomingCall
+    ) -> pb.TaskSnapshotDirectoryResponse:
+        _unencrypted(request)
+        sandbox = self._part(request.task_id, request.container_id)
+        await sandbox.started()
+        ttl_s = snapshot_ttl_s(request.ttl_seconds)
+        image_id = await self._snapshots.take_directory(
+            sandbox, _path(request.path), request.snapshot_id, ttl_s
+        )
+        return pb.TaskSnapshotDirectoryResponse(image_id=image_id)
+
+    async def TaskMountDirectory(
+        self, request: pb.TaskMountDirectoryRequest, _call: IncomingCall
+    ) -> Empty:
+        _unencrypted(request)
+        sandbox = self._part(request.task_id, request.container_id)
+        container = await sandbox.started()
+        image_id = request.image_id
+        layers: list[str] = []
+        if image_id:
+            layers = await self._server.image_layers(request.task_id, image_id)
+        with sandbox.active():
+            await sandbox.images.mount(container, _path(request.path), image_id, layers)
+        return Empty()
+
+    async def TaskUnmountDirectory(
+        self, request: pb.TaskUnmountDirectoryRequest, _call: IncomingCall
+    ) -> Empty:
+        sandbox = self._part(request.task_id, request.container_id)
+        container = await sandbox.started()
+        with sandbox.active():
+            await sandbox.images.unmount(container, _path(request.path))
+        return Empty()
+
     async def TaskReloadVolumes(
         self, request: pb.TaskReloadVolumesRequest, _call: IncomingCall
     ) -> pb.TaskReloadVolumesResponse:
-        _main_only(request.container_id)
-        sandbox = self._sandbox(request.task_id)
+        sandbox = self._part(request.task_id, request.container_id)
         await sandbox.started()
         await sandbox.reload_volumes()
         return pb.TaskReloadVolumesResponse()
@@ -314,11 +389,72 @@ class RouterRpc:
         await sandbox.set_network(egress(request.network_access))
         return pb.TaskSetNetworkAccessResponse()
 
+    # ── sidecars ──────────────────────────────────────────────────────────────────────────────
+
+    async def TaskContainerCreate(
+        self, request: pb.TaskContainerCreateRequest, _call: IncomingCall
+    ) -> pb.TaskContainerCreateResponse:
+        self._sandbox(request.task_id)
+        body = await self._server.create_sidecar(request.task_id, request.SerializeToString())
+        return pb.TaskContainerCreateResponse.FromString(body)
+
+    async def TaskContainerGet(
+        self, request: pb.TaskContainerGetRequest, _call: IncomingCall
+    ) -> pb.TaskContainerGetResponse:
+        self._sandbox(request.task_id)
+        found = self._sidecars.named(
+            request.task_id, request.container_name, ended_too=request.include_terminated
+        )
+        return pb.TaskContainerGetResponse(container=_container_info(found))
+
+    async def TaskContainerList(
+        self, request: pb.TaskContainerListRequest, _call: IncomingCall
+    ) -> pb.TaskContainerListResponse:
+        self._sandbox(request.task_id)
+        found = self._sidecars.of(request.task_id, ended_too=request.include_terminated)
+        return pb.TaskContainerListResponse(containers=[_container_info(one) for one in found])
+
+    async def TaskContainerTerminate(
+        self, request: pb.TaskContainerTerminateRequest, _call: IncomingCall
+    ) -> pb.TaskContainerTerminateResponse:
+        self._sidecar(request.task_id, request.container_id).terminate()
+        return pb.TaskContainerTerminateResponse()
+
+    async def TaskContainerWait(
+        self, request: pb.TaskContainerWaitRequest, call: IncomingCall
+    ) -> pb.TaskContainerWaitResponse:
+        call.interruptible = True
+        sidecar = self._sidecar(request.task_id, request.container_id)
+        await sidecar.until_exit(wait_s(request.timeout, _CONTAINER_WAIT_S))
+        response = pb.TaskContainerWaitResponse()
+        if sidecar.exited is not None:
+            response.result.CopyFrom(_result(sidecar, sidecar.exited))
+        return response
+
+    def _sidecar(self, task_id: str, container_id: str) -> Sidecar:
+        found = self._sidecars.find(container_id)
+        if found is None or found.account_id != task_id:
+            raise NotFoundError(f"the sandbox has no sidecar container {container_id!r}")
+        return found
+
+    def _part(self, task_id: str, container_id: str) -> Sandbox:
+        """The sandbox's own container, or a sidecar."""
+        if container_id in ("", MAIN):
+            return self._sandbox(task_id)
+        return self._sidecar(task_id, container_id)
+
+    async def _execution(self, task_id: str, execution_id: str) -> Execution:
+        """A program: only its start says in which of the sandbox's containers it is."""
+        for sidecar in self._sidecars.of(task_id, ended_too=True):
+            if self._executions.has(sidecar.task_id, execution_id):
+                return await self._executions.get(sidecar.task_id, execution_id)
+        return await self._executions.get(task_id, execution_id)
+
     def _sandbox(self, task_id: str) -> Sandbox:
         task = self._executions.find(task_id)
         if task is None:
             raise NotFoundError(f"the sandbox of {task_id} is not here (any more)")
-        if not isinstance(task, Sandbox):
+        if not isinstance(task, Sandbox) or isinstance(task, Sidecar):
             raise InvalidError(f"{task_id} is a function's container, not a sandbox's")
         return task
 
@@ -365,9 +501,52 @@ def egress(access: api_pb2.NetworkAccess) -> Egress | None:
     )
 
 
-def _main_only(container_id: str) -> None:
-    if container_id not in ("", "main"):
-        raise NotFoundError(f"there is no sidecar container {container_id} here")
+def _container_info(sidecar: Sidecar) -> pb.TaskContainerInfo:
+    info = pb.TaskContainerInfo(
+        container_id=sidecar.task_id,
+        container_name=sidecar.name,
+        status="running" if sidecar.exited is None else "terminated",
+    )
+    if sidecar.exited is not None:
+        info.result.CopyFrom(_result(sidecar, sidecar.exited))
+    return info
+
+
+def _result(sidecar: Sidecar, exited: TaskExited) -> api_pb2.GenericResult:
+    """How it ended, as sandboxes' ends are told."""
+    text = ""
+    if sidecar.terminated:
+        status, code = STATUS_TERMINATED, _KILLED
+    elif exited.start_failed:
+        status, code = STATUS_INIT_FAILURE, 1
+        text = f"The sidecar container did not start: {exited.reason}"
+    elif exited.oom_killed:
+        status, code = STATUS_OUT_OF_MEMORY, _KILLED
+        text = "Out of memory: the sidecar container used more than its limit and was killed"
+    elif exited.returncode == 0:
+        status, code = STATUS_SUCCESS, 0
+    else:
+        status = STATUS_FAILURE
+        code = exited.returncode if exited.returncode > 0 else 128 - exited.returncode
+    return api_pb2.GenericResult(
+        status=status,  # pyright: ignore[reportArgumentType]
+        exitcode=code,
+        exception=text,
+    )
+
+
+def _path(path: bytes) -> str:
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        raise InvalidError("the path is not UTF-8") from None
+
+
+def _unencrypted(
+    request: pb.TaskSnapshotDirectoryRequest | pb.TaskMountDirectoryRequest,
+) -> None:
+    if request.customer_supplied_encryption_key:
+        raise UnimplementedError("Homeport does not encrypt snapshots with keys of their own yet")
 
 
 def _missing(path: str) -> UnimplementedError:

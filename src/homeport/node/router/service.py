@@ -11,10 +11,12 @@ from typing import Final
 import msgspec
 
 from homeport.kernel.clock import SystemClock
-from homeport.kernel.errors import NotFoundError, UnavailableError
+from homeport.kernel.errors import Code, error_of
 from homeport.link.messages import (
     ARRIVAL_PATH,
+    IMAGE_PATH,
     SECRETS_PATH,
+    SIDECAR_PATH,
     RouterCancel,
     RouterRequest,
     Welcome,
@@ -27,13 +29,18 @@ from homeport.node.router.files import PATH, FileTools
 from homeport.node.router.listener import RouterListener
 from homeport.node.router.routed import Routed
 from homeport.node.router.rpc import RouterRpc, Snapshots
-from homeport.transport.dispatch import NOT_FOUND, IncomingCall, StatusError
+from homeport.node.sidecars import Sidecars
+from homeport.transport.dispatch import IncomingCall, StatusError
 from homeport.transport.grpc_server import GrpcServer
+from homeport.transport.statuses import STATUS_OF_CODE
 
 _MIB: Final = 1024 * 1024
 MESSAGE_BYTES_MAX: Final = 64 * _MIB
 """Largest request; clients write at most 16 MiB at a time."""
 ASK_TIMEOUT_S: Final = 30.0
+_CODES: Final = {status: code for code, status in STATUS_OF_CODE.items()}
+IMAGE_TIMEOUT_S: Final = 600.0
+"""Layers that were deleted are built again first."""
 
 
 class CommandRouter:
@@ -45,6 +52,7 @@ class CommandRouter:
         link: NodeLink,
         folder: Path,
         snapshots: Snapshots,
+        sidecars: Sidecars,
         *,
         listen: str,
         port: int,
@@ -54,8 +62,8 @@ class CommandRouter:
         self._access = Access(SystemClock())
         self._files = FileTools()
         self._executions = Executions(find, folder, {PATH: self._files.start})
-        rpc = RouterRpc(self._executions, self, snapshots, self._access.authorize)
-        trusted = RouterRpc(self._executions, self, snapshots, _trusted)
+        rpc = RouterRpc(self._executions, self, snapshots, sidecars, self._access.authorize)
+        trusted = RouterRpc(self._executions, self, snapshots, sidecars, _trusted)
         self._routed = Routed(trusted, link)
         self._grpc = GrpcServer(rpc, uploads=rpc, message_bytes_max=MESSAGE_BYTES_MAX)
         self._listener = RouterListener(listen, port, self._grpc.protocol_factory)
@@ -130,12 +138,27 @@ class CommandRouter:
         """Until what the server said before it was asked is here. Raises ``HomeportError``."""
         await self._ask(task_id, ARRIVAL_PATH, b"")
 
-    async def _ask(self, task_id: str, path: str, body: bytes) -> bytes:
+    async def image_layers(self, task_id: str, image_id: str) -> list[str]:
+        """The layers of an image, asked of the server, which builds them if it must.
+
+        Raises ``HomeportError``.
+        """
+        answer = await self._ask(task_id, IMAGE_PATH, image_id.encode(), IMAGE_TIMEOUT_S)
+        return msgspec.msgpack.decode(answer, type=list[str])
+
+    async def create_sidecar(self, task_id: str, request: bytes) -> bytes:
+        """The server's answer to a ``TaskContainerCreate``. Raises ``HomeportError``."""
+        return await self._ask(task_id, SIDECAR_PATH, request, IMAGE_TIMEOUT_S)
+
+    async def _ask(
+        self, task_id: str, path: str, body: bytes, timeout_s: float = ASK_TIMEOUT_S
+    ) -> bytes:
         try:
-            return (await self._link.unary(task_id, path, [], body, ASK_TIMEOUT_S))[0]
+            answer, _ = await self._link.unary(task_id, path, [], body, timeout_s)
         except StatusError as error:
-            kind = NotFoundError if error.status == NOT_FOUND else UnavailableError
-            raise kind(error.message) from None
+            code = _CODES.get(error.status, Code.UNAVAILABLE)
+            raise error_of(code, error.message) from None
+        return answer
 
 
 def _noted(path: Path) -> int:

@@ -27,6 +27,8 @@ from homeport.node.runtime.port import (
     ExecError,
     ExecSpec,
     Exit,
+    ImageTree,
+    MountedImage,
     Overlay,
     RuntimeUnavailableError,
 )
@@ -121,6 +123,15 @@ class RunningContainer:
     async def unmount(self, target: str) -> bool:
         return await self._stage.run(lambda: self._stage.unmount_inside(self.pid, target))
 
+    async def mount_image(self, tree: ImageTree) -> MountedImage:
+        return await self._stage.run(lambda: self._stage.mount_image_inside(self.pid, tree))
+
+    async def unmount_image(self, mounted: MountedImage) -> bool:
+        return await self._stage.run(lambda: self._stage.unmount_image_inside(self.pid, mounted))
+
+    async def open_directory(self, path: str) -> int:
+        return await self._stage.run(lambda: self._stage.open_inside(self.pid, path))
+
     async def exec(self, spec: ExecSpec) -> EnteredProcess:
         if self._ended.done() or self._removing is not None:
             raise ContainerEndedError()
@@ -149,6 +160,11 @@ class RunningContainer:
         except OSError as error:
             raise ContainerEndedError() from error
         return self._place
+
+    def usage(self) -> tuple[float, int]:
+        if self._cgroup is None:
+            return 0.0, 0
+        return self._cgroup.cpu_ns() / 1e9, self._cgroup.memory_current()
 
     async def restrict(self, egress: Egress | None) -> None:
         if self._ended.done():

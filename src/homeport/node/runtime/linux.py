@@ -31,6 +31,7 @@ MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW = 8
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
@@ -100,9 +101,9 @@ def unmount(target: str) -> None:
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), "umount", target)
 
 
-def unmount_unused(target: str) -> bool:
+def unmount_unused(target: str, *, follow: bool = True) -> bool:
     """Unmount what is mounted at ``target``; False if anything uses it (open files, directories)."""
-    if _libc.umount2(os.fsencode(target), ctypes.c_int(0)) == 0:
+    if _libc.umount2(os.fsencode(target), ctypes.c_int(0 if follow else UMOUNT_NOFOLLOW)) == 0:
         return True
     number = ctypes.get_errno()
     if number == errno.EBUSY:

@@ -55,6 +55,27 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageTree:
+    """An image's ``layers`` (lowest first, read-only, shared) for ``target`` of a running container.
+
+    ``upper`` takes what the container writes there, ``work`` belongs to it; the caller makes both.
+    """
+
+    target: str
+    layers: tuple[Path, ...]
+    upper: Path
+    work: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MountedImage:
+    """An ``ImageTree`` that is mounted: where, without symbolic links, and its device number."""
+
+    path: str
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """A file system that is mounted nowhere (``linux.clone_mount``), for ``target`` in a container.
 
@@ -215,6 +236,27 @@ class Container(Protocol):
         """Unmount an overlay; False if a process of the container uses it (open files, cwd)."""
         ...
 
+    async def mount_image(self, tree: ImageTree) -> MountedImage:
+        """Mount ``tree`` in the running container, over what is there; its target is made.
+
+        Raises ``ContainerStartError``.
+        """
+        ...
+
+    async def unmount_image(self, mounted: MountedImage) -> bool:
+        """Take it away; False if a process of the container uses it (open files, cwd).
+
+        What is not there any more is no error. Raises ``ContainerStartError``.
+        """
+        ...
+
+    async def open_directory(self, path: str) -> int:
+        """A descriptor (for reading, the caller's) of a directory as the container sees it.
+
+        Raises ``OSError``.
+        """
+        ...
+
     async def exec(self, spec: ExecSpec) -> Process:
         """Start one more process in it. Raises ``ExecError``."""
         ...
@@ -225,6 +267,10 @@ class Container(Protocol):
         It sees the container's files and has its user's rights to them, no others; it ends when
         the other end of ``channel`` is closed, or with the container. Raises ``ExecError``.
         """
+        ...
+
+    def usage(self) -> tuple[float, int]:
+        """Processor seconds used, bytes of memory in use now; 0 where that is not counted."""
         ...
 
     async def restrict(self, egress: Egress | None) -> None:

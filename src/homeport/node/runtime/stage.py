@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from homeport.node.runtime import linux
-from homeport.node.runtime.inside import link_to, mount_at
+from homeport.node.runtime.inside import link_to, mount_at, mount_image_at, unmount_image_at
 from homeport.node.runtime.overlay import mount_data, mount_overlay
-from homeport.node.runtime.port import ContainerStartError, Overlay, RuntimeUnavailableError, Tree
+from homeport.node.runtime.port import (
+    ContainerStartError,
+    ImageTree,
+    MountedImage,
+    Overlay,
+    RuntimeUnavailableError,
+    Tree,
+)
 
 _THREADS: Final = 4
 _T = TypeVar("_T")
@@ -145,6 +152,42 @@ class Stage:
         """Unmount what that process sees at ``target``; False if it is in use."""
         with self._inside(pid):
             return linux.unmount_unused(target)
+
+    def mount_image_inside(self, pid: int, tree: ImageTree) -> MountedImage:
+        """Mount an image where process ``pid`` of a container sees it.
+
+        Raises ``ContainerStartError``, or ``RuntimeUnavailableError`` without the right to mount.
+        """
+        if not self._private:
+            raise RuntimeUnavailableError("images in containers need root on this machine")
+        target = self.place / "data"
+        lowers = [*reversed(tree.layers)]
+        mount_overlay(target, lowers, tree.upper, tree.work, self.place / "links")
+        try:
+            descriptor = _cloned(target, "")
+        finally:
+            linux.unmount(str(target))
+        try:
+            device = os.fstat(descriptor).st_dev
+            with self._inside(pid):
+                return MountedImage(mount_image_at(descriptor, tree.target), device)
+        except OSError as error:
+            raise ContainerStartError(f"{tree.target}: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+
+    def unmount_image_inside(self, pid: int, mounted: MountedImage) -> bool:
+        """Take off what ``mount_image_inside`` mounted; False if it is in use."""
+        try:
+            with self._inside(pid):
+                return unmount_image_at(mounted.path, mounted.device)
+        except OSError as error:
+            raise ContainerStartError(f"{mounted.path}: {error.strerror}") from error
+
+    def open_inside(self, pid: int, path: str) -> int:
+        """A directory as process ``pid`` of a container sees it. Raises ``OSError``."""
+        with self._inside(pid):
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _overlay(self, overlay: Overlay) -> int:
         """A descriptor of the overlay, mounted nowhere."""
