@@ -100,11 +100,11 @@ from homeport.rpc.rates import Rates
 from homeport.rpc.registry import Registry
 from homeport.sandboxes.launcher import SandboxLauncher
 from homeport.sandboxes.persistent import PersistentSandboxes, PersistentStore
+from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
 from homeport.sandboxes.rpc import SandboxRpc
-from homeport.sandboxes.rpc_persistent import PersistentSandboxRpc
-from homeport.sandboxes.rpc_sidecars import SidecarRpc
 from homeport.sandboxes.service import SandboxService
 from homeport.sandboxes.sidecars import SidecarService
+from homeport.sandboxes.sidecars_rpc import SidecarRpc
 from homeport.sandboxes.store import SandboxStore
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher

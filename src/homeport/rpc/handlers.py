@@ -16,9 +16,9 @@ from homeport.mounts.rpc import MountRpc
 from homeport.nfs.rpc import NetworkFileSystemRpc
 from homeport.programs.rpc import ProgramsRpc
 from homeport.queues.rpc import QueueRpc
+from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
 from homeport.sandboxes.rpc import SandboxRpc
-from homeport.sandboxes.rpc_persistent import PersistentSandboxRpc
-from homeport.sandboxes.rpc_sidecars import SidecarRpc
+from homeport.sandboxes.sidecars_rpc import SidecarRpc
 from homeport.secrets.rpc import SecretRpc
 from homeport.tasks.rpc import TasksRpc
 from homeport.volumes.rpc import VolumeRpc

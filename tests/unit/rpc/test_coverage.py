@@ -47,7 +47,7 @@ def test_no_handler_class_is_forgotten() -> None:
     source = Path(homeport.__file__).parent
     modules = [
         importlib.import_module(f"homeport.{file.parent.name}.{file.stem}")
-        for file in source.glob("*/rpc*.py")
+        for file in source.glob("*/*rpc.py")
     ]
     classes = {
         kind
