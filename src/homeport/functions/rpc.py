@@ -283,7 +283,6 @@ def _refuse_unbuilt(function: api_pb2.Function) -> None:
     """Refuse what a definition asks for and the platform does not have, by name."""
     name = function.function_name
     wanted = {
-        "HTTP/2 to servers (h2_enabled)": function.http_config.h2_enabled,
         "servers that run an image's own command": function.http_config.HasField(
             "lift_and_shift_config"
         ),
