@@ -26,7 +26,7 @@ from homeport.node.sockets import pump, streams
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LISTEN_WAIT_S: Final = 5.0
+LISTEN_WAIT_S: Final = 10.0
 """How long a connection waits for the program to listen."""
 RETRY_FIRST_S: Final = 0.01
 RETRY_MAX_S: Final = 0.25
