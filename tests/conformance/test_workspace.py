@@ -211,8 +211,9 @@ def test_member_tokens_disabled_and_rotated(
         assert approved.returncode == 0, approved.stderr
         started.ended(60).succeeded()
 
-    sign_in("token", "new", "--profile", "mine")
-    token = desk.profiles()["mine"]["token_id"]
+    sign_in("token", "new")
+    profile = "homeport"  # that of the workspace
+    token = desk.profiles()[profile]["token_id"]
 
     def tokens(*arguments: str) -> Completed:
         return runner.cli(client, "workspace", "member-tokens", *arguments)
@@ -222,7 +223,7 @@ def test_member_tokens_disabled_and_rotated(
     tokens("enable", token, "--yes").succeeded()
     desk.modal("app", "list").succeeded()
     sign_in("token", "rotate")
-    rotated = desk.profiles()["mine"]["token_id"]
+    rotated = desk.profiles()[profile]["token_id"]
     assert rotated != token
     desk.modal("app", "list").succeeded()
     listed = tokens("list", "--json").succeeded().stdout
