@@ -116,9 +116,8 @@ from homeport.secrets.rpc import SecretRpc
 from homeport.secrets.service import SecretService
 from homeport.secrets.store import SecretStore
 from homeport.settings import Settings, load
-from homeport.storage.database import Database
 from homeport.storage.keyfile import read_or_create
-from homeport.storage.opening import open_contents
+from homeport.storage.opening import open_contents, open_database
 from homeport.storage.operations import OperationLog
 from homeport.tasks.rpc import TasksRpc
 from homeport.tasks.service import TaskService
@@ -161,7 +160,7 @@ class Server:
         self._listening = listening
         clock = self._clock = SystemClock()
         home = settings.home
-        self._database = Database.sqlite(settings.database_path, durability=settings.durability)
+        self._database = open_database(settings, on_lost=_end)
         key = read_or_create(home / "blob.key")
         self._files = open_contents(settings, self._database, clock, key=key)
         operations = self._operations = OperationLog(self._database, clock)
@@ -703,6 +702,11 @@ async def serve(
         await stopping.wait()
     finally:
         await server.stop()
+
+
+def _end() -> None:
+    """End at once: the supervisor starts us again, and what was acknowledged is in the database."""
+    os._exit(1)
 
 
 def _inherited(fd: int) -> socket.socket:

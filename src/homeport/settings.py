@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How the bucket is reached, such as ``endpoint`` and ``region``. As a variable:
     ``name=value,name=value``. Credentials may as well be in the environment under the vendor's
     names."""
+    database_url: str = ""
+    """``postgresql://USER:PASSWORD@HOST:PORT/NAME``; empty = the file ``homeport.db`` of the home."""
     default_runtime: str = ""
     """Isolation tool of all containers; empty = bubblewrap."""
     message_bytes_max: int = 256 * 1024 * 1024

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.apps.model import App
 from homeport.storage.database import Database, Step, metadata
+from homeport.storage.dialects import insert
 
 apps = sa.Table(
     "apps",

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
 from homeport.blobs.model import Blob
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 
 blobs = sa.Table(
     "blobs",

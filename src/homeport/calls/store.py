@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
 from homeport.link.messages import Result
 from homeport.storage.database import Database, Step, metadata
+from homeport.storage.dialects import insert
 
 calls = sa.Table(
     "calls",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
 from homeport.dicts.model import Entry
 from homeport.storage.database import Database, Row, Step, metadata
+from homeport.storage.dialects import insert
 
 PAGE_ENTRIES: Final = 1_000
 PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -28,7 +28,12 @@ entries = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
     # Counting, summing and expiring look at this index alone, whatever the values' size.
     sa.Index("dict_entries_by_use", "dict_id", "used_at", "size"),
-    sa.Index("dict_entries_in_files", "file", sqlite_where=sa.text("file != ''")),
+    sa.Index(
+        "dict_entries_in_files",
+        "file",
+        sqlite_where=sa.text("file != ''"),
+        postgresql_where=sa.text("file != ''"),
+    ),
 )
 
 _of_dict = entries.c.dict_id == sa.bindparam("of_dict")

@@ -7,10 +7,10 @@ from collections.abc import Sequence, Set
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.functions.model import ClassRecord, FunctionRecord
 from homeport.storage.database import Database, Step, metadata
+from homeport.storage.dialects import insert
 
 functions = sa.Table(
     "functions",

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
 from homeport.images.model import BuildInputs, ImageRecord, ImageStatus, NamedImage, Recipe
 from homeport.link.messages import ImageConfig, LogEntry
 from homeport.storage.database import Database, Step, metadata
+from homeport.storage.dialects import BytesDefault, insert
 from homeport.storage.operations import OperationLog
 
 images = sa.Table(
@@ -32,7 +32,9 @@ images = sa.Table(
     sa.Column("config", sa.LargeBinary, nullable=False),
     sa.Column("python_version_info", sa.Text, nullable=False),
     sa.Column("libc_version", sa.Text, nullable=False),
-    sa.Column("inputs", sa.LargeBinary, nullable=False, server_default=sa.text("X'93A0A0A0'")),
+    sa.Column(
+        "inputs", sa.LargeBinary, nullable=False, server_default=BytesDefault(b"\x93\xa0\xa0\xa0")
+    ),
 )
 
 image_build_logs = sa.Table(

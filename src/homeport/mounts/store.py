@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
 from homeport.kernel.errors import AlreadyExistsError
 from homeport.mounts.model import Mount
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 
 manifests = sa.Table(
     "manifests",

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.link.messages import UsageSample
 from homeport.sandboxes.model import SandboxRecord
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 
 sandboxes = sa.Table(
     "sandboxes",

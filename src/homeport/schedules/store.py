@@ -6,10 +6,10 @@ from typing import Final
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.schedules.model import Entry, Schedule
 from homeport.storage.database import Database, Step, metadata
+from homeport.storage.dialects import insert
 
 schedules = sa.Table(
     "schedules",

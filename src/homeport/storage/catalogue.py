@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
 from homeport.kernel.clock import Clock
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 
 contents = sa.Table(
     "contents",

@@ -9,25 +9,30 @@ and a hundred waiting callers share one commit. Tables are SQLAlchemy Core table
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
-import sqlite3
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from homeport.kernel.errors import ExhaustedError, UnavailableError
-from homeport.storage.checkpoints import PRAGMAS, Checkpoints
+from homeport.storage.dialects import (
+    Durability,
+    checkpoints_of,
+    create_engine,
+    is_full,
+    is_lost,
+    open_and_lock,
+    savepoint,
+)
 from homeport.storage.migrations import migrate
 from homeport.storage.prepared import Prepared
 
@@ -44,6 +49,11 @@ _FULL_RETRY_S = 0.5
 _DISK_IS_FULL = (
     "The disk of the Homeport server is full: nothing more can be stored. "
     "Free some space there; it goes on by itself then."
+)
+
+_AWAY = (
+    "The Homeport server cannot reach its database. It tries again with the next request; "
+    "see that PostgreSQL runs and that the server reaches it (homeport doctor)."
 )
 
 log = structlog.get_logger(__name__)
@@ -83,54 +93,46 @@ class _Stop:
 class Database:
     """The installation's database; created by ``main.py``, used by the features' stores.
 
-    ``durability``: ``process`` survives the death of any process (the default), ``power`` also
-    survives power loss, at the price of an ``fsync`` a commit.
+    ``durability``, of SQLite: ``process`` survives the death of any process (the default),
+    ``power`` also survives power loss, at the price of an ``fsync`` a commit. PostgreSQL keeps
+    commits as it is configured to. ``on_lost`` is called on the writer's thread when the
+    connection to it ended: nothing can be written from then on.
 
     On a full disk a ``write`` raises ``ExhaustedError``. An ``append`` waits for room, as what it
     tells has happened already, unless it was made where ``needs_room`` holds.
     """
 
-    def __init__(self, url: str, *, durability: Literal["process", "power"] = "process") -> None:
-        self._url = url
-        self._durability = durability
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Durability = "process",
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self._on_lost = on_lost
         self._queue: queue.SimpleQueue[_Write | _Append | _Stop] = queue.SimpleQueue()
-        self._engine: Engine = sa.create_engine(url, pool_size=4, max_overflow=2)
+        self._engine: Engine = create_engine(url, durability=durability)
         self._readers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="db-read")
         self._prepared = Prepared()
         self._held: list[_Write | _Append] = []  # appends for which there was no room yet
         self._is_full = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._checkpoints: Checkpoints | None = None
-        if url.startswith("sqlite"):
-            event.listen(self._engine, "connect", self._configure_sqlite)
-            event.listen(self._engine, "begin", _begin_sqlite)
+        self._checkpoints = checkpoints_of(self._engine)
 
     @classmethod
-    def sqlite(cls, path: Path, *, durability: Literal["process", "power"] = "process") -> Database:
+    def sqlite(cls, path: Path, *, durability: Durability = "process") -> Database:
         """The default database: one file at ``path``."""
-        database = cls(f"sqlite:///{path}", durability=durability)
-        database._checkpoints = Checkpoints(path)
-        return database
-
-    def _configure_sqlite(self, connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # SQLAlchemy's begin event opens transactions itself
-        synchronous = "FULL" if self._durability == "power" else "NORMAL"
-        for pragma in (
-            "journal_mode=WAL",
-            f"synchronous={synchronous}",
-            "busy_timeout=10000",
-            "foreign_keys=ON",
-            "cache_size=-65536",
-            *(PRAGMAS if self._checkpoints is not None else ()),
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        return cls(f"sqlite:///{path}", durability=durability)
 
     async def start(self) -> None:
         """Bring the schema up to date and start the writer."""
         self._loop = asyncio.get_running_loop()
+        connection = await asyncio.to_thread(open_and_lock, self._engine)
         await asyncio.to_thread(migrate, self._engine)
-        self._thread = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write_loop, args=(connection,), name="db-write", daemon=True
+        )
         self._thread.start()
         if self._checkpoints is not None:
             self._checkpoints.start()
@@ -180,8 +182,13 @@ class Database:
         )
 
     def _read_sync(self, function: Callable[[Connection], T]) -> T:
-        with self._engine.connect() as connection:
-            return function(connection)
+        try:
+            with self._engine.connect() as connection:
+                return function(connection)
+        except DBAPIError as error:
+            if is_lost(error):
+                raise UnavailableError(_AWAY) from error
+            raise
 
     def _new_future(self) -> asyncio.Future[Any]:
         if self._thread is None:
@@ -190,8 +197,8 @@ class Database:
 
     # ── the writer thread ───────────────────────────────────────────────────────────────────
 
-    def _write_loop(self) -> None:
-        with self._engine.connect() as connection:
+    def _write_loop(self, connection: Connection) -> None:
+        with connection:
             while True:
                 group, stop = self._next_group()
                 if group:
@@ -236,18 +243,23 @@ class Database:
                     else:
                         index += 1
                         try:
-                            with _savepoint(connection):
+                            with savepoint(connection):
                                 outcomes.append((item.future, item.function(connection), None))
                         except Exception as error:  # the caller's, raised at its await
-                            if _is_full(error):
+                            if is_full(error) or is_lost(error):
                                 raise
                             outcomes.append((item.future, None, error))
             if self._is_full:
                 log.info("there is room on the disk again")
             self._is_full = False
         except Exception as error:
-            if _is_full(error) and not stopping:
-                outcomes = self._commit_without_room(connection, group)
+            if is_lost(error) and self._on_lost is not None and not stopping:
+                # What was committed is not known, and memory is ahead of it: as after a crash.
+                log.critical("the connection to the database is lost", error=str(error))
+                self._on_lost()
+                return
+            if (is_full(error) or len(group) > 1) and not is_lost(error) and not stopping:
+                outcomes = self._commit_one_by_one(connection, group, error)
             else:
                 log.exception("commit failed", operations=len(group))
                 outcomes = [(item.future, None, error) for item in group]
@@ -257,13 +269,18 @@ class Database:
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
-    def _commit_without_room(
-        self, connection: Connection, group: list[_Write | _Append]
+    def _commit_one_by_one(
+        self, connection: Connection, group: list[_Write | _Append], error: Exception
     ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
-        """One by one: some may fit, or make room. Appends that do not are held, in their order."""
-        if not self._is_full:
+        """After one failed: the others are not to fail with it.
+
+        On a full disk some may fit, or make room. Appends that do not are held, in their order.
+        """
+        if not is_full(error):
+            log.error("a statement failed; its neighbours are committed alone", error=str(error))
+        elif not self._is_full:
             log.error("the disk is full")
-        self._is_full = True
+        self._is_full = is_full(error)
         outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         for item in group:
             if isinstance(item, _Append) and item.may_wait and self._held:
@@ -278,7 +295,7 @@ class Database:
                         value = item.function(connection)
                 outcomes.append((item.future, value, None))
             except Exception as error:
-                if not _is_full(error):
+                if not is_full(error):
                     outcomes.append((item.future, None, error))
                 elif isinstance(item, _Append) and item.may_wait:
                     self._held.append(item)
@@ -310,11 +327,6 @@ class Database:
         return index
 
 
-def _is_full(error: Exception) -> bool:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL
-
-
 def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
     for future, value, error in outcomes:
         if future.done():
@@ -323,31 +335,3 @@ def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any, BaseException | None
             future.set_result(value)
         else:
             future.set_exception(error)
-
-
-@contextlib.contextmanager
-def _savepoint(connection: Connection) -> Generator[None]:
-    """Undoes what is changed inside, and that alone, if it raises.
-
-    By hand where the driver allows it: ``begin_nested`` costs more than most of the writes.
-    """
-    if connection.dialect.name != "sqlite":
-        with connection.begin_nested():
-            yield
-        return
-    driver: Any = connection.connection.driver_connection
-    driver.execute("SAVEPOINT one_write")
-    try:
-        yield
-    except BaseException:
-        if driver.in_transaction:  # a full disk may have undone all of it already
-            driver.execute("ROLLBACK TO one_write")
-            driver.execute("RELEASE one_write")
-        raise
-    driver.execute("RELEASE one_write")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # The one writer takes the write lock at once; readers see a snapshot until they finish.
-    driver: Any = connection.connection.driver_connection
-    driver.execute("BEGIN")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
@@ -15,6 +16,7 @@ from homeport.storage.buckets import BucketStore
 from homeport.storage.catalogue import Catalogue
 from homeport.storage.contents import ContentStore
 from homeport.storage.database import Database
+from homeport.storage.dialects import create_engine
 
 
 def open_contents(
@@ -33,8 +35,20 @@ def open_contents(
     return BucketStore(settings.blob_root, bucket, catalogue, clock, owner=owner)
 
 
+def open_database(settings: Settings, *, on_lost: Callable[[], None] | None = None) -> Database:
+    """The database that the settings name. Raises ``InvalidError`` if they name none.
+
+    ``on_lost`` is called on the writer's thread when the connection to it ended.
+    """
+    if settings.database_url:
+        return Database(settings.database_url, on_lost=on_lost)
+    return Database.sqlite(settings.database_path, durability=settings.durability)
+
+
 def open_reader(settings: Settings) -> sa.Engine:
     """The database to read in, beside the server. Raises ``ConflictError`` if there is none."""
+    if settings.database_url:
+        return create_engine(settings.database_url)
     path = settings.database_path
     if not path.exists():
         raise ConflictError(f"there is no database at {path}; was Homeport ever started there?")

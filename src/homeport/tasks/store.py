@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 from homeport.tasks.model import TaskRecord
 
 tasks = sa.Table(

@@ -119,7 +119,7 @@ class VolumeStore:
                 statement = (
                     sa.update(volumes)
                     .where(volumes.c.id == volume_id)
-                    .values(floor=sa.func.max(volumes.c.floor, floor))
+                    .values(floor=sa.case((volumes.c.floor < floor, floor), else_=volumes.c.floor))
                 )
                 connection.execute(statement)
             return sum(count for _, count in floors.values())

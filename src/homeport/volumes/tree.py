@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
 from homeport.link.volumes import DIRECTORY, GONE, VolumeEntry
 from homeport.storage.database import metadata
+from homeport.storage.dialects import insert, pairs
 from homeport.volumes.model import ancestors, hex_hashes, join, split
 
 volume_files = sa.Table(
@@ -70,18 +69,14 @@ class Tree:
 
     def get_many(self, paths: Iterable[str]) -> dict[str, VolumeEntry]:
         """What is at these paths; missing ones are left out."""
-        wanted = json.dumps([split(path) for path in paths if path])
-        pairs = sa.func.json_each(sa.bindparam("pairs", wanted)).table_valued("value")
+        wanted = [split(path) for path in paths if path]
+        table, parent, name = pairs(self._connection, wanted)
         query = (
             sa.select(volume_files)
-            .select_from(pairs)
+            .select_from(table)
             .join(
                 volume_files,
-                sa.and_(
-                    self._live,
-                    _columns.parent == sa.func.json_extract(pairs.c.value, "$[0]"),
-                    _columns.name == sa.func.json_extract(pairs.c.value, "$[1]"),
-                ),
+                sa.and_(self._live, _columns.parent == parent, _columns.name == name),
             )
         )
         entries = map(_entry, self._connection.execute(query))

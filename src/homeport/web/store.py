@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Connection
 
 from homeport.storage.database import metadata
+from homeport.storage.dialects import insert as upsert
 from homeport.web.model import ProxyToken
 
 proxy_tokens = sa.Table(

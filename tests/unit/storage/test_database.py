@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.calls.store import calls
 from homeport.kernel.errors import ExhaustedError
 from homeport.storage.database import Database
+from homeport.storage.dialects import insert
 
 
 def _row(name: str) -> dict[str, object]:
@@ -96,5 +96,15 @@ def test_a_full_disk_refuses_writes_holds_appends_and_recovers(tmp_path: Path) -
 
 
 def _set_room(connection: sa.Connection, pages: int) -> None:
+    if connection.dialect.name == "postgresql":
+        full = "" if pages else "RAISE EXCEPTION 'no room' USING ERRCODE = '53100';"
+        for statement in (
+            "CREATE OR REPLACE FUNCTION room() RETURNS trigger LANGUAGE plpgsql "
+            f"AS $$ BEGIN {full} RETURN NEW; END $$",
+            "CREATE OR REPLACE TRIGGER room BEFORE INSERT ON calls "
+            "FOR EACH ROW EXECUTE FUNCTION room()",
+        ):
+            connection.exec_driver_sql(statement)
+        return
     used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
     connection.exec_driver_sql(f"PRAGMA max_page_count={used + pages}")

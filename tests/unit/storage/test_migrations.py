@@ -10,22 +10,32 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from tests.conformance.harness.postgres import PostgreSQL
 
 import homeport
 from homeport.kernel.errors import ConflictError
 from homeport.storage.database import metadata
+from homeport.storage.dialects import create_engine
 from homeport.storage.migrations import migrate
 
 
 def _declare_all_tables() -> None:
     for module in pkgutil.walk_packages(homeport.__path__, "homeport."):
-        if module.name.rpartition(".")[2] in ("store", "tokens", "operations"):
+        if module.name.rpartition(".")[2] in ("store", "tokens", "operations", "catalogue"):
             importlib.import_module(module.name)
 
 
-def test_the_revisions_agree_with_the_declared_tables(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> sa.Engine:
+    """Of a database with nothing in it."""
+    if request.param == "sqlite":
+        return create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    postgres: PostgreSQL = request.getfixturevalue("postgres")
+    return create_engine(postgres.create())
+
+
+def test_the_revisions_agree_with_the_declared_tables(engine: sa.Engine) -> None:
     _declare_all_tables()
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}")
     migrate(engine)
     migrate(engine)
     with engine.connect() as connection:
@@ -34,8 +44,7 @@ def test_the_revisions_agree_with_the_declared_tables(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_database_of_a_newer_homeport_is_refused(tmp_path: Path) -> None:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+def test_a_database_of_a_newer_homeport_is_refused(engine: sa.Engine) -> None:
     migrate(engine)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))

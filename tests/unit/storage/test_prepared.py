@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection
 
+from homeport.storage.dialects import insert
 from homeport.storage.prepared import Prepared
 
 metadata = sa.MetaData()

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Engine
 
 from homeport.kernel.errors import ConflictError
+from homeport.storage.dialects import make_comparable
 
 
 def migrate(engine: Engine) -> None:
@@ -32,6 +33,7 @@ def migrate(engine: Engine) -> None:
             return
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        make_comparable(connection)
         connection.commit()
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from homeport.storage.dialects import BytesDefault
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -16,7 +18,10 @@ def upgrade() -> None:
     op.add_column(
         "images",
         sa.Column(
-            "inputs", sa.LargeBinary(), server_default=sa.text("X'93A0A0A0'"), nullable=False
+            "inputs",
+            sa.LargeBinary(),
+            server_default=BytesDefault(b"\x93\xa0\xa0\xa0"),
+            nullable=False,
         ),
     )
     op.create_table(

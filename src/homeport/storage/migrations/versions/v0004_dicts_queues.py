@@ -36,7 +36,11 @@ def upgrade() -> None:
     )
     op.create_index("dict_entries_by_use", "dict_entries", ["dict_id", "used_at", "size"])
     op.create_index(
-        "dict_entries_in_files", "dict_entries", ["file"], sqlite_where=sa.text("file != ''")
+        "dict_entries_in_files",
+        "dict_entries",
+        ["file"],
+        sqlite_where=sa.text("file != ''"),
+        postgresql_where=sa.text("file != ''"),
     )
     op.create_table(
         "queue_items",
