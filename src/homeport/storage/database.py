@@ -129,7 +129,11 @@ class Database:
         """Bring the schema up to date and start the writer."""
         self._loop = asyncio.get_running_loop()
         connection = await asyncio.to_thread(open_and_lock, self._engine)
-        await asyncio.to_thread(migrate, self._engine)
+        try:
+            await asyncio.to_thread(migrate, self._engine)
+        except BaseException:
+            connection.close()
+            raise
         self._thread = threading.Thread(
             target=self._write_loop, args=(connection,), name="db-write", daemon=True
         )

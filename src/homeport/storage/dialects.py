@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -37,6 +37,7 @@ __all__ = [
     "open_and_lock",
     "pairs",
     "savepoint",
+    "see",
 ]
 
 Durability = Literal["process", "power"]
@@ -166,13 +167,36 @@ def open_and_lock(engine: Engine) -> Connection:
     return connection
 
 
-def _connected(engine: Engine) -> Connection:
-    deadline = time.monotonic() + _CONNECT_S
+def see(engine: Engine) -> str:
+    """What a PostgreSQL is, in words, and that a server may work in it.
+
+    Raises ``UnavailableError``, ``ConflictError`` with what to do.
+    """
+    query = (
+        "SELECT current_setting('server_version'), has_schema_privilege(current_schema(), 'CREATE'), "
+        "current_setting('server_encoding')"
+    )
+    try:
+        with _connected(engine, wait_s=0.0) as connection:
+            version, may_create, encoding = connection.execute(sa.text(query)).one()
+    finally:
+        engine.dispose()
+    if not may_create:
+        raise ConflictError(
+            f"the user of {_shown(engine)} may not create tables there: grant it CREATE on the schema"
+        )
+    if encoding != "UTF8":
+        raise ConflictError(f"the database {_shown(engine)} has the encoding {encoding}, not UTF8")
+    return f"PostgreSQL {version} at {_shown(engine)}"
+
+
+def _connected(engine: Engine, *, wait_s: float = _CONNECT_S) -> Connection:
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             return engine.connect()
         except OperationalError as error:
-            words = str(error.orig).strip().replace("\n", " ")
+            words = " ".join(str(error.orig).split()).rstrip("?.")
             may_pass = any(mark in words for mark in _WAIT_FOR)
             if engine.dialect.name == "sqlite":
                 raise
@@ -260,15 +284,12 @@ def pairs(
         first = sa.func.json_extract(table.c.value, "$[0]")
         return table, first, sa.func.json_extract(table.c.value, "$[1]")
     texts = ARRAY(sa.Text)
-    table = sa.func.unnest(
+    unnested = sa.func.unnest(
         sa.bindparam("firsts", [first for first, _ in wanted], texts),
         sa.bindparam("seconds", [second for _, second in wanted], texts),
-    ).table_valued("first", "second")
-    return (
-        table.render_derived("pairs"),
-        cast("sa.ColumnElement[str]", table.c.first),
-        cast("sa.ColumnElement[str]", table.c.second),
     )
+    table = unnested.table_valued("first", "second").render_derived("pairs")
+    return table, table.c.first, table.c.second
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import msgspec
 from homeport.kernel.errors import HomeportError
 from homeport.settings import Settings, load
 from homeport.storage.bucket import Bucket
+from homeport.storage.dialects import create_engine, see
 
 _RETRY_S = 5.0
 
@@ -33,7 +34,19 @@ async def probe(settings: Settings) -> list[Check]:
     checks: list[Check] = []
     if settings.blob_store:
         checks.append(await _bucket(settings))
+    if settings.database_url:
+        checks.append(await asyncio.to_thread(_database, settings))
     return checks
+
+
+def _database(settings: Settings) -> Check:
+    name = "database"
+    try:
+        engine = create_engine(settings.database_url)
+        found = see(engine)
+    except HomeportError as error:
+        return Check(name, "failed", "does not work", error.message)
+    return Check(name, "ok", found)
 
 
 async def _bucket(settings: Settings) -> Check:
