@@ -159,7 +159,9 @@ class ImageNameStore:
         """Record a publication, once."""
         row = msgspec.structs.asdict(named)
         del row["position"]
-        statement = insert(image_names).values(row).on_conflict_do_nothing(["revision_id"])
+        statement = (
+            insert(image_names).values(row).on_conflict_do_nothing(index_elements=["revision_id"])
+        )
         await self._database.write(lambda c: c.execute(statement) and None)
 
     async def revisions(

@@ -18,7 +18,7 @@ from sqlalchemy import event
 # SQLite took its form of an upsert from there, and either compiler takes it.
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -67,7 +67,7 @@ def create_engine(url: str, *, durability: Durability = "process") -> Engine:
     """
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except ArgumentError:
         raise InvalidError(_not_a_url()) from None
     if parsed.drivername == "sqlite":
         engine = sa.create_engine(parsed, pool_size=4, max_overflow=2)
@@ -234,10 +234,11 @@ def checkpoints_of(engine: Engine) -> Checkpoints | None:
 # ── schema ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class BytesDefault(sa.sql.expression.ClauseElement):
+class BytesDefault(sa.ColumnElement[bytes]):
     """A constant of bytes, for ``server_default``."""
 
     inherit_cache = False
+    type = sa.LargeBinary()
 
     def __init__(self, value: bytes) -> None:
         self.value = value
