@@ -107,7 +107,7 @@ class Tree:
             .where(self._live, condition)
             .order_by(_columns.parent, _columns.name)
         )
-        result = self._connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query)
+        result = self._connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE})
         return map(_entry, result)
 
     # ── changing ────────────────────────────────────────────────────────────────────────────
@@ -193,7 +193,7 @@ class Tree:
     def contents(connection: Connection) -> set[str]:
         """Hashes, in hex, of the contents of all files of all volumes."""
         query = sa.select(_columns.hashes).where(_columns.hashes != b"").distinct()
-        result = connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query)
+        result = connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE})
         found: set[str] = set()
         for hashes in result.scalars():
             found.update(hex_hashes(hashes))

@@ -353,7 +353,9 @@ def test_fsck_finds_what_is_damaged(tmp_path: Path) -> None:
     async def scenario(home: Home) -> None:
         volume = await create(home)
         await put(home, volume, {"d/good": b"good", "gone": b"gone", "changed": b"before"})
-        settings = Settings(home=tmp_path)
+        url = home.database._engine.url.render_as_string(hide_password=False)
+        database_url = url if url.startswith("postgresql") else ""
+        settings = Settings(home=tmp_path, database_url=database_url)
 
         def check(*, quick: bool = False) -> fsck.Report:
             return fsck.check(open_reader(settings), inspect(settings), quick=quick)
