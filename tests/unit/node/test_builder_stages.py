@@ -231,12 +231,18 @@ def test_what_an_image_says_about_itself(tmp_path: Path) -> None:
 class _Handler(BaseHTTPRequestHandler):
     files: ClassVar[dict[str, bytes]] = {}
     asked: ClassVar[list[tuple[str, str]]] = []
+    moved: ClassVar[dict[str, str]] = {}
 
     def do_GET(self) -> None:
         data = self.files.get(self.path)
         tag = f'"{hashlib.sha256(data or b"").hexdigest()[:8]}"'
         self.asked.append((self.path, self.headers.get("If-None-Match", "")))
-        if data is None:
+        if self.path in self.moved:
+            self.send_response(302)
+            self.send_header("Location", self.moved[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif data is None:
             self.send_error(404)
         elif self.headers.get("If-None-Match") == tag:
             self.send_response(304)
@@ -255,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def site() -> Iterator[str]:
     """The URL of a small web server."""
-    _Handler.files, _Handler.asked = {}, []
+    _Handler.files, _Handler.asked, _Handler.moved = {}, [], {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -304,6 +310,22 @@ def archive(*members: tuple[str, bytes]) -> bytes:
             info.uid = 1000
             tar.addfile(info, io.BytesIO(body))
     return data.getvalue()
+
+
+def test_add_does_not_ask_what_containers_may_not_ask(tmp_path: Path, site: str) -> None:
+    """The metadata of a cloud, named or as the target of a redirect."""
+    _Handler.moved = {"/moved": "http://169.254.169.254/latest/meta-data"}
+
+    async def check(shop: Workshop) -> None:
+        for url in (
+            "http://169.254.169.254/latest/meta-data",
+            "http://[fe80::1]/",
+            f"{site}/moved",
+        ):
+            with pytest.raises(BuildError, match="own network"):
+                await shop.build(f"FROM base\nADD {url} /got\n")
+
+    run(tmp_path, check)
 
 
 def test_add_unpacks_a_local_archive_and_copy_does_not(tmp_path: Path, site: str) -> None:

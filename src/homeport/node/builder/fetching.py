@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import ipaddress
 import os
 import re
+import socket
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
@@ -95,7 +99,11 @@ class Fetcher:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(socket_factory=_socket),
+                    timeout=timeout,
+                    trust_env=True,
+                ) as session,
                 session.get(url, headers=headers) as response,
             ):
                 if response.status == 304 and known is not None:
@@ -167,6 +175,18 @@ class Fetcher:
 def _settle(work: Path, place: Path) -> None:
     if not place.exists():
         work.replace(place)
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket to reach ``address``, which must be one that containers may reach too.
+
+    A link-local one is a cloud's metadata, with credentials of the machine.
+    """
+    family, kind, protocol, _, place = address
+    target = ipaddress.ip_address(place[0].partition("%")[0])
+    if (getattr(target, "ipv4_mapped", None) or target).is_link_local:
+        raise OSError(errno.EACCES, f"{place[0]} is an address of this machine's own network")
+    return socket.socket(family, kind, protocol)
 
 
 def remote_selection(file: Path, name: str, destination: str) -> Selection:
