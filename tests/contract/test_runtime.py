@@ -18,6 +18,7 @@ from homeport.kernel.resources import Limits
 from homeport.node.cgroups import CgroupProvider
 from homeport.node.leaks import find_leaks
 from homeport.node.network import interface_names, network_tag
+from homeport.node.peers import connect
 from homeport.node.router.files import FileTools
 from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import (
@@ -26,6 +27,8 @@ from homeport.node.runtime.port import (
     ContainerStartError,
     ExecError,
     ExecSpec,
+    ImageTree,
+    MountedImage,
     RuntimeUnavailableError,
 )
 
@@ -691,5 +694,124 @@ def test_files_are_the_containers_own(in_box: InBox, tmp_path: Path) -> None:
         with pytest.raises(ExecError):
             await tools.worker(container)
         tools.close()
+
+    in_box(check)
+
+
+# --- images in a running container ----------------------------------------------------------------
+
+
+def image_tree(box: Box, target: str, *layers: Path) -> ImageTree:
+    box.count += 1
+    folder = box.home / f"image-{box.count}"
+    for name in ("upper", "work", "empty"):
+        (folder / name).mkdir(parents=True)
+    return ImageTree(target, layers or (folder / "empty",), folder / "upper", folder / "work")
+
+
+def test_images_come_and_go_while_it_runs(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        container = await box.start("sleep", "1000")
+        tree = image_tree(box, "/made/here", box.layer)
+        mounted = await container.mount_image(tree)
+        assert mounted.path == "/made/here"
+        script = (
+            "cat /made/here/etc/group | wc -l; echo new > /made/here/file; rm /made/here/etc/group"
+        )
+        assert await execute(container, "sh", "-c", script) == (0, "3\n")
+        assert (tree.upper / "file").read_text() == "new\n"
+        assert (box.layer / "etc/group").exists()
+        holder = await container.exec(ExecSpec(("sleep", "1000"), workdir="/made/here"))
+        assert not await container.unmount_image(mounted)
+        holder.kill()
+        await holder.wait()
+        assert await container.unmount_image(mounted)
+        assert await execute(container, "ls", "/made/here") == (0, "")
+        assert await container.unmount_image(mounted)  # nothing there, and no error
+        await container.remove()
+
+    in_box(check)
+
+
+def test_images_are_mounted_in_the_container_and_nothing_else_is_unmounted(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        container = await box.start("sleep", "1000")
+        script = "mkdir /real; ln -s ../../../../../../real /link; echo outside > /file"
+        assert (await execute(container, "sh", "-c", script))[0] == 0
+        mounted = await container.mount_image(image_tree(box, "/link"))
+        assert mounted.path == "/real"
+        with pytest.raises(ContainerStartError):
+            await container.mount_image(image_tree(box, "/file"))
+        for script in ("rm /link", "ln -s /proc/sys /link"):
+            assert (await execute(container, "sh", "-c", script))[0] == 0
+        # something else in its place: a path of the container is not believed
+        elsewhere = MountedImage("/proc/sys", mounted.device)
+        assert await container.unmount_image(elsewhere)
+        refused, _ = await execute(container, "sh", "-c", "echo 1 > /proc/sys/kernel/core_pattern")
+        assert refused != 0
+        assert await container.unmount_image(mounted)
+        await container.remove()
+
+    in_box(check)
+
+
+def test_directories_are_opened_as_the_container_sees_them(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        container = await box.start("sleep", "1000")
+        script = "mkdir /own; echo mine > /own/file; ln -s ../../../../../../etc /own/link"
+        assert (await execute(container, "sh", "-c", script))[0] == 0
+        directory = await container.open_directory("/own")
+        assert sorted(os.listdir(directory)) == ["file", "link"]
+        os.close(directory)
+        directory = await container.open_directory("/own/link")
+        assert "group" in os.listdir(directory)
+        text = Path(f"/proc/self/fd/{directory}/group").read_text()
+        assert text == (box.layer / "etc/group").read_text()
+        os.close(directory)
+        with pytest.raises(NotADirectoryError):
+            await container.open_directory("/own/file")
+        with pytest.raises(FileNotFoundError):
+            await container.open_directory("/none")
+        await container.remove()
+
+    in_box(check)
+
+
+def test_what_it_uses_is_measured(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        limits = Limits(memory_mb=256, pids=100)
+        container = await box.start("sleep", "1000", limits=limits)
+        before, _ = container.usage()
+        script = "n=0; while [ $n -lt 100000 ]; do n=$((n+1)); done"
+        assert (await execute(container, "sh", "-c", script))[0] == 0
+        after, memory = container.usage()
+        assert after > before
+        assert 0 < memory < 256 * 1024 * 1024
+        await container.remove()
+
+    in_box(check)
+
+
+def test_two_containers_are_linked_by_name(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        one, other = await box.start("sleep", "1000"), await box.start("sleep", "1000")
+        third = await box.start("sleep", "1000")
+        await connect(one, "one", other, "other", 1)
+        listen = await other.exec(ExecSpec(("sh", "-c", "echo hello | nc -l -p 80")))
+        script = "until echo | nc other 80; do sleep 0.1; done"
+        assert await execute(one, "sh", "-c", script) == (0, "hello\n")
+        await listen.wait()
+        assert "one" in (await execute(other, "cat", "/etc/hosts"))[1]
+        assert (await execute(third, "sh", "-c", "nc -w 1 198.18.0.4 80"))[0] != 0
+        # a name once more: one line, the new address; no link is followed
+        await connect(one, "one", other, "other", 2)
+        hosts = (await execute(one, "cat", "/etc/hosts"))[1]
+        assert [line.split()[0] for line in hosts.splitlines() if "other" in line] == ["198.18.0.6"]
+        script = "rm /etc/hosts; ln -s /etc/group /etc/hosts"
+        assert (await execute(one, "sh", "-c", script))[0] == 0
+        with pytest.raises(OSError, match="symbolic links"):
+            await connect(one, "one", third, "third", 3)
+        for container in (one, other, third):
+            await container.remove()
 
     in_box(check)
