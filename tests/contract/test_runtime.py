@@ -701,6 +701,11 @@ def test_files_are_the_containers_own(in_box: InBox, tmp_path: Path) -> None:
 # --- images in a running container ----------------------------------------------------------------
 
 
+def text_of(directory: int | Path, name: str) -> str:
+    folder = directory if isinstance(directory, Path) else Path(f"/proc/self/fd/{directory}")
+    return (folder / name).read_text()
+
+
 def image_tree(box: Box, target: str, *layers: Path) -> ImageTree:
     box.count += 1
     folder = box.home / f"image-{box.count}"
@@ -765,8 +770,7 @@ def test_directories_are_opened_as_the_container_sees_them(in_box: InBox) -> Non
         os.close(directory)
         directory = await container.open_directory("/own/link")
         assert "group" in os.listdir(directory)
-        text = Path(f"/proc/self/fd/{directory}/group").read_text()
-        assert text == (box.layer / "etc/group").read_text()
+        assert text_of(directory, "group") == text_of(box.layer, "etc/group")
         os.close(directory)
         with pytest.raises(NotADirectoryError):
             await container.open_directory("/own/file")
