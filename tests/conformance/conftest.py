@@ -124,6 +124,18 @@ def runner(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     return Runner(server, tmp_path_factory.mktemp("clients"))
 
 
+@pytest.fixture(scope="session")
+def waiting_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """The same with a server whose node keeps containers waiting (``templates_max``)."""
+    server = Server(tmp_path_factory.mktemp("waiting"), {"HOMEPORT_TEMPLATES_MAX": "8"})
+    server.start()
+    try:
+        yield Runner(server, tmp_path_factory.mktemp("waiting-clients"))
+    finally:
+        server.stop()
+    nothing_left(server.home)
+
+
 @pytest.fixture
 def checks(request: pytest.FixtureRequest, runner: Runner, client: Client) -> Checks:
     """What the program named by the test module's ``PROGRAM`` reported under this client."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from tests.conformance.harness.programs import Checks
+import pytest
+from tests.conformance.harness.programs import Checks, Runner
 
 PROGRAM = "snapshots"
 RESTORED = ("restored", "restored again", "restored with a parameter")
+
+
+@pytest.fixture(scope="module")
+def runner(waiting_runner: Runner) -> Runner:
+    """A server that keeps containers waiting."""
+    return waiting_runner
 
 
 def test_the_first_container_does_all_of_it_itself(checks: Checks) -> None:

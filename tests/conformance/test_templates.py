@@ -49,6 +49,12 @@ def waited(runner: Runner, client: Client, *arguments: str, **how: Any) -> dict[
 
 
 @pytest.fixture(scope="module")
+def runner(waiting_runner: Runner) -> Runner:
+    """A server that keeps containers waiting."""
+    return waiting_runner
+
+
+@pytest.fixture(scope="module")
 def cold(runner: Runner, client: Client) -> dict[str, Any]:
     return run(runner, client)
 
