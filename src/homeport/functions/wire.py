@@ -207,7 +207,7 @@ def spec_of(
         volumes=volumes,
         directories=directories,
         buckets=buckets,
-        memory_snapshot=function.is_checkpointing_function and not function.is_auto_snapshot,
+        memory_snapshot=function.checkpointing_enabled and not function.is_auto_snapshot,
     )
 
 
@@ -496,6 +496,8 @@ def container_arguments(
     """
     spec = record.require_spec()
     definition = api_pb2.Function.FromString(record.definition)
+    # In a container that takes no snapshot the client does not look at it.
+    definition.is_checkpointing_function = spec.memory_snapshot
     known = {item.object_id for item in layout.objects}
     for dependency in definition.object_dependencies:
         if dependency.object_id not in known:
@@ -511,6 +513,5 @@ def container_arguments(
         serialized_params=spec.serialized_params,
         environment_name=environment,
         app_layout=layout,
-        # Only looked at in a container that the node tells to take a snapshot.
         checkpoint_id=f"cp-{record.function_id.partition('-')[2]}",
     ).SerializeToString()
