@@ -194,9 +194,9 @@ def main() -> None:
         )
     peers, results["not_measured"] = beside_peers(options)
     results["calls"].update(peers)
-    sandboxes = HERE / "sandboxes.json"
-    more = json.loads(sandboxes.read_text()) if sandboxes.exists() else None
-    text = render(results, more)
+    files = [HERE / "sandboxes.json", HERE / "storage.json"]
+    more = [json.loads(file.read_text()) if file.exists() else None for file in files]
+    text = render(results, *more)
     print(text)
     if not options.no_write:
         (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -40,8 +40,12 @@ def bars(calls: dict[str, dict[str, float]]) -> list[tuple[str, str, str, bool]]
     return rows
 
 
-def render(results: dict[str, Any], sandboxes: dict[str, Any] | None = None) -> str:
-    """The whole page; the second part if sandboxes were measured."""
+def render(
+    results: dict[str, Any],
+    sandboxes: dict[str, Any] | None = None,
+    storage: dict[str, Any] | None = None,
+) -> str:
+    """The whole page; the other parts if sandboxes and storage were measured."""
     calls, settings, machine = results["calls"], results["settings"], results["machine"]
     lines = [
         "# Benchmarks",
@@ -84,8 +88,46 @@ def render(results: dict[str, Any], sandboxes: dict[str, Any] | None = None) -> 
         "function runs; it includes starting one.",
         "",
         *(_sandboxes(sandboxes) if sandboxes else ()),
+        *(_storage(storage) if storage else ()),
     ]
     return "\n".join(lines)
+
+
+_STORAGE = {
+    "operations": ("Dicts and Queues", "storage_ops.py"),
+    "volumes": ("Volumes", "volume_ops.py"),
+}
+TIMES_AS_LONG = 1.5
+
+
+def _storage(parts: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Storage",
+        "",
+        "As data in [storage.json](../benchmarks/storage.json). The floor is a server that keeps "
+        "everything in memory, checks nothing and answers at once, measured in turns with Homeport "
+        f"by the same client. The bar: at most {TIMES_AS_LONG:g} times as long.",
+    ]
+    for part, results in parts.items():
+        title, program = _STORAGE[part]
+        machine = results["machine"]
+        lines += ["", f"{title} (`benchmarks/{program}`):", ""]
+        lines += [
+            "| a second | floor | Homeport | times as long | |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for what, found in results["figures"].items():
+            ratio = found["times_as_long"]
+            verdict = "reached" if ratio <= TIMES_AS_LONG else "missed"
+            rates = f"{found['floor']:,.0f} | {found['homeport']:,.0f}"
+            lines.append(f"| {what} | {rates} | {ratio:.2f} | {verdict} |")
+        lines += [
+            "",
+            f"{results['date']}, {machine['cores']} cores ({machine['cpu']}), client "
+            f"{machine['client']}; load of the machine at the end: {machine['load_before']:.1f}. "
+            f"The best of {results['runs']} runs.",
+        ]
+    return [*lines, ""]
 
 
 def sandbox_bars(figures: dict[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import datetime
 import json
 import os
 import subprocess
@@ -155,7 +156,18 @@ def main() -> None:
         for _ in range(options.runs):
             for name, environ in (("floor", least), ("homeport", ours)):
                 runs[name].append(client(environ, options.operations))
-    compare(runs)
+    record("operations", compare(runs), options.runs)
+
+
+def record(part: str, figures: dict[str, dict[str, float]], runs: int) -> None:
+    """Keep what was measured in ``storage.json``, for the page of benchmarks."""
+    from calls import machine
+
+    file = HERE / "storage.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    date = datetime.date.today().isoformat()
+    known[part] = {"date": date, "machine": machine(), "runs": runs, "figures": figures}
+    file.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def compare(runs: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:

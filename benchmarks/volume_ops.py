@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage_ops import Figures, compare, floor, homeport
+from storage_ops import Figures, compare, floor, homeport, record
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -98,7 +98,7 @@ def main() -> None:
         for _ in range(options.runs):
             for name, environ in (("floor", first), ("homeport", second)):
                 runs[name].append(client(environ, options.mib, options.files))
-    compare(runs)
+    record("volumes", compare(runs), options.runs)
 
 
 if __name__ == "__main__":
