@@ -41,7 +41,7 @@ def checks(runner: Runner, client: Client) -> Checks:
         ("by_the_router", "word\n/data/\nkept\n"),
         ("files", "1\nnone\nwhole\n"),
         ("ends_with_the_sandbox", True),
-        ("bad", [1, "NotFoundError"]),
+        ("bad", [1, "NotFoundError", 1, "0\n"]),
         (
             "together",
             ["from db", "from web", "from main", "from main", "from web", "from db", 0],

@@ -322,7 +322,11 @@ class Sandbox:
         self._prepared = prepared
         prepared.volumes.started(container)
         self._measure()
-        await self._launched(container)
+        try:
+            await self._launched(container)
+        except BaseException:
+            await container.remove()
+            raise
         self._running.set()
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(self.start.timeout_s, self._cut, TIMEOUT)

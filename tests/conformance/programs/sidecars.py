@@ -154,8 +154,13 @@ def bad():
             "true", name="x", image=modal.Image.from_id("im-" + "0" * 22)
         )
     )[0]
+    # no link of the sandbox is followed when names are written, and nothing of it stays
+    ok(box, "rm /etc/hosts && ln -s /etc/passwd /etc/hosts")
+    astray = box._experimental_sidecars.create("sleep", "600", name="astray", image=image)
+    astray.wait()
+    names = ok(box, "grep -c astray /etc/passwd || true")
     box.terminate()
-    return [broken, missing]
+    return [broken, missing, astray.poll(), names]
 
 
 if __name__ == "__main__":
