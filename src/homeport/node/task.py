@@ -570,6 +570,8 @@ class Task:
         if self._tunnels is None:
             raise ConflictError("this node has no tunnels")
         numbers = await self._tunnels.forward(self.task_id, self, ports, key)
+        if self._start.is_server and any(p.port == self._start.server_port for p in ports):
+            self.server_ready()  # all that servers of clients before 1.6.1 say of it
         return self._tunnels.host, numbers
 
     def close_tunnel(self, number: int) -> bool:

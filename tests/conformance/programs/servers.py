@@ -166,7 +166,7 @@ async def serve_grpc(port):
     await server.wait_closed()
 
 
-@app.server(port=8007, unauthenticated=True, h2_enabled=True, max_containers=1)
+@app.server(port=8007, unauthenticated=True, h2_enabled=True, max_containers=1, startup_timeout=120)
 class Grpc:
     @modal.enter()
     def start(self):
