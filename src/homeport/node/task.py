@@ -570,7 +570,7 @@ class Task:
         if self._tunnels is None:
             raise ConflictError("this node has no tunnels")
         numbers = await self._tunnels.forward(self.task_id, self, ports, key)
-        if self._start.is_server and any(p.port == self._start.server_port for p in ports):
+        if self._start.is_server and any(port.number == self._start.server_port for port in ports):
             self.server_ready()  # all that servers of clients before 1.6.1 say of it
         return self._tunnels.host, numbers
 
