@@ -88,7 +88,7 @@ def test_modal_sandbox_sdk(run: Run) -> None:
 
 
 def test_openai_agents(run: Run) -> None:
-    kinds = ["tar", "snapshot_filesystem"]
+    kinds = ["tar", "snapshot_filesystem", "snapshot_directory"]
     text = run(["openai-agents[modal]==0.24.0"], "python", _program("openai_agents"), *kinds)
     assert _last(text) == {kind: ["kept", "kept", "err\n", 5, "kept", True] for kind in kinds}
 
