@@ -171,7 +171,8 @@ def _sandboxes(results: dict[str, Any]) -> list[str]:
     lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for what, cell in _SANDBOX_ROWS:
         cells = [cell(figures) for figures in results["runtimes"].values()]
-        lines.append(f"| {what.format(**results, **settings)} | {' | '.join(cells)} |")
+        if any(cell != "–" for cell in cells):
+            lines.append(f"| {what.format(**results, **settings)} | {' | '.join(cells)} |")
     return [
         *lines,
         "",
@@ -180,6 +181,7 @@ def _sandboxes(results: dict[str, Any]) -> list[str]:
         f"of the machine before the start: {machine['load_before']:.1f}. Medians of "
         f"{settings['runs']} runs. Memory of a sandbox is what the machine had less of, without "
         "the client's own; its program is `sleep`.",
+        *([results["note"]] if "note" in results else ()),
         "",
     ]
 

@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--numpy", type=int, default=100, help="at once")
     parser.add_argument("--live", type=int, default=500, help="at once")
     parser.add_argument("--creates", type=int, default=5000, help=f"in all, {AT_ONCE} at once")
+    parser.add_argument("--home", type=Path, help="folder of states to use and keep")
     parser.add_argument("--no-write", action="store_true", help="leave the result files alone")
     options = parser.parse_args()
     results: dict[str, Any] = {
@@ -246,7 +247,8 @@ def main() -> None:
     results["settings"].update(numpy=options.numpy, live=options.live, creates=options.creates)
     with tempfile.TemporaryDirectory(prefix="homeport-bench-") as folder, floor() as least:
         for runtime in options.runtimes:
-            with Homeport(Path(folder) / runtime, runtime) as homeport:
+            home = (options.home or Path(folder)).absolute() / runtime
+            with Homeport(home, runtime) as homeport:
                 results["runtimes"][runtime] = measure(homeport, least, options)
     if options.no_write:
         print(json.dumps(results, indent=2))

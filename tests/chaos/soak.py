@@ -120,9 +120,10 @@ def main() -> int:
     parser.add_argument("--sandboxes", type=int, default=2_000)
     parser.add_argument("--resolves", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--home", type=Path, help="one that has the images, to use and keep")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="homeport-soak-") as folder:
-        server = Server(Path(folder) / "home", SETTINGS)
+        server = Server(options.home or Path(folder) / "home", SETTINGS)
         server.start()
         try:
             is_right = soak(server, options)
