@@ -255,7 +255,9 @@ def main() -> None:
         return
     (HERE / "sandboxes.json").write_text(json.dumps(results, indent=2) + "\n")
     calls = json.loads((HERE / "results.json").read_text())
-    (ROOT / "docs" / "benchmarks.md").write_text(render(calls, results))
+    storage = HERE / "storage.json"
+    more = json.loads(storage.read_text()) if storage.exists() else None
+    (ROOT / "docs" / "benchmarks.md").write_text(render(calls, results, more))
 
 
 if __name__ == "__main__":
