@@ -131,6 +131,7 @@ def test_proxy_token_is_needed_unless_said_otherwise(site: Site, runner: Runner)
     assert site.ask("private", headers={**good, "modal-key": "wk-wrong"}).status_code == 401
 
 
+@pytest.mark.since("1.6.1")
 def test_short_lived_tokens(site: Site) -> None:
     """What the client gets for itself to call a server that is not for everybody."""
     token = site.program.lines()[-1]["value"]
@@ -139,6 +140,7 @@ def test_short_lived_tokens(site: Site) -> None:
     assert site.ask("private", headers=other).status_code == 401
 
 
+@pytest.mark.since("1.6.1")
 def test_sessions_stay_in_one_container(site: Site) -> None:
     assert site.ask("sticky").status_code == 401
     first, second = _session(site), _session(site)
@@ -211,6 +213,7 @@ def test_tls(site: Site) -> None:
         assert answer.json()["headers"]["x-forwarded-proto"] == "https"
 
 
+@pytest.mark.since("1.6.1")
 def test_too_many_requests(site: Site, runner: Runner) -> None:
     token, secret = proxy_token(runner)
     good = {"modal-key": token, "modal-secret": secret}

@@ -10,6 +10,7 @@ import time
 import modal
 
 app = modal.App("conformance-servers")
+NEW = hasattr(modal, "sessioned")  # clients before 1.6.1 have servers that can do less
 
 SERVER = r"""
 import os, sys, time, threading, base64, hashlib, json
@@ -105,7 +106,7 @@ class Open:
         self.process.terminate()
 
 
-@app.server(port=8001, max_concurrency=2, max_containers=1)
+@app.server(port=8001, max_containers=1, **({"max_concurrency": 2} if NEW else {}))
 class Private:
     @modal.enter()
     def start(self):
@@ -119,12 +120,14 @@ class Scaled:
         serve(8002)
 
 
-@app.server(port=8006, unauthenticated=True, max_concurrency=1, max_containers=3)
-@modal.sessioned()
-class Sticky:
-    @modal.enter()
-    def start(self):
-        serve(8006)
+if NEW:
+
+    @app.server(port=8006, unauthenticated=True, max_concurrency=1, max_containers=3)
+    @modal.sessioned()
+    class Sticky:
+        @modal.enter()
+        def start(self):
+            serve(8006)
 
 
 @app.server(port=8003, unauthenticated=True, startup_timeout=3, max_containers=1)
@@ -194,7 +197,7 @@ def main():
         "open": Open.get_url(),
         "private": Private.get_url(),
         "scaled": Scaled.get_url(),
-        "sticky": Sticky.get_url(),
+        "sticky": Sticky.get_url() if NEW else "",
         "grpc": Grpc.get_url(),
         "never": NeverListens.get_url(),
         "web_server": web_server.get_web_url(),
@@ -202,7 +205,8 @@ def main():
     }
     from reporting import Report
 
-    Report().note("token", Private._get_service_function()._get_flash_auth_token())
+    if NEW:
+        Report().note("token", Private._get_service_function()._get_flash_auth_token())
     print("URLS " + json.dumps(urls), flush=True)
     while not os.path.exists(os.environ["CONFORMANCE_REPORT"] + ".done"):
         time.sleep(0.1)
