@@ -56,7 +56,7 @@ browser:  ## web functions in a real browser: installs Chromium (some 300 MB)
 
 chaos:  ## half an hour (HOMEPORT_CHAOS_S) of kills, pauses and cut connections under load
 	@scripts/setup containers tests
-	HOMEPORT_CHAOS_S=$${HOMEPORT_CHAOS_S:-1800} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
+	HOMEPORT_CHAOS_S=$${HOMEPORT_CHAOS_S:-1800} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py tests/chaos/test_web_load.py
 
 soak:  ## 100,000 calls, 2,000 sandboxes, 500 images (SOAK='--calls N …'): all is as it was after it
 	@scripts/setup containers tests

@@ -32,6 +32,9 @@ REDEPLOYS = int(os.environ.get("HOMEPORT_TEST_REDEPLOYS", "2"))
 UPLOAD_MB = int(os.environ.get("HOMEPORT_TEST_UPLOAD_MB", "100"))
 UPLOAD_GROWTH_MB = 64
 """How much the memory of server and node may grow for an upload of any size."""
+under_load = pytest.mark.skipif(
+    "HOMEPORT_CHAOS_S" not in os.environ, reason="needs a machine of its own: `make chaos` runs it"
+)
 APP = Path(__file__).with_name("web_load_app.py")
 KINDS = ("function", "webserver", "server")
 PATIENCE_S = 120.0
@@ -177,6 +180,7 @@ def _host(kind: str) -> str:
     return f"homeport--{name}.localhost"
 
 
+@under_load
 def test_not_one_request_fails_while_versions_change(world: World) -> None:
     async def redeploy() -> Load:
         async with Load(world) as load:
@@ -191,6 +195,7 @@ def test_not_one_request_fails_while_versions_change(world: World) -> None:
     print(dict(load.answers))
 
 
+@under_load
 def test_only_what_ran_in_a_killed_container_runs_again(world: World) -> None:
     world.runs()
 
@@ -210,6 +215,7 @@ def test_only_what_ran_in_a_killed_container_runs_again(world: World) -> None:
     assert 1 <= len(again) <= 4  # it had four clients at most
 
 
+@under_load
 @pytest.mark.parametrize("kind", ["webserver", "server"])
 def test_requests_for_a_killed_container_go_to_another(world: World, kind: str) -> None:
     async def kill() -> Load:
