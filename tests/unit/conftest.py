@@ -14,12 +14,13 @@ from homeport.storage.dialects import create_engine
 from homeport.storage.migrations import migrate
 
 HERE = Path(__file__).parent
-ON_BOTH = {"storage", "blobs", "volumes", "dicts", "queues", "objects", "logs", "images", "calls"}
+ON_BOTH = {"storage", "blobs", "volumes", "dicts", "queues"}
+"""Folders whose tests use most of what the databases differ in; the whole of them costs minutes."""
 TEMPLATE = "migrated"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of those folders that open a database run twice."""
+    """Tests of these folders that open a database run twice."""
     path = Path(str(metafunc.module.__file__))
     opens = {"Database", "Home", "open_home"} & vars(metafunc.module).keys()
     if HERE in path.parents and path.parent.name in ON_BOTH and opens:
