@@ -84,7 +84,8 @@ def _run(client: Client, folder: Path, *, is_crashing: bool) -> Checks:
             bare.reached_by = proxy.url
             checks = Runner(bare, folder).checks(client, "lost_answers", "x", script=True)
             checks.note("lost", proxy.lost)
-            checks.note("of_volumes", is_crashing or {*VOLUMES[2:5]} <= {*proxy.lost})
+            uploads = {"VolumePutFiles", "VolumePutFiles2", "VolumeRemoveFile2"}
+            checks.note("of_volumes", is_crashing or uploads <= {*proxy.lost})
     finally:
         bare.stop()
     return checks
