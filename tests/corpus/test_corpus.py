@@ -37,8 +37,8 @@ overwrites files."""
 
 
 def _last(text: str) -> Any:
-    """The JSON that a program printed last."""
-    return json.loads(text.strip().splitlines()[-1])
+    """The JSON that a program printed last; some packages log to the same stream."""
+    return json.loads([line for line in text.splitlines() if line[:1] in "[{" and line][-1])
 
 
 def _program(name: str) -> str:
