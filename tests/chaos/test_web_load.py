@@ -54,7 +54,7 @@ class World:
             env={**os.environ, **known, **environ},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=800,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
