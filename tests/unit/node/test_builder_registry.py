@@ -195,6 +195,14 @@ def test_requests_to_aws_are_signed() -> None:
         "content-type;host;x-amz-date;x-amz-target, Signature="
     )
     assert one == sign_aws(env, host, "eu-west-1", "ecr", b"{}", when)
+    # as botocore signs the same request
+    temporary = {**env, "AWS_SECRET_ACCESS_KEY": "se/cr+et", "AWS_SESSION_TOKEN": "tok=="}
+    noon = datetime.datetime(2026, 11, 27, 12, tzinfo=datetime.UTC)
+    assert sign_aws(temporary, host, "eu-west-1", "ecr", b"{}", noon)["authorization"] == (
+        "AWS4-HMAC-SHA256 Credential=AKID/20261127/eu-west-1/ecr/aws4_request, SignedHeaders="
+        "content-type;host;x-amz-date;x-amz-security-token;x-amz-target, "
+        "Signature=593eee9d663f66fb5dcefdbf98b1c8fc4df7f6aa2e52cd915d42f68078fa4f10"
+    )
     other = sign_aws({**env, "AWS_SECRET_ACCESS_KEY": "x"}, host, "eu-west-1", "ecr", b"{}", when)
     assert other["authorization"] != one["authorization"]
 
