@@ -31,8 +31,7 @@ def test_a_wrong_token_is_said_by_git(checks: Checks) -> None:
     message = checks.error("refused")["message"]
     assert "github.com/ecorp/one" in message
     assert "returned exit code" in message
-    assert "not%20it" not in message
-    assert "not it" not in message
+    assert "not-it" not in message
 
 
 def test_a_missing_token_is_named(checks: Checks) -> None:

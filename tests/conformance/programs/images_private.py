@@ -120,7 +120,7 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         base = image(Path(place))
         check("private", lambda: private(base), 600)
-        check("refused", lambda: build(base, GITHUB_TOKEN="not it"), 300)
+        check("refused", lambda: build(base, GITHUB_TOKEN="not-it"), 300)
         check("forgotten", lambda: build(base, OTHER="x"), 300)
 
 
