@@ -176,8 +176,13 @@ def delete_links(netlink: Netlink, names: Sequence[str], group: int) -> None:
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
-    if found:
+    if not found:
+        return
+    try:
         netlink.ask(_RTM_DELLINK, 0, _link() + attribute(27, struct.pack("=I", group)))
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # else the kernel removed all with their namespaces
+            raise
 
 
 def add_address(netlink: Netlink, index: int, address: str, peer: str = "") -> None:
