@@ -30,11 +30,13 @@ def twice(data):
 
 @app.function(volumes={"/data": second, "/first": first})
 def in_container(path, data):
+    volume = second if path.startswith("/data") else first
+    volume.reload()  # the container may be older than what was uploaded
     with open(path, "rb") as file:
         found = digest(file.read())
     with open(os.path.join(os.path.dirname(path), "written.bin"), "wb") as file:
         file.write(data)
-    (second if path.startswith("/data") else first).commit()
+    volume.commit()
     return found
 
 
