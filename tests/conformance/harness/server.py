@@ -109,6 +109,7 @@ class Server:
             capture_output=True,
             text=True,
             timeout=timeout_s,
+            env={**os.environ, **self._environ},
         )
 
     def environment(self) -> dict[str, str]:
