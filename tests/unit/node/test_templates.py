@@ -279,6 +279,7 @@ def test_killing_one_is_harmless(run) -> None:
         await waits(node)
         (container,) = waiting(node)
         os.kill(container.pid, signal.SIGKILL)
+        await container.wait()
         assert (await used(node, task(), []))["pid"] != container.pid
         await until(lambda: container.removed)
         await waits(node)
