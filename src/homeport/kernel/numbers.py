@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from homeport.kernel.errors import InvalidError
 
 E = TypeVar("E", bound=IntEnum)
+
+
+class Moment(Protocol):
+    """A point of time as requests have it."""
+
+    def ToNanoseconds(self) -> int: ...
+
+
+def time_ns(moment: Moment, what: str) -> int:
+    """In nanoseconds since 1970. Raises ``InvalidError`` naming ``what`` it is, if it is none."""
+    try:
+        return moment.ToNanoseconds()
+    except ValueError as error:
+        raise InvalidError(f"{what} is no time: {error}") from None
 
 
 def member(kind: type[E], number: int, what: str) -> E:

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
 from homeport.kernel.errors import InvalidError, NotFoundError
-from homeport.kernel.numbers import wait_s
+from homeport.kernel.numbers import time_ns, wait_s
 from homeport.logs import wire
 from homeport.logs.model import Bucket, Filter, TaskRef
 from homeport.logs.service import LogService
@@ -116,11 +116,8 @@ def _entry_id(text: str) -> int | None:
 def _range_ns(
     request: api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest,
 ) -> tuple[int, int]:
-    try:
-        until = request.until.ToNanoseconds() if request.HasField("until") else time.time_ns()
-        since = request.since.ToNanoseconds() if request.HasField("since") else until - _DEFAULT_NS
-    except ValueError as error:
-        raise InvalidError(f"the time range is not one: {error}") from None
+    until = time_ns(request.until, "until") if request.HasField("until") else time.time_ns()
+    since = time_ns(request.since, "since") if request.HasField("since") else until - _DEFAULT_NS
     return max(since, -_LATEST_NS), min(until, _LATEST_NS)
 
 

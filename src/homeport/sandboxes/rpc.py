@@ -14,7 +14,7 @@ from homeport.apps.service import AppService
 from homeport.environments.service import EnvironmentService
 from homeport.kernel import ids
 from homeport.kernel.errors import DeadlineError, InvalidError, NotFoundError, UnavailableError
-from homeport.kernel.numbers import wait_s
+from homeport.kernel.numbers import time_ns, wait_s
 from homeport.link.messages import HTTPS_PORT, ConnectScope
 from homeport.logs.model import Filter
 from homeport.logs.service import LogService
@@ -304,8 +304,8 @@ class SandboxRpc:
     async def SandboxGetStats(
         self, request: api_pb2.SandboxGetStatsRequest, ctx: Context
     ) -> api_pb2.SandboxGetStatsResponse:
-        since = request.since.ToNanoseconds() / 1e9
-        until = request.until.ToNanoseconds() / 1e9
+        since = time_ns(request.since, "since") / 1e9
+        until = time_ns(request.until, "until") / 1e9
         if until and since >= until:
             raise InvalidError("`since` must be before `until`")
         return wire.stats(await self._service.usage(request.sandbox_id, since, until))
