@@ -446,6 +446,19 @@ def test_fifty_at_once(in_box: InBox) -> None:
     in_box(check)
 
 
+def test_a_start_that_is_given_up_leaves_nothing(in_box: InBox, tmp_path: Path) -> None:
+    async def check(box: Box) -> None:
+        for after_ms in (0, 2, 5, 10, 15, 20, 30, 50, 80):
+            start = asyncio.ensure_future(box.start("sleep", "1000", network="nat"))
+            await asyncio.sleep(after_ms / 1000)
+            start.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await start).remove()
+            assert not [left for left in find_leaks(tmp_path) if "process" in left]
+
+    in_box(check)
+
+
 _NODE = """
 import asyncio, sys
 from pathlib import Path

@@ -97,7 +97,8 @@ class CallService:
         self._unfinished_of_app: dict[str, int] = {}
         self._unfinished_of_function = Counter[str]()
         self._cleared: list[str] = []
-        self._delete_scheduled = False
+        self._deletion: asyncio.TimerHandle | None = None
+        self._is_stopped = False
         self._housekeeping: asyncio.Task[None] | None = None
         self._abandoning: set[asyncio.Task[None]] = set()
         self._on_forget: list[Callable[[str], None]] = []
@@ -120,8 +121,12 @@ class CallService:
         return unfinished
 
     async def stop(self) -> None:
+        self._is_stopped = True
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        if self._deletion is not None:
+            self._deletion.cancel()
+            self._delete_cleared()
         for call in self._calls.values():
             call.wake()
 
@@ -440,13 +445,13 @@ class CallService:
             self._cancel_inputs(list(call.inputs.values()), terminate_containers=False)
         self._cleared.append(call_id)
         loop = asyncio.get_running_loop()
-        if not self._delete_scheduled:
-            self._delete_scheduled = True
-            loop.call_later(_DELETE_DELAY_S, self._delete_cleared)
+        # Without a database there is none to delete from: what is left expires some day.
+        if self._deletion is None and not self._is_stopped:
+            self._deletion = loop.call_later(_DELETE_DELAY_S, self._delete_cleared)
         loop.call_later(CLEAR_GRACE_S, self._forget, call_id)
 
     def _delete_cleared(self) -> None:
-        self._delete_scheduled = False
+        self._deletion = None
         cleared, self._cleared = self._cleared, []
         if cleared:
             self._store.delete_calls(cleared)

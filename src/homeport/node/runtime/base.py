@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -16,7 +17,13 @@ from homeport.node.runtime.enter import Entered, Place, enter, enter_program
 from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import write_init
 from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared
-from homeport.node.runtime.port import Container, ContainerSpec, ContainerStartError, ExecSpec
+from homeport.node.runtime.port import (
+    Container,
+    ContainerSpec,
+    ContainerStartError,
+    ExecSpec,
+    RuntimeUnavailableError,
+)
 from homeport.node.runtime.records import (
     ContainerDirectory,
     find_processes,
@@ -51,6 +58,7 @@ class StagedRuntime:
         self._token = run_token(self._run_dir)
         self._containers: dict[str, RunningContainer] = {}
         self._starting: set[str] = set()
+        self._abandoned: set[asyncio.Future[None]] = set()
         for name in ("containers", "skeletons"):
             (self._run_dir / name).mkdir(parents=True, exist_ok=True)
         os.chmod(self._run_dir, 0o700)
@@ -82,6 +90,18 @@ class StagedRuntime:
         if spec.id in self._containers or spec.id in self._starting:
             raise ContainerStartError(f"there already is a container {spec.id}")
         self._starting.add(spec.id)
+        launch = asyncio.ensure_future(self._begin(spec))
+        try:
+            return await asyncio.shield(launch)
+        except asyncio.CancelledError:
+            # The thread that starts it goes on: what it has started would be nobody's.
+            removal = asyncio.ensure_future(self._abandon(launch))
+            self._abandoned.add(removal)
+            removal.add_done_callback(self._abandoned.discard)
+            await asyncio.shield(removal)
+            raise
+
+    async def _begin(self, spec: ContainerSpec) -> Container:
         try:
             lease = await self._network.acquire(spec.network)
             try:
@@ -96,6 +116,11 @@ class StagedRuntime:
         finally:
             self._starting.discard(spec.id)
 
+    async def _abandon(self, launch: asyncio.Future[Container]) -> None:
+        """Remove what was started for one who does not wait for it any more."""
+        with contextlib.suppress(ContainerStartError, RuntimeUnavailableError, OSError):
+            await (await launch).remove()
+
     async def sweep(self) -> int:
         return await self._stage.run(self._sweep)
 
@@ -103,6 +128,8 @@ class StagedRuntime:
         """Remove the containers of this process and everything shared. Idempotent."""
         if self._init_fd < 0:
             return
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
         for container in list(self._containers.values()):
             await container.remove()
         await self._network.close()
