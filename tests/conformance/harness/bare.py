@@ -59,7 +59,8 @@ class BareServer:
         """Stop it the polite way; it must end by itself."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            assert self._process.wait(60) == 0, self.log.read_text()[-4000:]
+            code = self._process.wait(60)
+            assert code == 0, f"it ended with {code}:\n{self.log.read_text()[-4000:]}"
 
     @property
     def pid(self) -> int:
