@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.conformance.harness.clients import VERSIONS, Client, install, release
 from tests.conformance.harness.programs import Checks, Runner
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import Server, server_with
 
 HERE = Path(__file__).parent
 PROVEN = HERE / "proven.json"
@@ -87,21 +87,10 @@ def server(
         "HOMEPORT_ABANDONED_CALL_S": "1",
         "HOMEPORT_WEB_WAIT_S": "4",
     }
-    server = Server(home, environ)
-    server.start()
-    try:
+    with server_with(home, environ) as server:
         yield server
-    finally:
-        server.stop()
-    nothing_left(home)
     if request.config.getoption("--record", default=False):
         _merge(recorded)
-
-
-def nothing_left(home: Path) -> None:
-    from homeport.node import leaks
-
-    assert not (found := leaks.find_leaks(home)), f"left behind: {found}"
 
 
 def _merge(recorded: Path) -> None:
@@ -127,13 +116,9 @@ def runner(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.fixture(scope="session")
 def waiting_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """The same with a server whose node keeps containers waiting (``templates_max``)."""
-    server = Server(tmp_path_factory.mktemp("waiting"), {"HOMEPORT_TEMPLATES_MAX": "8"})
-    server.start()
-    try:
+    environ = {"HOMEPORT_TEMPLATES_MAX": "8"}
+    with server_with(tmp_path_factory.mktemp("waiting"), environ) as server:
         yield Runner(server, tmp_path_factory.mktemp("waiting-clients"))
-    finally:
-        server.stop()
-    nothing_left(server.home)
 
 
 @pytest.fixture

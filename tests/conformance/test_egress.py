@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.conformance.conftest import nothing_left
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.internet import Internet
 from tests.conformance.harness.programs import Checks, Runner
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import server_with
 
 pytestmark = [pytest.mark.root, pytest.mark.since("1.5.0")]
 NAMES = {
@@ -38,14 +37,9 @@ def internet() -> Iterator[Internet]:
 
 @pytest.fixture(scope="module")
 def runner(internet: Internet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    home = tmp_path_factory.mktemp("guarded")
-    server = Server(home, {"HOMEPORT_NAME_SERVERS": internet.name_server})
-    server.start()
-    try:
+    environ = {"HOMEPORT_NAME_SERVERS": internet.name_server}
+    with server_with(tmp_path_factory.mktemp("guarded"), environ) as server:
         yield Runner(server, tmp_path_factory.mktemp("egress"))
-    finally:
-        server.stop()
-    nothing_left(home)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import Checks, Runner
 from tests.conformance.harness.registry import Registry, busybox_layout
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import Server, server_with
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("skopeo") and shutil.which("busybox")),
@@ -49,12 +49,8 @@ def small(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "HOMEPORT_BUILD_TIMEOUT_S": "25",
             "HOMEPORT_PIDS_MAX": "200",
         }
-        server = Server(home, environ)
-        server.start()
-        try:
+        with server_with(home, environ) as server:
             yield server
-        finally:
-            server.stop()
     finally:
         subprocess.run(["umount", "-l", str(home)], check=True)
 

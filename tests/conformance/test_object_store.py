@@ -14,9 +14,8 @@ import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import Checks, Runner
 from tests.conformance.harness.s3 import ObjectStore
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import Server, server_with
 
-from homeport.node import leaks
 from homeport.storage.bucket import Bucket
 
 BUCKET = "contents"
@@ -41,14 +40,8 @@ def settings_of(url: str, bucket: str = BUCKET) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(store: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("in-a-bucket")
-    server = Server(home, settings_of(store.url))
-    server.start()
-    try:
+    with server_with(tmp_path_factory.mktemp("in-a-bucket"), settings_of(store.url)) as server:
         yield server
-    finally:
-        server.stop()
-    assert not (found := leaks.find_leaks(home)), f"left behind: {found}"
 
 
 @pytest.fixture(scope="module")

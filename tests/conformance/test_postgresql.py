@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import pytest
 from tests.conformance.harness.postgres import PostgreSQL
 from tests.conformance.harness.programs import Runner
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import Server, server_with
 from tests.conformance.test_dicts import *  # noqa: F403
-
-from homeport.node import leaks
 
 PROGRAM = "dicts"
 pytestmark = pytest.mark.newest
@@ -18,15 +16,10 @@ pytestmark = pytest.mark.newest
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("on-postgresql")
     with PostgreSQL() as postgres:
-        server = Server(home, {"HOMEPORT_DATABASE_URL": postgres.create()})
-        server.start()
-        try:
+        environ = {"HOMEPORT_DATABASE_URL": postgres.create()}
+        with server_with(tmp_path_factory.mktemp("on-postgresql"), environ) as server:
             yield server
-        finally:
-            server.stop()
-    assert not (found := leaks.find_leaks(home)), f"left behind: {found}"
 
 
 @pytest.fixture(scope="module")

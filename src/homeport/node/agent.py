@@ -193,15 +193,6 @@ class Agent:
         stack.push_async_callback(router.stop)
         tunnels = Tunnels(self._config.router_listen, self._config.router_host or "localhost")
         stack.callback(tunnels.stop)
-        preparer = Preparer(
-            root / "tasks",
-            {runtime.name: runtime},
-            runtime.name,
-            layers,
-            mounts,
-            BytecodeStore(mounts),
-            volumes,
-        )
         templates = None
         if self._config.templates_max > 0:
             templates = Templates(preparer, SystemClock(), count_max=self._config.templates_max)

@@ -19,7 +19,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -558,28 +558,39 @@ def socket_in_netns(
 
     ``netns`` is a path (``Container.netns``) or a descriptor. Raises ``OSError``.
     """
-    made: list[socket.socket] = []
-    failed: list[BaseException] = []
 
-    def make() -> None:
+    def make() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            if prepare is not None:
+                prepare(made)
+            made.setblocking(False)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    return in_netns(netns, make)
+
+
+def in_netns(netns: str | int, work: Callable[[], _T]) -> _T:
+    """What ``work`` gives in another network namespace, in a thread that ends there. Blocks.
+
+    ``netns`` is a path (``Container.netns``) or a descriptor. Raises ``OSError``, and as ``work``.
+    """
+    result: Future[_T] = Future()
+
+    def run() -> None:
         try:
             _join(netns)
-            one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            made.append(one)
-            if prepare is not None:
-                prepare(one)
-            one.setblocking(False)
+            result.set_result(work())
         except BaseException as error:
-            failed.append(error)
+            result.set_exception(error)
 
-    thread = threading.Thread(target=make, name="homeport-netns")  # ends in that namespace
+    thread = threading.Thread(target=run, name="homeport-netns")
     thread.start()
     thread.join()
-    if failed:
-        for one in made:
-            one.close()
-        raise failed[0]
-    return made[0]
+    return result.result()
 
 
 def _join(netns: str | int) -> None:

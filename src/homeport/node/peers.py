@@ -8,13 +8,13 @@ of the two networks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
-import threading
 from typing import Final
 
 from homeport.node import netlink
-from homeport.node.runtime import linux
+from homeport.node.network import in_netns
 from homeport.node.runtime.port import Container
 
 _HOSTS_BYTES_MAX: Final = 1024 * 1024
@@ -45,53 +45,30 @@ def is_gone(container: Container) -> bool:
 
 
 def _link(one: str, other: str, interfaces: tuple[str, str], addresses: tuple[str, str]) -> None:
-    failed: list[OSError] = []
-
-    def work() -> None:
-        try:
-            theirs = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _join(one)
-                here = netlink.Netlink()
-                try:
-                    netlink.create_veth(here, interfaces[0], interfaces[1], theirs)
-                    _set_up(here, interfaces[0], *addresses)
-                finally:
-                    here.close()
-                linux.setns(theirs, linux.CLONE_NEWNET)
-                there = netlink.Netlink()
-                try:
-                    _set_up(there, interfaces[1], *addresses[::-1])
-                finally:
-                    there.close()
-            finally:
-                os.close(theirs)
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="homeport-peers")  # ends in that namespace
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    theirs = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        in_netns(one, lambda: _begin(theirs, interfaces, addresses))
+        in_netns(theirs, lambda: _set_up(interfaces[1], *addresses[::-1]))
+    finally:
+        os.close(theirs)
 
 
-def _set_up(route: netlink.Netlink, interface: str, address: str, peer: str) -> None:
+def _begin(theirs: int, interfaces: tuple[str, str], addresses: tuple[str, str]) -> None:
+    """Make both ends, from the network of the first."""
+    with contextlib.closing(netlink.Netlink()) as route:
+        netlink.create_veth(route, interfaces[0], interfaces[1], theirs)
+    _set_up(interfaces[0], *addresses)
+
+
+def _set_up(interface: str, address: str, peer: str) -> None:
     """In the calling thread's network."""
     # What one container may reach outside is not to be reached through it by the other.
     with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
         file.write("0")
-    index = route.index(interface)
-    netlink.add_address(route, index, address, peer)
-    netlink.set_up(route, index)
-
-
-def _join(netns: str) -> None:
-    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        linux.setns(fd, linux.CLONE_NEWNET)
-    finally:
-        os.close(fd)
+    with contextlib.closing(netlink.Netlink()) as route:
+        index = route.index(interface)
+        netlink.add_address(route, index, address, peer)
+        netlink.set_up(route, index)
 
 
 async def _name(container: Container, name: str, address: str) -> None:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from homeport.node.leaks import find_leaks
@@ -121,6 +123,18 @@ class Server:
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def server_with(home: Path, environ: dict[str, str]) -> Generator[Server]:
+    """A server in ``home`` with the settings in ``environ``; nothing of it may be left afterwards."""
+    server = Server(home, environ)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+    assert not (found := find_leaks(home)), f"left behind: {found}"
 
 
 def _homeport(command: str) -> list[str]:

@@ -7,25 +7,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.unit.storage.rows import row
 
 from homeport.calls.store import calls
 from homeport.kernel.errors import ExhaustedError
 from homeport.storage.database import Database
 from homeport.storage.dialects import insert
-
-
-def _row(name: str) -> dict[str, object]:
-    return {
-        "call_id": name,
-        "function_id": "fu-1",
-        "app_id": "ap-1",
-        "type": 1,
-        "invocation": 4,
-        "parent_input_id": "",
-        "created_at": 0.0,
-        "is_closed": True,
-        "cancelled": False,
-    }
 
 
 def _count(connection: sa.Connection) -> int:
@@ -37,7 +24,7 @@ def test_a_thousand_waiters_are_all_durable(tmp_path: Path) -> None:
         database = Database.sqlite(tmp_path / "x.db")
         await database.start()
         statement = insert(calls).on_conflict_do_nothing()
-        await asyncio.gather(*(database.append(statement, [_row(f"fc-{n}")]) for n in range(1000)))
+        await asyncio.gather(*(database.append(statement, [row(f"fc-{n}")]) for n in range(1000)))
         assert await database.read(_count) == 1000
         await database.stop()
         again = Database.sqlite(tmp_path / "x.db")
@@ -55,12 +42,12 @@ def test_a_failing_write_undoes_only_itself(tmp_path: Path) -> None:
         statement = insert(calls).on_conflict_do_nothing()
 
         def fail(connection: sa.Connection) -> None:
-            connection.execute(statement, [_row("fc-bad")])
+            connection.execute(statement, [row("fc-bad")])
             raise ValueError("no")
 
-        first = database.append(statement, [_row("fc-1")])
+        first = database.append(statement, [row("fc-1")])
         failing = asyncio.ensure_future(database.write(fail))
-        last = database.append(statement, [_row("fc-2")])
+        last = database.append(statement, [row("fc-2")])
         await first
         await last
         with pytest.raises(ValueError, match="no"):
@@ -76,9 +63,9 @@ def test_a_full_disk_refuses_writes_holds_appends_and_recovers(tmp_path: Path) -
         database = Database.sqlite(tmp_path / "x.db")
         await database.start()
         statement = insert(calls).on_conflict_do_nothing()
-        await database.append(statement, [_row("fc-before")])
+        await database.append(statement, [row("fc-before")])
         await database.write(lambda connection: _set_room(connection, 0))
-        large = _row("fc-large") | {"parent_input_id": "x" * 1_000_000}
+        large = row("fc-large") | {"parent_input_id": "x" * 1_000_000}
         append = database.append(statement, [large])
         with pytest.raises(ExhaustedError, match="disk of the Homeport server is full"):
             await database.write(lambda connection: connection.execute(statement, [large]))
@@ -86,7 +73,7 @@ def test_a_full_disk_refuses_writes_holds_appends_and_recovers(tmp_path: Path) -
             await database.write(lambda connection: connection.execute(statement, [large]))
         assert not append.done()
         assert await database.read(_count) == 1
-        held = [database.append(statement, [_row("fc-later")])]
+        held = [database.append(statement, [row("fc-later")])]
         await database.write(lambda connection: _set_room(connection, 10_000))
         await asyncio.gather(append, *held)
         assert await database.read(_count) == 3

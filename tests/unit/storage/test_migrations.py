@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from tests.conformance.harness.postgres import PostgreSQL
 
-import homeport
 from homeport.kernel.errors import ConflictError
 from homeport.storage.database import metadata
 from homeport.storage.dialects import create_engine
@@ -20,9 +18,8 @@ from homeport.storage.migrations import migrate
 
 
 def _declare_all_tables() -> None:
-    for module in pkgutil.walk_packages(homeport.__path__, "homeport."):
-        if module.name.rpartition(".")[2] in ("store", "tokens", "operations", "catalogue"):
-            importlib.import_module(module.name)
+    """The server's wiring knows every feature, wherever it declares its tables."""
+    importlib.import_module("homeport.main")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from tests.conformance.harness.postgres import PostgreSQL
+from tests.unit.storage.rows import row
 
 from homeport.calls.store import calls
 from homeport.kernel.errors import ConflictError, InvalidError, UnavailableError
@@ -19,20 +20,6 @@ from homeport.storage.database import Database
 from homeport.storage.dialects import create_engine, insert
 
 _INSERT = insert(calls).on_conflict_do_nothing()
-
-
-def row(name: str) -> dict[str, object]:
-    return {
-        "call_id": name,
-        "function_id": "fu-1",
-        "app_id": "ap-1",
-        "type": 1,
-        "invocation": 4,
-        "parent_input_id": "",
-        "created_at": 0.0,
-        "is_closed": True,
-        "cancelled": False,
-    }
 
 
 def names(connection: sa.Connection) -> list[str]:
