@@ -258,7 +258,7 @@ class LayersDropped(Message):
 
 
 class TaskReady(Message):
-    """The container asked for its first input (a server: its port is open; a sandbox: runs).
+    """The container asked for its first input (a server: its port is open).
 
     ``address`` is its ``eth0``'s, empty without one.
     """
@@ -266,6 +266,18 @@ class TaskReady(Message):
     task_id: str
     time: float
     address: str = ""
+
+
+class SandboxStarted(Message):
+    """The sandbox's command runs. Acknowledged by ``Ack(seq)``.
+
+    The node answers nobody who uses the sandbox before that: a server that does not know of the
+    start would start it once more on a node that lost it, and what was done in it would be gone.
+    """
+
+    seq: int
+    task_id: str
+    time: float
 
 
 class InputsStarted(Message):
@@ -534,7 +546,7 @@ class StartSandbox(Message):
     """Start a sandbox: a container that runs ``command`` and nothing of ours.
 
     ``env`` is its complete environment but for PATH and HOME. Times are seconds from the moment it
-    runs; ``idle_timeout_s`` 0 = none. Its life is told as a task's: ``TaskReady`` when it runs,
+    runs; ``idle_timeout_s`` 0 = none. Its life is told as ``SandboxStarted``,
     ``SandboxReady``, ``Logs``, ``TaskExited``.
     """
 
@@ -777,6 +789,7 @@ class CancelBuild(Message):
 NodeMessage = (
     Hello
     | TaskReady
+    | SandboxStarted
     | SandboxReady
     | SandboxSnapshot
     | Answer

@@ -1,8 +1,7 @@
 """The node's end of the link: connects, introduces itself, and loses nothing that must arrive.
 
-``Outputs``, ``TaskExited`` and ``BuildFinished`` are kept until the server acknowledged them and
-are sent again, in order, on each new connection; logs are kept for a while; everything else is
-said anew by ``Hello`` and may be lost with a connection.
+What is numbered (``Sequenced``) is kept until the server acknowledged it and is sent again, in
+order, on each new connection; logs are kept for a while; everything else is said anew by ``Hello`` and may be lost with a connection.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from homeport.link.messages import (
     RpcReply,
     RpcRequest,
     SandboxSnapshot,
+    SandboxStarted,
     ServerMessage,
     TaskExited,
     Welcome,
@@ -65,7 +65,7 @@ Connect = Callable[
     [Callable[[ServerMessage], None], Callable[[Exception | None], None]], Awaitable[Wire]
 ]
 """Opens a connection whose messages go to the first callable and whose end to the second."""
-Sequenced = Outputs | TaskExited | BuildFinished | SandboxSnapshot
+Sequenced = Outputs | TaskExited | BuildFinished | SandboxStarted | SandboxSnapshot
 
 
 class LinkHandler(Protocol):
@@ -270,8 +270,11 @@ class NodeLink:
                 await self._empty.wait()
         return not self._outbox
 
-    async def taken(self, seq: int, timeout_s: float) -> bool:
-        """Wait until what was sent with that number is acknowledged; whether it was in time."""
+    async def taken(self, seq: int, timeout_s: float | None = None) -> bool:
+        """Wait until what was sent with that number is acknowledged; whether it was in time.
+
+        ``timeout_s`` is ``None`` for as long as it takes.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while any(number == seq for number, _, _ in self._outbox):

@@ -26,9 +26,9 @@ from homeport.link.messages import (
     Message,
     RunningTask,
     SandboxReady,
+    SandboxStarted,
     StartSandbox,
     TaskExited,
-    TaskReady,
     TerminalRef,
     UsageSample,
 )
@@ -68,7 +68,8 @@ class Reporter(Protocol):
     @property
     def is_congested(self) -> bool: ...
     async def uncongested(self) -> None: ...
-    def send_sure(self, message: TaskExited) -> None: ...
+    def send_sure(self, message: SandboxStarted | TaskExited) -> None: ...
+    async def taken(self, seq: int) -> bool: ...
     def send_kept(self, message: Message) -> None: ...
     def logs(self, task_id: str, entries: list[LogEntry]) -> None: ...
 
@@ -102,6 +103,8 @@ class Sandbox:
         self._prepared: Prepared | None = None
         self._preparing: asyncio.Task[Prepared] | None = None
         self._running = asyncio.Event()
+        self._report_of_start: SandboxStarted | None = None
+        """Until the server has acknowledged it."""
         self._ready = asyncio.Event()
         self._ready_at = 0.0
         self._probing: asyncio.Task[None] | None = None
@@ -164,18 +167,30 @@ class Sandbox:
         return self._stdio
 
     async def started(self) -> Container:
-        """The container, as soon as it runs. Raises ``NotFoundError`` if it has ended."""
-        await self._running.wait()
+        """The container, as soon as it runs and the server knows.
+
+        Raises ``NotFoundError`` if it has ended.
+        """
+        await self._recorded()
         return self.container
+
+    async def _recorded(self) -> None:
+        """Until it runs, or has ended, and the server knows: see ``SandboxStarted``."""
+        await self._running.wait()
+        if self._report_of_start is not None:
+            await self._link.taken(self._report_of_start.seq)
+            self._report_of_start = None
 
     async def write_stdin(self, offset: int, data: bytes, *, eof: bool) -> None:
         """See ``Stdin.write``."""
         with self.active():
+            await self._recorded()
             await self._stdio.stdin.write(offset, data, eof=eof)
 
     async def write_stdin_numbered(self, index: int, data: bytes, *, eof: bool) -> None:
         """See ``Stdin.write_numbered``."""
         with self.active():
+            await self._recorded()
             await self._stdio.stdin.write_numbered(index, data, eof=eof)
 
     async def reload_volumes(self) -> None:
@@ -331,7 +346,8 @@ class Sandbox:
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(self.start.timeout_s, self._cut, TIMEOUT)
         self._arm_idle()
-        self._link.send_kept(TaskReady(self.task_id, self._clock.now()))
+        self._report_of_start = SandboxStarted(0, self.task_id, self._clock.now())
+        self._link.send_sure(self._report_of_start)
         if self.start.probe is not None:
             self._probing = loop.create_task(self._probe())
         if self._is_killed:

@@ -17,7 +17,13 @@ from homeport.kernel.errors import (
     NotFoundError,
     UnavailableError,
 )
-from homeport.link.messages import LogEntry, Message, StartSandbox, TaskExited
+from homeport.link.messages import (
+    LogEntry,
+    Message,
+    SandboxStarted,
+    StartSandbox,
+    TaskExited,
+)
 from homeport.node.logs import SYSTEM
 from homeport.node.peers import connect, is_gone
 from homeport.node.prepare import Preparer
@@ -102,9 +108,12 @@ class _Reports:
     async def uncongested(self) -> None:
         await self._link.uncongested()
 
-    def send_sure(self, message: TaskExited) -> None:
-        if not self.exited.done():
+    def send_sure(self, message: SandboxStarted | TaskExited) -> None:
+        if isinstance(message, TaskExited) and not self.exited.done():
             self.exited.set_result(message)
+
+    async def taken(self, seq: int) -> bool:
+        return True
 
     def send_kept(self, message: Message) -> None:
         return

@@ -39,10 +39,10 @@ from homeport.link.messages import (
     ReloadVolumes,
     SandboxReady,
     SandboxSnapshot,
+    SandboxStarted,
     StopTask,
     TakeSnapshot,
     TaskExited,
-    TaskReady,
     UsageSample,
     WriteStdin,
 )
@@ -771,7 +771,7 @@ class SandboxService:
         if live is None or isinstance(message, Logs):
             return None
         record = live.record
-        if isinstance(message, TaskReady) and not record.started_at:
+        if isinstance(message, SandboxStarted) and not record.started_at:
             live.record = msgspec.structs.replace(record, started_at=message.time)
             self._tasks.started(record.task_id, message.time)
             self._logs.task_state(record.app_id, record.task_id, TASK_ACTIVE)

@@ -24,10 +24,10 @@ from homeport.link.messages import (
     Hello,
     Message,
     RunningTask,
+    SandboxStarted,
     StartSandbox,
     StopTask,
     TaskExited,
-    TaskReady,
 )
 from homeport.sandboxes.model import SandboxRecord, SandboxSpec
 from homeport.sandboxes.service import SandboxService
@@ -156,7 +156,7 @@ class World:
         return record
 
     def exits(self, record: SandboxRecord, returncode: int = 0) -> None:
-        self.service.said(TaskReady(record.task_id, 1.0))
+        self.service.said(SandboxStarted(1, record.task_id, 1.0))
         self.service.said(TaskExited(1, record.task_id, returncode, False, True, [], [], "", ""))
 
 
@@ -265,7 +265,7 @@ def test_a_restarted_server_takes_its_sandboxes_back(tmp_path: Path) -> None:
         before = World(home, room=3)
         runs, ends, never_sent = [await before.create(name=name) for name in ("a", "b", "c")]
         waits = await before.create(name="d")
-        before.service.said(TaskReady(runs.task_id, 1.0))
+        before.service.said(SandboxStarted(1, runs.task_id, 1.0))
         await before.service.terminate(ends.sandbox_id)
 
         after = World(home, room=3)
@@ -292,7 +292,7 @@ def test_a_restarted_server_takes_its_sandboxes_back(tmp_path: Path) -> None:
 def test_what_went_with_its_node_is_reported(tmp_path: Path, how: str) -> None:
     async def scenario(world: World) -> None:
         record = await world.create()
-        world.service.said(TaskReady(record.task_id, 1.0))
+        world.service.said(SandboxStarted(1, record.task_id, 1.0))
         if how == "restarted":
             assert world.service.joined(NODE, hello([])) == set()
         else:
