@@ -85,6 +85,9 @@ class PlainContainer:
     def memory_bytes(self) -> int:
         return self.memory
 
+    def usage(self) -> tuple[float, int]:
+        return 0.0, 0
+
     def adopt(self, env: Mapping[str, str]) -> None:
         self.env = dict(env)
 
