@@ -195,7 +195,13 @@ class Agent:
         stack.callback(tunnels.stop)
         templates = None
         if self._config.templates_max > 0:
-            templates = Templates(preparer, SystemClock(), count_max=self._config.templates_max)
+            templates = Templates(
+                preparer,
+                SystemClock(),
+                count_max=self._config.templates_max,
+                upstream=link,
+                attach=relay.attach,
+            )
             templates.start()
             stack.push_async_callback(templates.close)
         supervisor = Supervisor(

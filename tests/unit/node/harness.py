@@ -37,7 +37,7 @@ from homeport.link.messages import (
 )
 from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
-from homeport.node.runtime.port import ContainerSpec, Exit, RuntimeUnavailableError
+from homeport.node.runtime.port import Container, ContainerSpec, Exit, RuntimeUnavailableError
 from homeport.node.supervisor import Supervisor
 from homeport.node.templates.pool import Templates
 
@@ -301,6 +301,12 @@ def _all_known(hello: Hello) -> list[tuple[str, str, int]]:
 # ── the node ──────────────────────────────────────────────────────────────────────────────────
 
 
+async def unattached(container: Container) -> Callable[[], None]:
+    """No way to blobs: these containers share the machine's network."""
+    del container
+    return lambda: None
+
+
 class Node:
     """A whole node without isolation, linked to a ``FakeServer``."""
 
@@ -319,6 +325,7 @@ class Node:
                 SystemClock(),
                 count_max=templates_max,
                 upstream=self.link,
+                attach=unattached,
                 short=lambda: self.memory_is_short,
             )
         self.supervisor = Supervisor(

@@ -185,7 +185,7 @@ class CheckpointedTemplate(Template):
 
 
 async def make_checkpointed(
-    key: str, start: StartTask, preparer: Preparer, upstream: Upstream, attach: Attach | None
+    key: str, start: StartTask, preparer: Preparer, upstream: Upstream, attach: Attach
 ) -> CheckpointedTemplate:
     """A container like that of ``start``, at its memory snapshot.
 
@@ -217,8 +217,7 @@ async def make_checkpointed(
         template = CheckpointedTemplate(key, prepared, container, pipes, serving)
         undo.push_async_callback(template.remove)
         prepared.volumes.attach(container)
-        if attach is not None:
-            serving.callback(await attach(container))
+        serving.callback(await attach(container))
         await _arrival(template, rehearsal, start.startup_timeout_s)
         await _hold(template, server)
         undo.pop_all()

@@ -88,9 +88,9 @@ class Templates:
         preparer: Preparer,
         clock: Clock,
         *,
+        upstream: Upstream,
+        attach: Attach,
         count_max: int = COUNT_MAX,
-        upstream: Upstream | None = None,
-        attach: Attach | None = None,
         short: Callable[[], bool] = is_short,
     ) -> None:
         self._preparer = preparer
@@ -260,7 +260,7 @@ class Templates:
 
     def _can_rehearse(self, kind: Kind) -> bool:
         """Whether its program can be run now: one at a time, in the name of a task that runs."""
-        return bool(kind.tasks) and self._rehearsal is None and self._upstream is not None
+        return bool(kind.tasks) and self._rehearsal is None
 
     async def _make(self, key: str, kind: Kind) -> None:
         if takes_snapshot(kind.start):
@@ -277,7 +277,6 @@ class Templates:
         self._keep(kind, template)
 
     async def _rehearse(self, key: str, kind: Kind) -> None:
-        assert self._upstream is not None
         start = next(reversed(kind.tasks.values()))
         try:
             template = await make_checkpointed(
