@@ -131,7 +131,8 @@ class Disturbances:
 
     def _kill_container(self) -> None:
         notes = self._server.home.glob("**/network-tag")
-        prefixes = [init_name(run_token(note.parent), "ta-") for note in notes]
+        kinds = ("ta-", "tp-")  # those that waited keep their names
+        prefixes = [init_name(run_token(note.parent), kind) for note in notes for kind in kinds]
         inside = sorted(find_processes(*prefixes))
         if inside:
             with contextlib.suppress(ProcessLookupError):

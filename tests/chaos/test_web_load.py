@@ -87,7 +87,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    server = Server(tmp_path_factory.mktemp("web-load") / "home")
+    home = tmp_path_factory.mktemp("web-load") / "home"
+    server = Server(home, {"HOMEPORT_TEMPLATES_MAX": "0"})  # containers have their tasks' names
     server.start()
     try:
         world = World(server)

@@ -65,12 +65,17 @@ def test_the_first_container_of_a_kind_starts_from_nothing(cold: dict[str, Any])
 
 def test_one_that_waited_is_like_it(runner: Runner, client: Client, cold: dict[str, Any]) -> None:
     first, second = waited(runner, client), waited(runner, client)
-    for name in ("environment", "secret", "argv", "main", "stdin", "parent", "local", "edition"):
+    for name in cold.keys() - {"waited", "task", "made up", "output"}:
         assert first[name] == second[name] == cold[name], name
+    for one, other, third in zip(
+        *(found["made up"] for found in (cold, first, second)), strict=True
+    ):
+        assert len({one, other, third}) == 3
     assert len({found["task"] for found in (cold, first, second)}) == 3
     for found in (first, second):
         assert f"printed by {found['task']}" in found["output"]
         assert found["old file"] is False
+        assert found["forked"] == 6
 
 
 def test_volumes_are_those_of_the_task(runner: Runner, client: Client) -> None:

@@ -540,6 +540,8 @@ class StartTask(Message):
     """Its program may be run up to its memory snapshot before there is a task for it."""
     commit_layer: str = ""
     """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
+    deployed: bool = False
+    """Its app is deployed: there will be more containers like it, or so it is taken to be."""
 
 
 class StartSandbox(Message):

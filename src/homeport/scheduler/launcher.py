@@ -139,6 +139,7 @@ class Launcher:
             block_network=spec.block_network,
             untrusted=spec.untrusted,
             memory_snapshot=spec.memory_snapshot,
+            deployed=app.deployed is not None,
             volumes=await self._volume_refs(spec, image.config.workdir),
             directories=[
                 HostDirectory(str(await self._directories.directory(mount.object_id)), mount.path)

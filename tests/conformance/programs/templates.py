@@ -1,9 +1,16 @@
 """What a container sees of having waited for its task."""
 
 import json
+import multiprocessing
 import os
+import random
+import resource
+import signal
+import socket
 import sys
+import threading
 import time
+import uuid
 from pathlib import Path
 
 import modal
@@ -27,7 +34,49 @@ def seen():
         "local": modal.is_local(),
         "old file": os.path.exists("/tmp/mine"),
         "edition": EDITION,
+        "directory": os.getcwd(),
+        "path": sys.path,
+        "host": socket.gethostname(),
+        "user": os.getresuid(),
+        "umask": umask(),
+        "limits": limits(),
+        "resource limits": [resource.getrlimit(which) for which in range(16)],
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "signals": {number: str(signal.getsignal(number)) for number in HANDLED},
+        "descriptors": descriptors(),
+        "forked": forked(),
+        "made up": [random.random(), hash("word"), str(uuid.uuid4())],
     }
+
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)
+
+
+def umask():
+    before = os.umask(0o22)
+    os.umask(before)
+    return before
+
+
+def limits():
+    """What its control group allows it, if it sees that."""
+    found = {}
+    for name in ("memory.max", "cpu.max", "pids.max"):
+        file = Path("/sys/fs/cgroup", name)
+        found[name] = file.read_text().strip() if file.exists() else ""
+    return found
+
+
+def descriptors():
+    """Of what kind its open files are."""
+    names = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+    return sorted(os.readlink(name).partition("[")[0] for name in names if os.path.exists(name))
+
+
+def forked():
+    """What a child says that is a copy of this process."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(sum, ([1, 2, 3],))
 
 
 @app.function(secrets=[modal.Secret.from_dict({"WORD": "sesame"})])

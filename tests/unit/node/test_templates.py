@@ -16,14 +16,17 @@ from homeport.kernel.resources import Limits
 from homeport.link.messages import (
     BucketRef,
     MountRef,
+    RpcRequest,
     StartTask,
     StopTask,
     TaskExited,
+    TaskReady,
     VolumeRef,
 )
 from homeport.node.runtime.port import ContainerStartError
-from homeport.node.templates import memory
+from homeport.node.templates import memory, pool
 from homeport.node.templates.key import template_key
+from homeport.node.templates.template import MEMORY_MB
 
 from .harness import WAIT_S, Node, PlainContainer, function, item, start_task, value
 
@@ -32,7 +35,7 @@ ENTRYPOINT = ["python", "-m", "modal._container_entrypoint"]
 
 
 def task(name: str = "surroundings", **changes: Any) -> StartTask:
-    return start_task(function(name), **{"command": ENTRYPOINT, **changes})
+    return start_task(function(name), **{"command": ENTRYPOINT, "deployed": True, **changes})
 
 
 @pytest.fixture
@@ -204,6 +207,31 @@ def test_a_burst_is_prepared_for(run) -> None:
     run(scenario)
 
 
+def test_what_is_only_run_has_shown_that_it_is_run_again(run) -> None:
+    async def scenario(node: Node) -> None:
+        once, again = task(deployed=False), task(deployed=False)
+        assert template_key(once) == template_key(task())
+        await used(node, once, [])
+        await used(node, task(env={"OTHER": "1"}), [])  # made after it would have been
+        await waits(node)
+        await used(node, again, [])
+        await waits(node, 2)
+
+    run(scenario)
+
+
+def test_a_small_machine_keeps_fewer(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "memory_mb", lambda: (500, 1000 * MEMORY_MB * 2 // 400))
+
+    async def scenario(node: Node) -> None:
+        for number in range(3):
+            await used(node, task(env={"KIND": str(number)}), [])
+            await waits(node)
+            await until(lambda: len(waiting(node)) == 1)
+
+    run(scenario)
+
+
 def test_all_is_given_back_when_memory_runs_short(run) -> None:
     async def scenario(node: Node) -> None:
         assert node.templates is not None
@@ -327,7 +355,7 @@ def test_a_task_that_is_stopped_before_it_goes_on_takes_its_container_with_it(ru
 
 def snapped(**changes: Any) -> StartTask:
     definition = function("Snapped.*", "classes", is_class=True, is_checkpointing_function=True)
-    return start_task(definition, memory_snapshot=True, **changes)
+    return start_task(definition, **{"memory_snapshot": True, "deployed": True, **changes})
 
 
 async def restored(node: Node, start: StartTask) -> Any:
@@ -358,6 +386,48 @@ def test_a_task_goes_on_where_its_program_took_its_snapshot(run) -> None:
             pids.add(pid)
         assert len(pids) == 2
         assert node.server.text(1).count("loaded") == 3
+
+    run(scenario)
+
+
+def test_what_is_asked_before_a_snapshot_is_asked_by_a_task_that_runs(run, tmp_path: Path) -> None:
+    async def scenario(node: Node) -> None:
+        go = tmp_path / "go"
+        first, second = (snapped(env={"WAITS": str(go)}) for _ in range(2))
+        node.start(first)
+        await until(lambda: waiting(node))  # it runs in the name of the first, and will ask
+        node.start(second)
+        await node.server.first(TaskReady, 2)
+        node.server.send(StopTask(first.task_id, False, 5.0))
+        await node.server.first(TaskExited)
+        go.touch()
+        asked = await node.server.first(RpcRequest)
+        assert asked.task_id == second.task_id
+        await waits(node)
+
+    run(scenario)
+
+
+def test_one_that_does_not_fit_beside_others_is_not_tried_for_ever(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlainContainer, "memory_bytes", lambda _: 90 * 2**20)
+    monkeypatch.setattr(pool, "memory_mb", lambda: (500, 1000))  # two fit, three do not
+
+    async def scenario(node: Node) -> None:
+        old = snapped(env={"KIND": "old"})
+        node.start(old)
+        await waits(node)
+        for kind in ("new", "newest"):
+            await restored(node, snapped(env={"KIND": kind}))
+        await waits(node, 2)
+        made = len([spec for spec in node.runtime.specs if spec.id.startswith("tp-")])
+        one = item(1, method="add")
+        node.server.deliver(old.task_id, one)
+        await node.server.done(one.input_id)
+        await restored(node, snapped(env={"KIND": "newest"}))
+        await waits(node, 2)
+        assert len([spec for spec in node.runtime.specs if spec.id.startswith("tp-")]) <= made + 2
 
     run(scenario)
 

@@ -55,19 +55,20 @@ class CheckpointError(Exception):
 class Rehearsal:
     """The container's end of the work loop (``ContainerPort``) before there is a task.
 
-    What the program asks of Homeport meanwhile is asked in the name of ``start``, a running task of
-    the same function.
+    What the program asks of Homeport meanwhile is asked in the name of a running task of the same
+    function: of the one that ``asks_as`` names at that moment.
     """
 
-    def __init__(self, start: StartTask, prepared: Prepared) -> None:
+    def __init__(self, start: StartTask, prepared: Prepared, asks_as: Callable[[], str]) -> None:
         self._start = start
+        self._asks_as = asks_as
         self._volumes = prepared.volumes
         self.reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the program is at its snapshot, or has said that it will not get there."""
 
     @property
     def task_id(self) -> str:
-        return self._start.task_id
+        return self._asks_as()
 
     @property
     def untrusted(self) -> bool:
@@ -185,11 +186,16 @@ class CheckpointedTemplate(Template):
 
 
 async def make_checkpointed(
-    key: str, start: StartTask, preparer: Preparer, upstream: Upstream, attach: Attach
+    key: str,
+    start: StartTask,
+    preparer: Preparer,
+    upstream: Upstream,
+    attach: Attach,
+    asks_as: Callable[[], str],
 ) -> CheckpointedTemplate:
     """A container like that of ``start``, at its memory snapshot.
 
-    ``start`` is a task that runs. Raises as the preparer and the runtime do, and
+    ``asks_as`` names a task like it that runs. Raises as the preparer and the runtime do, and
     ``CheckpointError`` if the program does not get there within its startup timeout.
     """
     placeholder = ids.new(ids.TASK)
@@ -207,7 +213,7 @@ async def make_checkpointed(
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(preparer.discard, prepared)
         serving = await undo.enter_async_context(contextlib.AsyncExitStack())
-        rehearsal = Rehearsal(start, prepared)
+        rehearsal = Rehearsal(start, prepared, asks_as)
         server = GrpcServer(ContainerDispatcher(rehearsal, upstream))
         serving.push_async_callback(server.stop, 0.0)
         listener = await serve_unix(server.protocol_factory, prepared.socket_path)

@@ -15,7 +15,7 @@ _LATER: Final = frozenset(
     {
         "task_id", "function_id", "app_id", "arguments", "startup_timeout_s", "input_timeout_s",
         "max_concurrent", "target_concurrent", "batch_max_size", "batch_linger_ms", "single_use",
-        "is_server", "server_port", "memory_snapshot",
+        "is_server", "server_port", "memory_snapshot", "deployed",
     }
 )  # fmt: skip
 """What of a start matters only when its client has been imported; anything else makes a kind."""

@@ -22,7 +22,7 @@ from homeport.node.runtime.port import ContainerStartError, RuntimeUnavailableEr
 from homeport.node.templates.checkpoint import Attach, CheckpointError, make_checkpointed
 from homeport.node.templates.key import takes_snapshot, template_key
 from homeport.node.templates.memory import PressureWatch, is_short, memory_mb
-from homeport.node.templates.template import Template, make_template
+from homeport.node.templates.template import MEMORY_MB, Template, make_template
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -52,6 +52,9 @@ class Kind:
     burst: int = 1
     burst_at: float = -math.inf
     used_at: float = 0.0
+    starts: int = 0
+    size_mb: int = MEMORY_MB
+    """What one takes, as far as that is known."""
     tasks: dict[str, StartTask] = field(default_factory=dict[str, StartTask])
     """Those that run."""
     failures: int = 0
@@ -62,7 +65,10 @@ class Kind:
 
     def started(self, now: float, burst: int) -> None:
         """A task of this kind begins; ``burst`` of them are beginning."""
+        if len(self.tasks) <= 1 and now - self.used_at > IDLE_S:
+            self.starts = 0
         self.used_at = now
+        self.starts += 1
         if burst >= self.burst or now - self.burst_at > BURST_KEPT_S:
             self.burst, self.burst_at = burst, now
 
@@ -70,6 +76,8 @@ class Kind:
         """How many should wait."""
         if self.failures >= FAILURES_MAX:
             return 0
+        if self.starts <= 1 and not self.start.deployed:
+            return 0  # most of what is only run is run once, or is changed before it is run again
         if not self.tasks and now - self.used_at > IDLE_S:
             return 0
         return self.burst if now - self.burst_at <= BURST_KEPT_S else 1
@@ -242,7 +250,7 @@ class Templates:
                 continue
             if self._short():
                 return None
-            if self.count < self._count_max:
+            if self.count < self._count_max and self._waiting_mb + kind.size_mb <= self._bound_mb:
                 return key, kind
             if not kind.idle and (victim := self._older_than(key)) is not None:
                 self._remove(victim)
@@ -280,7 +288,12 @@ class Templates:
         start = next(reversed(kind.tasks.values()))
         try:
             template = await make_checkpointed(
-                key, start, self._preparer, self._upstream, self._attach
+                key,
+                start,
+                self._preparer,
+                self._upstream,
+                self._attach,
+                lambda: next(reversed(kind.tasks), start.task_id),
             )
             self._keep_if_it_fits(kind, template)
         except CheckpointError as error:
@@ -298,7 +311,8 @@ class Templates:
             self._wake.set()
 
     def _keep_if_it_fits(self, kind: Kind, template: Template) -> None:
-        bound = int(self._machine_mb * ONE_SHARE)
+        kind.size_mb = template.memory_mb
+        bound = int(self._machine_mb * ONE_SHARE) or template.memory_mb
         if template.memory_mb > bound:
             kind.failures = FAILURES_MAX
             kind.note = (
@@ -308,9 +322,14 @@ class Templates:
             return
         kind.note = ""
         self._keep(kind, template)
-        while self._waiting_mb > self._machine_mb * ALL_SHARE:
+        while self._waiting_mb > self._bound_mb:
             victim = self._older_than(template.key) or template
             self._remove(victim)
+
+    @property
+    def _bound_mb(self) -> float:
+        """What all that wait may take; without bound if the kernel does not say what there is."""
+        return self._machine_mb * ALL_SHARE or math.inf
 
     @property
     def _waiting_mb(self) -> int:

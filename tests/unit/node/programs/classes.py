@@ -1,7 +1,9 @@
 """A class run by the official entrypoint in the node's tests."""
 
+import contextlib
 import os
 import sys
+import time
 
 import modal
 
@@ -44,6 +46,11 @@ class Snapped:
         self.loaded_by = os.environ["MODAL_TASK_ID"]
         if os.environ.get("FAILS") and os.environ.get("MODAL_ENABLE_SNAP_RESTORE"):
             sys.exit("not in a snapshot")
+        if "WAITS" in os.environ and os.environ.get("MODAL_ENABLE_SNAP_RESTORE"):
+            while not os.path.exists(os.environ["WAITS"]):
+                time.sleep(0.01)
+            with contextlib.suppress(Exception):
+                modal.Dict.from_name("any").hydrate()
 
     @modal.enter(snap=False)
     def restore(self):
