@@ -252,6 +252,20 @@ def test_all_is_given_back_when_memory_runs_short(run) -> None:
     run(scenario)
 
 
+def test_it_is_looked_now_and_then_whether_memory_runs_short(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "EXPIRY_S", 0.05)
+
+    async def scenario(node: Node) -> None:
+        await used(node, task(), [])
+        await waits(node)
+        node.memory_is_short = True
+        await waits(node, 0)
+
+    run(scenario)
+
+
 def test_nothing_waits_when_it_is_switched_off(run) -> None:
     async def scenario(node: Node) -> None:
         await used(node, task(), [])
@@ -265,7 +279,9 @@ def test_what_the_kernel_says_of_memory() -> None:
     available, total = memory.memory_mb()
     assert 0 < available <= total
     assert not memory.is_short(lambda: (500, 1000))
-    assert memory.is_short(lambda: (99, 1000))
+    assert memory.is_short(lambda: (255, 1000))
+    assert not memory.is_short(lambda: (0, 0))
+    assert memory.is_short(lambda: (500, 6000))
     assert not memory.is_short(lambda: (3000, 1_000_000))
 
 

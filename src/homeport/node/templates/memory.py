@@ -16,6 +16,8 @@ _TRIGGER: Final = b"some 300000 2000000\0"
 """Work stood still for want of memory for 300 ms of two seconds (without CAP_SYS_RESOURCE the kernel
 takes multiples of two seconds only)."""
 RESERVE_SHARE: Final = 0.1
+RESERVE_MB_MIN: Final = 256
+"""More than what the server keeps free itself (``memory_reserve_mb``): what waits goes first."""
 RESERVE_MB_MAX: Final = 2048
 
 
@@ -33,7 +35,8 @@ def memory_mb() -> tuple[int, int]:
 def is_short(read: Callable[[], tuple[int, int]] = memory_mb) -> bool:
     """Whether what is left had better be kept for those who work."""
     available, total = read()
-    return available < min(RESERVE_MB_MAX, int(total * RESERVE_SHARE))
+    reserve = max(RESERVE_MB_MIN, min(RESERVE_MB_MAX, int(total * RESERVE_SHARE)))
+    return total > 0 and available < reserve
 
 
 class PressureWatch:

@@ -31,6 +31,8 @@ COUNT_MAX: Final = 8
 OF_ONE_KIND_MAX: Final = 4
 IDLE_S: Final = 600.0
 """How long one waits that nothing of its kind has been started for."""
+EXPIRY_S: Final = 60.0
+"""Between two looks for those that wait for nothing, and at what memory is left."""
 BURST_KEPT_S: Final = 60.0
 """How long there are as many of a kind as were lately started at once."""
 ONE_SHARE: Final = 0.1
@@ -354,11 +356,13 @@ class Templates:
     def _arm(self) -> None:
         if self._expiry is None and not self._closed:
             loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(IDLE_S / 10, self._on_expiry)
+            self._expiry = loop.call_later(EXPIRY_S, self._on_expiry)
 
     def _on_expiry(self) -> None:
         self._expiry = None
         self._expire()
+        if self._short():  # little by little, of which the kernel says nothing
+            self.give_back()
         if self.count:
             self._arm()
 
