@@ -98,6 +98,7 @@ from homeport.rpc.admission import Admission
 from homeport.rpc.auth import Authenticator
 from homeport.rpc.rates import Rates
 from homeport.rpc.registry import Registry
+from homeport.sandboxes.costs import Prices
 from homeport.sandboxes.launcher import SandboxLauncher
 from homeport.sandboxes.persistent import PersistentSandboxes, PersistentStore
 from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
@@ -105,6 +106,7 @@ from homeport.sandboxes.rpc import SandboxRpc
 from homeport.sandboxes.service import SandboxService
 from homeport.sandboxes.sidecars import SidecarService
 from homeport.sandboxes.sidecars_rpc import SidecarRpc
+from homeport.sandboxes.statistics import SandboxStatistics
 from homeport.sandboxes.store import SandboxStore
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher
@@ -261,8 +263,9 @@ class Server:
             volume_objects,
             self._nfs,
         )
+        sandbox_store = SandboxStore(self._database)
         self._sandboxes = SandboxService(
-            SandboxStore(self._database),
+            sandbox_store,
             self._nodes,
             self._tasks,
             self._logs,
@@ -346,8 +349,10 @@ class Server:
         self._tasks.use(self._scheduler)
         deployments = Deployments(self._apps, self._functions, clock, rebound=rebound)
         subjects = Subjects(self._apps, self._tasks, self._sandboxes)
+        prices = Prices(settings.price_core_hour, settings.price_gib_hour, settings.price_gpu_hour)
         sandbox_rpc = SandboxRpc(
             self._sandboxes,
+            SandboxStatistics(sandbox_store, self._sandboxes, prices, clock),
             self._apps,
             self._environments,
             self._logs,

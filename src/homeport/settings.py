@@ -18,7 +18,7 @@ from homeport.kernel.errors import InvalidError
 from homeport.kernel.logs import Format, Level
 
 DEFAULT_PORT = 7460
-_MAPPINGS = frozenset({"registry_mirrors", "blob_store_options"})
+_MAPPINGS = frozenset({"registry_mirrors", "blob_store_options", "price_gpu_hour"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +86,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sandbox_memory_mb: int = 10
     """The same: a sandbox whose program waits takes 4 to 8 MiB of the machine, kernel included. Those
     that need more should ask for it."""
+    price_core_hour: float = 0.0
+    """What a core costs an hour, in the currency of whoever pays; shown by the statistics of
+    sandboxes. 0 = nothing."""
+    price_gib_hour: float = 0.0
+    """What a GiB of memory costs an hour."""
+    price_gpu_hour: dict[str, float] = {}
+    """What a GPU costs an hour, by type. As a variable: ``type=price,type=price``."""
     default_memory_limit_mb: int = 0
     """Hard memory limit of such a container; 0 = half of the node's memory."""
     pids_max: int = 4096

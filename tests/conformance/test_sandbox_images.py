@@ -86,3 +86,20 @@ def test_usage_is_told(checks: Checks, client: Client) -> None:
         pytest.skip("this client does not ask for it")
     expected = [True, ["GiB", "cores"], True, True, True, True, None, [True, {}]]
     assert checks.value("usage") == expected
+
+
+def test_what_sandboxes_cost(checks: Checks, client: Client) -> None:
+    if client.release < (1, 6, 4):
+        pytest.skip("this client does not ask for it")
+    alone, by_team, by_both, none, before, off_hour, too_long = checks.value("costs")
+    ((tags, cost, by_resource),) = alone
+    assert tags == {}
+    assert cost == 0.0
+    assert by_resource == {"CPU": 0.0, "Memory": 0.0}
+    assert by_team == ["None", "a", "b", "runs"]
+    assert by_both == [{"job": "1", "no": None}, {"job": "2", "no": None}]
+    assert none == []
+    assert before == []
+    assert off_hour[0] == too_long[0] == "InvalidError"
+    assert "full hour" in off_hour[1]
+    assert "7 days" in too_long[1]

@@ -23,6 +23,7 @@ from homeport.rpc.context import Context
 from homeport.sandboxes import wire
 from homeport.sandboxes.model import CONNECT_PORT, SandboxRecord, check_connect
 from homeport.sandboxes.service import Places, SandboxService
+from homeport.sandboxes.statistics import SandboxStatistics
 
 _POLL_S: Final = 60.0
 """A wait is answered within it, whatever the client asks."""
@@ -40,6 +41,7 @@ class SandboxRpc:
     def __init__(
         self,
         service: SandboxService,
+        statistics: SandboxStatistics,
         apps: AppService,
         environments: EnvironmentService,
         logs: LogService,
@@ -48,6 +50,7 @@ class SandboxRpc:
         image_metadata: Callable[[str], api_pb2.ImageMetadata],
     ) -> None:
         self._service = service
+        self._statistics = statistics
         self._apps = apps
         self._environments = environments
         self._logs = logs
@@ -308,7 +311,7 @@ class SandboxRpc:
         until = time_ns(request.until, "until") / 1e9
         if until and since >= until:
             raise InvalidError("`since` must be before `until`")
-        return wire.stats(await self._service.usage(request.sandbox_id, since, until))
+        return wire.stats(*await self._statistics.of_one(request.sandbox_id, since, until))
 
     async def SandboxGetStatsV2(
         self, request: api_pb2.SandboxGetStatsRequest, ctx: Context
@@ -319,8 +322,21 @@ class SandboxRpc:
         self, request: api_pb2.SandboxGetResourceUsageRequest, ctx: Context
     ) -> api_pb2.SandboxGetResourceUsageResponse:
         record = await self._service.get(request.sandbox_id)
-        usage = await self._service.usage(request.sandbox_id, 0.0, 0.0)
+        usage, _ = await self._statistics.of_one(request.sandbox_id, 0.0, 0.0)
         return wire.resource_usage(usage, record.spec.gpu_count, record.spec.gpu_type)
+
+    async def SandboxGetTimeRangeStats(
+        self, request: api_pb2.SandboxGetTimeRangeStatsRequest, ctx: Context
+    ) -> api_pb2.SandboxGetTimeRangeStatsResponse:
+        app = self._apps.get(request.app_id)
+        groups = await self._statistics.of_app(
+            app.app_id,
+            time_ns(request.since, "since") / 1e9,
+            time_ns(request.until, "until") / 1e9,
+            group_by=list(dict.fromkeys(request.group_by_tags)),
+            tags=dict(request.tags),
+        )
+        return api_pb2.SandboxGetTimeRangeStatsResponse(groups=map(wire.stats_group, groups))
 
     # ── look-ups ────────────────────────────────────────────────────────────────────────────
 

@@ -69,7 +69,6 @@ from homeport.sandboxes.model import (
     unstarted,
 )
 from homeport.sandboxes.store import SandboxStore
-from homeport.sandboxes.usage import Usage, usage_between
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
 
@@ -654,21 +653,15 @@ class SandboxService:
         memory_mb = self._room.memory_limit_mb(record.spec, record.node_id)
         return Resources(reserved.milli_cpu if reserved else record.spec.milli_cpu, memory_mb, 0)
 
-    async def usage(self, sandbox_id: str, since: float, until: float) -> Usage:
-        """What it used between these Unix times; 0 = from its creation, till now.
-
-        Raises ``NotFoundError``, ``UnavailableError`` while its node is away.
-        """
-        record = await self.get(sandbox_id)
-        samples: list[UsageSample] = []
+    async def samples(self, record: SandboxRecord) -> list[UsageSample]:
+        """What was measured of it. Raises ``UnavailableError`` while its node is away."""
         if record.is_over:
-            samples = await self._store.usage(record.sandbox_id)
-        elif record.started_at:
-            task_id = record.task_id
-            answer = await self._nodes.ask(record.node_id, lambda ask_id: AskUsage(ask_id, task_id))
-            samples = answer.usage
-        since = since or record.created_at
-        return usage_between(record, samples, since, until or self._clock.now())
+            return await self._store.usage(record.sandbox_id)
+        if not record.started_at:
+            return []
+        task_id = record.task_id
+        answer = await self._nodes.ask(record.node_id, lambda ask_id: AskUsage(ask_id, task_id))
+        return answer.usage
 
     async def on_its_node(self, sandbox_id: str, when_over: str) -> SandboxRecord:
         """A sandbox (by its own or its task's id) that its node has been told of.

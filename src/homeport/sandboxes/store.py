@@ -103,13 +103,37 @@ class SandboxStore:
 
     async def usage(self, sandbox_id: str) -> list[UsageSample]:
         """What an ended sandbox used."""
-        if self._last_save is not None and not self._last_save.done():
-            await asyncio.wait([self._last_save])
+        await self._saved()
         query = sa.select(usage.c.samples).where(usage.c.sandbox_id == sandbox_id)
         found = await self._database.read(
             lambda connection: connection.execute(query).scalar_one_or_none()
         )
         return msgspec.msgpack.decode(found, type=list[UsageSample]) if found else []
+
+    async def between(
+        self, app_id: str, since: float, until: float
+    ) -> list[tuple[SandboxRecord, list[UsageSample]]]:
+        """Sandboxes of an app that were there in that time, oldest first; what ended ones used."""
+        await self._saved()
+        ended = sandboxes.c.finished_at
+        query = (
+            sa.select(sandboxes.c.record, usage.c.samples)
+            .outerjoin(usage, usage.c.sandbox_id == sandboxes.c.sandbox_id)
+            .where(sandboxes.c.app_id == app_id, sandboxes.c.created_at < until)
+            .where(sa.or_(ended == 0.0, ended > since))
+            .order_by(sandboxes.c.created_at)
+        )
+
+        def read(connection: sa.Connection) -> list[tuple[SandboxRecord, list[UsageSample]]]:
+            return [
+                (
+                    msgspec.msgpack.decode(record, type=SandboxRecord),
+                    msgspec.msgpack.decode(samples, type=list[UsageSample]) if samples else [],
+                )
+                for record, samples in connection.execute(query)
+            ]
+
+        return await self._database.read(read)
 
     async def prune(self, finished_before: float) -> int:
         """Forget sandboxes that ended before that time; how many."""
@@ -129,8 +153,7 @@ class SandboxStore:
     async def _select(
         self, *conditions: sa.ColumnElement[bool], limit: int | None = None
     ) -> list[SandboxRecord]:
-        if self._last_save is not None and not self._last_save.done():
-            await asyncio.wait([self._last_save])  # commits keep their order: all are in then
+        await self._saved()
         query = sa.select(sandboxes.c.record).where(*conditions)
         query = query.order_by(sandboxes.c.created_at.desc()).limit(limit)
 
@@ -139,3 +162,8 @@ class SandboxStore:
             return [msgspec.msgpack.decode(row, type=SandboxRecord) for row in rows]
 
         return await self._database.read(read)
+
+    async def _saved(self) -> None:
+        """Until everything that was saved can be read: commits keep their order."""
+        if self._last_save is not None and not self._last_save.done():
+            await asyncio.wait([self._last_save])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from modal_proto import api_pb2
 
@@ -13,6 +14,7 @@ from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.kernel.networks import network
 from homeport.link.messages import ProbeRef, TerminalRef, VolumeRef
 from homeport.logs.model import Done, Entry, Event
+from homeport.sandboxes.costs import Costs, Group
 from homeport.sandboxes.model import (
     TIMEOUT_DEFAULT_S,
     Port,
@@ -247,14 +249,18 @@ def info(record: SandboxRecord) -> api_pb2.SandboxInfo:
     return message
 
 
-def stats(usage: Usage) -> api_pb2.SandboxGetStatsResponse:
-    """What was used. Without a cost: one's own machines have no price."""
+def stats(usage: Usage, costs: Costs) -> api_pb2.SandboxGetStatsResponse:
+    """What was used. Without a cost where there are no prices."""
     message = api_pb2.SandboxGetStatsResponse(
         num_datapoints=len(usage.cores),
         duration_hours=usage.ran_s / 3600,
         billed_cpu_core_seconds=usage.asked_core_s,
         billed_memory_gib_seconds=usage.asked_memory_gib_s,
     )
+    if costs:
+        message.cost = str(sum(costs.values()))
+        for resource, cost in costs.items():
+            message.cost_by_resource[resource] = str(cost)
     message.since.FromNanoseconds(int(usage.since * 1e9))
     message.until.FromNanoseconds(int(usage.until * 1e9))
     measured = (
@@ -271,6 +277,21 @@ def stats(usage: Usage) -> api_pb2.SandboxGetStatsResponse:
             value = percentile(values, basis_points / 10_000)
             for target in (distribution, summary):
                 target.percentiles.add(percentile_basis_points=basis_points, value=value)
+    return message
+
+
+def stats_group(group: Group) -> api_pb2.SandboxStatsGroup:
+    """What a group of sandboxes cost (``SandboxGetTimeRangeStats``)."""
+    total = sum(group.costs.values(), Decimal())
+    message = api_pb2.SandboxStatsGroup(cost=float(total), cost_str=str(total))
+    for resource, cost in group.costs.items():
+        message.cost_by_resource[resource] = float(cost)
+        message.cost_by_resource_str[resource] = str(cost)
+    for name, value in group.tags.items():
+        if value is None:
+            message.tags[name].SetInParent()
+        else:
+            message.tags[name].value = value
     return message
 
 

@@ -274,6 +274,39 @@ def usage():
     ]
 
 
+def costs():
+    """An app's sandboxes by their tags: what they cost where nothing has a price."""
+    from datetime import datetime, timedelta
+
+    mine = modal.App.lookup(f"{NAME}-costs", create_if_missing=True)
+    for tags in ({"team": "a", "job": "1"}, {"team": "a", "job": "2"}, {"team": "b"}, {}):
+        box = modal.Sandbox.create("true", app=mine, tags=tags)
+        box.wait()
+    running = modal.Sandbox.create("sleep", "100", app=mine, tags={"team": "runs"})
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    since = hour - timedelta(hours=1)
+    stats = mine.sandboxes.stats
+    try:
+        return [
+            [
+                [
+                    group.tags,
+                    float(group.cost),
+                    {k: float(v) for k, v in group.cost_by_resource.items()},
+                ]
+                for group in stats(since=since)
+            ],
+            sorted(str(group.tags["team"]) for group in stats(since=since, group_by_tags=["team"])),
+            [g.tags for g in stats(since=since, group_by_tags=["job", "no"], tags={"team": "a"})],
+            list(stats(since=since, tags={"team": "c"})),
+            list(stats(since=since, until=hour)),
+            raised(lambda: list(stats(since=since + timedelta(minutes=1)))),
+            raised(lambda: list(stats(since=hour - timedelta(days=8)))),
+        ]
+    finally:
+        running.terminate()
+
+
 if __name__ == "__main__":
     report = Report()
     app = modal.App.lookup(NAME, create_if_missing=True)
@@ -302,3 +335,5 @@ if __name__ == "__main__":
         report.check("persistent", persistent, 120.0)
     if hasattr(modal.Sandbox, "_experimental_stats"):
         report.check("usage", usage)
+    if hasattr(getattr(app, "sandboxes", None), "stats"):
+        report.check("costs", costs)
