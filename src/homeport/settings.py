@@ -44,6 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """``postgresql://USER:PASSWORD@HOST:PORT/NAME``; empty = the file ``homeport.db`` of the home."""
     default_runtime: str = ""
     """Isolation tool of all containers; empty = bubblewrap."""
+    sandbox_runtime: str = ""
+    """Isolation tool of sandboxes; empty = ``default_runtime``, ``auto`` = runsc (gVisor) where it is
+    installed and works, else ``default_runtime``."""
     message_bytes_max: int = 256 * 1024 * 1024
     """Largest gRPC message accepted."""
     heartbeat_s: float = 2.0

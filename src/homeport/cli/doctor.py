@@ -29,7 +29,12 @@ class Check(msgspec.Struct, frozen=True):
 
 def examine(settings: Settings) -> list[Check]:
     """What the node's probe found, and that of stores elsewhere. Raises ``InternalError``."""
-    checks = _run("homeport.node.probe", str(settings.home), settings.default_runtime)
+    checks = _run(
+        "homeport.node.probe",
+        str(settings.home),
+        settings.default_runtime,
+        settings.sandbox_runtime,
+    )
     if settings.blob_store or settings.database_url:
         checks += _run("homeport.storage.probe", str(settings.home))
     return checks

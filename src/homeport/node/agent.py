@@ -35,12 +35,13 @@ from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer
 from homeport.node.room import LayerRoom, default_bound
 from homeport.node.router.service import CommandRouter
-from homeport.node.runtime.create import create_runtime
+from homeport.node.runtime.create import AUTO, create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.sidecars import Sidecars
 from homeport.node.supervisor import Hosted, Supervisor
 from homeport.node.templates.pool import Templates
+from homeport.node.trial import works
 from homeport.node.tunnels import Tunnels
 from homeport.node.volumes.layers import VolumeLayers
 from homeport.node.volumes.mounted import NodeVolumes
@@ -64,6 +65,8 @@ class NodeConfig:
     server_url: str
     token: Callable[[], str]
     runtime: str = ""
+    sandbox_runtime: str = ""
+    """As the setting; ``auto`` tries runsc."""
     registry_mirrors: Mapping[str, str] = field(default_factory=dict[str, str])
     layers_bytes_max: int = 0
     router_listen: str = "127.0.0.1"
@@ -102,8 +105,8 @@ class Agent:
     async def run(self) -> None:
         """Serve until ``stop``. Raises ``ConflictError`` if this home has a running node."""
         async with contextlib.AsyncExitStack() as stack:
-            node_id, runtime = await self._take(stack)
-            await self._serve(stack, node_id, runtime)
+            node_id, runtime, sandboxes = await self._take(stack)
+            await self._serve(stack, node_id, runtime, sandboxes)
 
     async def sweep(self) -> None:
         """Undo what a node that was killed left on the machine, and no more.
@@ -113,24 +116,56 @@ class Agent:
         async with contextlib.AsyncExitStack() as stack:
             await self._take(stack)
 
-    async def _take(self, stack: contextlib.AsyncExitStack) -> tuple[str, ClosableRuntime]:
+    async def _take(
+        self, stack: contextlib.AsyncExitStack
+    ) -> tuple[str, ClosableRuntime, ClosableRuntime]:
         """Be this home's only node, with nothing of an earlier one about; ``stack`` undoes it."""
         root = self._config.root
         root.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, lock(root / "lock"))
         node_id = read_node_id(root / "id")
-        runtime = await create_runtime(
-            self._config.runtime, root / "runtime", node_id, self._config.name_servers
-        )
+        runtime = await self._make_runtime(stack, self._config.runtime, root / "runtime", node_id)
+        name = await self._choose_sandbox_runtime(runtime)
+        sandboxes, place = runtime, root / "runtime-sandboxes"
+        if name != runtime.name:
+            sandboxes = await self._make_runtime(stack, name, place, node_id)
+        elif place.is_dir():  # an earlier node's, with other settings
+            other = await create_runtime(self._config.runtime, place, node_id)
+            await other.sweep()
+            await other.close()
+        await asyncio.to_thread(shutil.rmtree, root / "tasks", True)
+        return node_id, runtime, sandboxes
+
+    async def _make_runtime(
+        self, stack: contextlib.AsyncExitStack, name: str, place: Path, node_id: str
+    ) -> ClosableRuntime:
+        runtime = await create_runtime(name, place, node_id, self._config.name_servers)
         stack.push_async_callback(runtime.close)
         swept = await runtime.sweep()
         if swept:
             log.warning("left-overs of an earlier run were removed", containers=swept)
-        await asyncio.to_thread(shutil.rmtree, root / "tasks", True)
-        return node_id, runtime
+        return runtime
+
+    async def _choose_sandbox_runtime(self, runtime: Runtime) -> str:
+        """The name of what isolates sandboxes, and a line about it in the log."""
+        wanted = self._config.sandbox_runtime
+        if wanted != AUTO:
+            name = wanted or runtime.name
+            log.info("sandboxes are isolated", runtime=name)
+            return name
+        trial = await works(self._config.home, "runsc")
+        if trial.failure:
+            log.warning("sandboxes are isolated", runtime=runtime.name, not_runsc=trial.failure)
+            return runtime.name
+        log.info("sandboxes are isolated", runtime="runsc", with_=trial.subject)
+        return "runsc"
 
     async def _serve(
-        self, stack: contextlib.AsyncExitStack, node_id: str, runtime: ClosableRuntime
+        self,
+        stack: contextlib.AsyncExitStack,
+        node_id: str,
+        runtime: ClosableRuntime,
+        sandboxes: ClosableRuntime,
     ) -> None:
         root = self._config.root
         link = NodeLink(self._connect)
@@ -171,12 +206,13 @@ class Agent:
         snapshots = Snapshots(layers, link, SystemClock())
         preparer = Preparer(
             root / "tasks",
-            {runtime.name: runtime},
+            {runtime.name: runtime, sandboxes.name: sandboxes},
             runtime.name,
             layers,
             mounts,
             BytecodeStore(mounts),
             volumes,
+            sandboxes.name,
         )
         sidecars = Sidecars(link, preparer, SystemClock())
         router = CommandRouter(
@@ -207,7 +243,7 @@ class Agent:
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(),
-            runtimes=[runtime.name],
+            runtimes=sorted({runtime.name, sandboxes.name}),
             gpu_type="",
             link=link,
             preparer=preparer,

@@ -18,13 +18,14 @@ import aiohttp
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
 from homeport.kernel.errors import HomeportError, UnauthenticatedError
 from homeport.kernel.signing import Signer
 from homeport.link.messages import CONNECT_AUDIENCE, ConnectScope
-from homeport.node.network import socket_in_netns
+from homeport.node.runtime.port import Container
 from homeport.node.sockets import CHUNK_BYTES, HANDSHAKE_S
 from homeport.node.tunnels import LISTEN_WAIT_S, RETRY_FIRST_S, RETRY_MAX_S, Target, Tunnel
 
@@ -233,9 +234,8 @@ class Door(Tunnel):
         """Connections to the sandbox's own loopback address. Raises ``NotFoundError``."""
         container = await self._target.started()
         if self._session is None:
-            netns = container.netns
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, socket_factory=_joining(netns)),
+                connector=_Connector(container),
                 timeout=aiohttp.ClientTimeout(total=None),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -244,8 +244,23 @@ class Door(Tunnel):
         return self._session
 
 
-def _joining(netns: str) -> Callable[[object], socket.socket]:
-    return lambda _address: socket_in_netns(netns)
+class _Connector(aiohttp.BaseConnector):
+    """Connections to ports of a container, whatever host is asked for."""
+
+    def __init__(self, container: Container) -> None:
+        super().__init__(limit=0)
+        self._container = container
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: object, timeout: object
+    ) -> ResponseHandler:
+        assert req.port is not None
+        try:
+            inside = await self._container.connect(req.port)
+        except OSError as error:
+            raise aiohttp.ClientConnectorError(req.connection_key, error) from error
+        _, protocol = await self._loop.create_connection(self._factory, sock=inside)
+        return protocol
 
 
 _closing: Final[set[asyncio.Task[None]]] = set()

@@ -43,6 +43,7 @@ def main(
             server_url=(server or f"http://127.0.0.1:{settings.port}").rstrip("/"),
             token=lambda: read_token(file),
             runtime=runtime or settings.default_runtime,
+            sandbox_runtime=settings.sandbox_runtime,
             registry_mirrors=settings.registry_mirrors,
             layers_bytes_max=settings.layers_bytes_max,
             router_listen=settings.router_listen or settings.host,

@@ -31,6 +31,12 @@ async def connect(
     """
     if number > LINKS_MAX:
         raise OSError(0, f"a sandbox has at most {LINKS_MAX} such links in its life")
+    if one.has_own_stack or other.has_own_stack:
+        raise OSError(
+            0,
+            "containers of gVisor (runsc) cannot be linked while they run; sandboxes with sidecars "
+            "need another sandbox_runtime, such as bubblewrap",
+        )
     # 198.18.0.0/15 is nobody's: it is set aside for tests of networks
     here, there = (f"198.18.{number // 120}.{number % 120 * 2 + end}" for end in (1, 2))
     interfaces = f"peer{number}a", f"peer{number}b"

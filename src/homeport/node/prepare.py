@@ -123,10 +123,12 @@ class Preparer:
         mounts: Mounts,
         bytecode: Bytecode | None = None,
         volumes: NodeVolumes | None = None,
+        sandbox_runtime: str = "",
     ) -> None:
         self._root = root.absolute()
         self._runtimes = runtimes
         self._default_runtime = default_runtime
+        self._sandbox_runtime = sandbox_runtime or default_runtime
         self._layers = layers
         self._mounts = mounts
         self._bytecode = bytecode
@@ -152,7 +154,8 @@ class Preparer:
             raise
 
     async def _prepare(self, start: Start) -> Prepared:
-        runtime = self._runtime(start.runtime)
+        own = self._default_runtime if isinstance(start, StartTask) else self._sandbox_runtime
+        runtime = self._runtime(start.runtime or own)
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
         await asyncio.to_thread(_check_directories, start)
@@ -212,7 +215,6 @@ class Preparer:
         self._layers.unpin(prepared.start.layers)
 
     def _runtime(self, name: str) -> Runtime:
-        name = name or self._default_runtime
         runtime = self._runtimes.get(name)
         if runtime is None:
             have = ", ".join(sorted(self._runtimes)) or "none"

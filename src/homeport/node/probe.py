@@ -8,37 +8,30 @@ HOME [RUNTIME]`` prints the checks as JSON.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import sys
-import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from homeport.kernel.resources import Limits
 from homeport.node.agent import capacity
 from homeport.node.builder.debian import KEYRING
 from homeport.node.cgroups import CgroupError, Layout, detect
 from homeport.node.leaks import find_leaks
-from homeport.node.runtime.create import DEFAULT, NAMES, create_runtime
+from homeport.node.runtime.create import AUTO, DEFAULT, NAMES
 from homeport.node.runtime.handshake import program
 from homeport.node.runtime.port import (
-    Bind,
-    ContainerSpec,
     ContainerStartError,
+    ExecError,
     RuntimeUnavailableError,
 )
+from homeport.node.trial import PROGRAM, run_container, trial_folder, works
 from homeport.pythons import host_pythons
 
 DISK_FREE_MIN_BYTES = 5 * 1024**3
 """Below that a warning: a Debian base, a Python and a few packages are about one GiB."""
-_HOST_FOLDERS = ("usr", "bin", "lib", "lib64")
-_PROGRAM = "/bin/true"
-_NODE_ID = "no-probe"
 
 State = Literal["ok", "warning", "failed"]
 
@@ -55,8 +48,8 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-async def probe(home: Path, runtime: str = "") -> list[Check]:
-    """All checks for a node of ``home`` with this runtime (empty = the default one)."""
+async def probe(home: Path, runtime: str = "", sandbox_runtime: str = "") -> list[Check]:
+    """All checks for a node of ``home`` with these settings (empty = the default one)."""
     checks = [*system_checks(), control_groups(detect()), disk(home)]
     left = left_overs(home)
     if left is not None:
@@ -64,6 +57,7 @@ async def probe(home: Path, runtime: str = "") -> list[Check]:
     checks += [runtimes(), bases(), await pythons(), await names()]
     if all(check.state != "failed" for check in checks):
         checks.append(await container(home, runtime))
+        checks.append(await sandboxes(home, runtime, sandbox_runtime))
     return checks
 
 
@@ -141,6 +135,22 @@ def runtimes() -> Check:
     return Check("runtimes", "ok", found)
 
 
+async def sandboxes(home: Path, runtime: str, sandbox_runtime: str) -> Check:
+    """Which tool isolates sandboxes, and why."""
+    default = runtime or DEFAULT
+    if sandbox_runtime in ("", default):
+        found = f"{default} isolates them from each other; they share this machine's kernel"
+        return Check("sandboxes", "ok", found)
+    name = "runsc" if sandbox_runtime == AUTO else sandbox_runtime
+    trial = await works(home, name)
+    if not trial.failure:
+        return Check("sandboxes", "ok", f"{name} isolates them ({trial.subject})")
+    found = f"{name} does not work here: {trial.failure}"
+    if sandbox_runtime == AUTO:
+        return Check("sandboxes", "warning", f"{found}; {default} isolates them", "see the message")
+    return Check("sandboxes", "failed", found, "see the message, or change sandbox_runtime")
+
+
 def bases() -> Check:
     """Whether Debian based images can be made."""
     if shutil.which("mmdebstrap") is None:
@@ -193,14 +203,14 @@ async def container(home: Path, runtime: str) -> Check:
     """Start a container as a function's is started and let it end."""
     name = runtime or DEFAULT
     try:
-        async with _trial_folder(home) as folder:
-            seconds, code = await _run_container(folder, runtime)
-    except (RuntimeUnavailableError, ContainerStartError, CgroupError) as error:
+        async with trial_folder(home) as folder:
+            seconds, code = await run_container(folder, runtime)
+    except (RuntimeUnavailableError, ContainerStartError, CgroupError, ExecError) as error:
         return Check("container", "failed", f"{name}: {error}", _fix(error))
     except OSError as error:
         return Check("container", "failed", f"{name}: {error}", _fix(error))
     if code != 0:
-        found = f"{name}: {_PROGRAM} ended with {code}"
+        found = f"{name}: {PROGRAM} ended with {code}"
         return Check("container", "failed", found, "look at dmesg for what the kernel refused")
     found = f"{name} ran one with limits and a network in {seconds * 1000:.0f} ms"
     return Check("container", "ok", found)
@@ -213,61 +223,6 @@ def _fix(error: Exception) -> str:
         "the kernel refused a step of starting a container: run on a machine or VM of its own "
         "rather than inside a restricted container, with the home on ext4, xfs or btrfs"
     )
-
-
-@contextlib.asynccontextmanager
-async def _trial_folder(home: Path) -> AsyncGenerator[Path]:
-    """A folder in the home, as overlays depend on the file system; gone afterwards."""
-    folder = home / "node" / f"probe-{os.getpid()}"
-    missing = [path for path in folder.parents if not path.exists()]
-    try:
-        folder.mkdir(mode=0o700, parents=True)
-        yield folder
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, True)
-        with contextlib.suppress(OSError):  # somebody has begun to use them
-            for path in missing:
-                path.rmdir()
-
-
-async def _run_container(folder: Path, name: str) -> tuple[float, int]:
-    layer, binds = _host_root(folder / "layer")
-    runtime = await create_runtime(name, folder / "run", _NODE_ID)
-    try:
-        began = time.monotonic()
-        started = await runtime.start(
-            ContainerSpec(
-                id="probe",
-                layers=(layer,),
-                upper=folder / "upper",
-                command=(_PROGRAM,),
-                env={},
-                limits=Limits(milli_cpu=100, milli_cpu_max=1000, memory_mb=64, pids=32),
-                binds=binds,
-                network="nat",
-            )
-        )
-        try:
-            end = await started.wait()
-            return time.monotonic() - began, end.returncode
-        finally:
-            await started.remove()
-    finally:
-        await runtime.close()
-
-
-def _host_root(layer: Path) -> tuple[Path, tuple[Bind, ...]]:
-    """A root with the machine's own programs, read-only, and nothing of its data."""
-    layer.mkdir()
-    binds: list[Bind] = []
-    for name in _HOST_FOLDERS:
-        there = Path("/") / name
-        if there.is_symlink():
-            (layer / name).symlink_to(os.readlink(there))
-        elif there.is_dir():
-            (layer / name).mkdir()
-            binds.append(Bind(there, f"/{name}"))
-    return layer, tuple(binds)
 
 
 def main() -> None:

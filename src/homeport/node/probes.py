@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Final
 
 from homeport.kernel.errors import HomeportError
 from homeport.link.messages import ProbeRef
 from homeport.node.runtime.port import Container
-
-_LISTENING: Final = "0A"
-"""``TCP_LISTEN`` in ``/proc/net/tcp``."""
 
 
 class Probe:
@@ -40,18 +35,4 @@ class Probe:
                 return await self._run(self._ref.command) == 0
             except HomeportError:
                 return False
-        return is_listening(self._container.pid, self._ref.tcp_port)
-
-
-def is_listening(pid: int, port: int) -> bool:
-    """Whether a process in the network of process ``pid`` listens on a TCP port."""
-    for name in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            _, local, _, state = line.split(maxsplit=4)[:4]
-            if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
-                return True
-    return False
+        return await self._container.is_listening(self._ref.tcp_port)

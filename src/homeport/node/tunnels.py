@@ -20,7 +20,6 @@ import structlog
 from homeport.kernel.certificates import server_context
 from homeport.kernel.errors import AlreadyExistsError, HomeportError, UnavailableError
 from homeport.link.messages import HTTPS_PORT
-from homeport.node.network import socket_in_netns
 from homeport.node.runtime.port import Container
 from homeport.node.sockets import pump, streams
 
@@ -31,7 +30,6 @@ LISTEN_WAIT_S: Final = 10.0
 RETRY_FIRST_S: Final = 0.01
 RETRY_MAX_S: Final = 0.25
 _BACKLOG: Final = 1024
-_INSIDE: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +177,17 @@ class PortTunnel(Tunnel):
 
     async def _enter(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the program, as soon as it listens."""
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(LISTEN_WAIT_S):
             container = await self._target.started()
             delay_s = RETRY_FIRST_S
             while True:
-                inside = await asyncio.to_thread(socket_in_netns, container.netns)
                 try:
-                    await loop.sock_connect(inside, (_INSIDE, self.port.number))
-                    return await streams(inside, None)
+                    inside = await container.connect(self.port.number)
                 except ConnectionRefusedError:
-                    inside.close()
                     await asyncio.sleep(delay_s)  # nothing tells that a program listens
                     delay_s = min(2 * delay_s, RETRY_MAX_S)
-                except BaseException:
-                    inside.close()
-                    raise
+                else:
+                    return await streams(inside, None)
 
 
 class Tunnels:

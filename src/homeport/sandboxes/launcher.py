@@ -112,7 +112,7 @@ class SandboxLauncher:
                 memory_mb=memory_limit_mb,
                 pids=self._settings.pids_max,
             ),
-            runtime=self._settings.default_runtime,
+            runtime="",  # its node's choice
             timeout_s=spec.timeout_s,
             idle_timeout_s=spec.idle_timeout_s,
             block_network=spec.block_network,

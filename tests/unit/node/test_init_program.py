@@ -13,7 +13,7 @@ import pytest
 import homeport.node.runtime
 
 FOLDER = Path(homeport.node.runtime.__file__).parent / "init"
-PROGRAMS = ("init", "enter")
+PROGRAMS = ("init", "enter", "keeper")
 COMPILERS = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 
 

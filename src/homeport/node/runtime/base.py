@@ -44,6 +44,9 @@ class StagedRuntime:
     the process that started them; the next one's ``sweep`` removes them.
     """
 
+    init_program = "init"
+    container_type = RunningContainer
+
     def __init__(
         self,
         run_dir: Path,
@@ -63,7 +66,7 @@ class StagedRuntime:
             (self._run_dir / name).mkdir(parents=True, exist_ok=True)
         os.chmod(self._run_dir, 0o700)
         self._filter = linux.sealed_memory_file("homeport-seccomp", compiled_filter())
-        self._init_fd = write_init()
+        self._init_fd = write_init(self.init_program)
         self._enter_fd = enter_program()
         self._files = FileTemplate()
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
@@ -80,6 +83,11 @@ class StagedRuntime:
     @property
     def name(self) -> str:
         raise NotImplementedError
+
+    @property
+    def keeps_control(self) -> bool:
+        """See ``launch.Tool``."""
+        return False
 
     @property
     def network(self) -> NetworkProvider:
@@ -149,13 +157,19 @@ class StagedRuntime:
     def clean(self, container_id: str) -> None:
         """See ``launch.Tool``."""
 
+    def files_process(self, init: int, outer: int) -> int:
+        """See ``launch.Tool``."""
+        return init
+
     async def _start(self, spec: ContainerSpec, lease: Lease) -> RunningContainer:
         launch = Launch(self._shared, self, spec, lease)
         started, outer = await self._stage.run(launch.run)
-        return RunningContainer(
+        return self.container_type(
             spec,
             started=started,
             outer_pid=outer,
+            files_pid=launch.files_pid,
+            control=launch.control,
             directory=launch.directory,
             work=launch.work,
             cgroup=launch.cgroup,

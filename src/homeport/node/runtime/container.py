@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from homeport.node.cgroups import Cgroup, CgroupError
-from homeport.node.network import Lease, NetworkProvider
+from homeport.node.network import Lease, NetworkProvider, socket_in_netns
 from homeport.node.runtime.arguments import environment
 from homeport.node.runtime.enter import Entered, EnteredProcess, Place, look_up
 from homeport.node.runtime.files import FileTemplate
@@ -30,6 +30,7 @@ from homeport.node.runtime.port import (
     ImageTree,
     MountedImage,
     Overlay,
+    Process,
     RuntimeUnavailableError,
 )
 from homeport.node.runtime.records import ContainerDirectory, remove_tree
@@ -38,6 +39,8 @@ from homeport.node.runtime.users import User
 
 _log = structlog.get_logger(__name__)
 _STATUS_BYTES: Final = 4
+_LISTENING: Final = "0A"
+"""``TCP_LISTEN`` in ``/proc/net/tcp``."""
 
 
 class RunningContainer:
@@ -49,6 +52,8 @@ class RunningContainer:
         *,
         started: Started,
         outer_pid: int,
+        files_pid: int,
+        control: socket.socket | None,
         directory: ContainerDirectory,
         work: Path,
         cgroup: Cgroup | None,
@@ -77,6 +82,8 @@ class RunningContainer:
         self._on_removed = on_removed
         self._address = lease.address
         self._outer_pid = outer_pid
+        self._files_pid = files_pid
+        self._control = control
         self._outer_fd = os.pidfd_open(outer_pid)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Exit] = self._loop.create_future()
@@ -107,6 +114,10 @@ class RunningContainer:
         return f"/proc/{self._started.init_pid}/ns/net"
 
     @property
+    def has_own_stack(self) -> bool:
+        return False
+
+    @property
     def cgroup(self) -> Cgroup | None:
         """Its control group, for metrics."""
         return self._cgroup
@@ -118,21 +129,44 @@ class RunningContainer:
         self._spec = replace(self._spec, env=dict(env))
 
     async def mount(self, overlay: Overlay) -> None:
-        await self._stage.run(lambda: self._stage.mount_inside(self.pid, overlay))
+        await self._stage.run(lambda: self._stage.mount_inside(self._files_pid, overlay))
 
     async def unmount(self, target: str) -> bool:
-        return await self._stage.run(lambda: self._stage.unmount_inside(self.pid, target))
+        return await self._stage.run(lambda: self._stage.unmount_inside(self._files_pid, target))
 
     async def mount_image(self, tree: ImageTree) -> MountedImage:
-        return await self._stage.run(lambda: self._stage.mount_image_inside(self.pid, tree))
+        return await self._stage.run(lambda: self._stage.mount_image_inside(self._files_pid, tree))
 
     async def unmount_image(self, mounted: MountedImage) -> bool:
-        return await self._stage.run(lambda: self._stage.unmount_image_inside(self.pid, mounted))
+        return await self._stage.run(
+            lambda: self._stage.unmount_image_inside(self._files_pid, mounted)
+        )
 
     async def open_directory(self, path: str) -> int:
-        return await self._stage.run(lambda: self._stage.open_inside(self.pid, path))
+        return await self._stage.run(lambda: self._stage.open_inside(self._files_pid, path))
 
-    async def exec(self, spec: ExecSpec) -> EnteredProcess:
+    async def connect(self, port: int) -> socket.socket:
+        inside = await asyncio.to_thread(socket_in_netns, self.netns)
+        try:
+            await self._loop.sock_connect(inside, ("127.0.0.1", port))
+        except BaseException:
+            inside.close()
+            raise
+        return inside
+
+    async def is_listening(self, port: int) -> bool:
+        return is_listening(self.pid, port)
+
+    async def exec(self, spec: ExecSpec) -> Process:
+        env, workdir = self._surroundings(spec)
+
+        def start() -> Entered:
+            return self._enter(self._look_up(), env, workdir, spec)
+
+        return EnteredProcess(await self._stage.run(start))
+
+    def _surroundings(self, spec: ExecSpec) -> tuple[dict[str, str], str]:
+        """Environment and working directory of one more process. Raises ``ExecError``."""
         if self._ended.done() or self._removing is not None:
             raise ContainerEndedError()
         own = self._spec
@@ -140,17 +174,16 @@ class RunningContainer:
         for name, value in env.items():
             if not name or "=" in name or "\0" in name or "\0" in value:
                 raise ExecError(f"an environment variable cannot be called {name!r}")
-        workdir = spec.workdir or own.workdir or "/"
-
-        def start() -> Entered:
-            return self._enter(self._look_up(), env, workdir, spec)
-
-        return EnteredProcess(await self._stage.run(start))
+        return env, spec.workdir or own.workdir or "/"
 
     async def serve_files(self, channel: socket.socket) -> None:
         if self._ended.done() or self._removing is not None:
             raise ContainerEndedError()
-        await self._stage.run(lambda: self._files.serve(self._look_up(), channel.fileno()))
+        await self._stage.run(lambda: self._files.serve(self._files_place(), channel.fileno()))
+
+    def _files_place(self) -> Place:
+        """From where its files are seen as it sees them. Blocks."""
+        return self._look_up()
 
     def _look_up(self) -> Place:
         try:
@@ -252,3 +285,17 @@ def read_status(path: Path) -> int:
     if len(data) < _STATUS_BYTES:
         return -signal.SIGKILL
     return os.waitstatus_to_exitcode(int.from_bytes(data[:_STATUS_BYTES], "little"))
+
+
+def is_listening(pid: int, port: int) -> bool:
+    """Whether a process in the network of process ``pid`` listens on a TCP port."""
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, _, state = line.split(maxsplit=4)[:4]
+            if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                return True
+    return False

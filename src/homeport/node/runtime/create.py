@@ -12,9 +12,12 @@ from homeport.node.runtime.base import StagedRuntime
 from homeport.node.runtime.bubblewrap import BubblewrapRuntime
 from homeport.node.runtime.oci import OciRuntime
 from homeport.node.runtime.port import RuntimeUnavailableError
+from homeport.node.runtime.runsc import RunscRuntime
 
 DEFAULT = "bubblewrap"
-NAMES = ("bubblewrap", "runc", "crun")
+AUTO = "auto"
+"""Setting ``sandbox_runtime``: the strongest one that works here."""
+NAMES = ("bubblewrap", "runc", "crun", "runsc")
 
 
 async def create_runtime(
@@ -56,4 +59,6 @@ def _make(
         raise RuntimeUnavailableError(
             f"the runtime {name} needs root on this machine: run homeport as root"
         )
+    if name == "runsc":
+        return RunscRuntime(run_dir, network, cgroups)
     return OciRuntime(name, run_dir, network, cgroups)

@@ -59,6 +59,8 @@ class Place:
     groups: tuple[Path, ...]
     """``cgroup.procs`` files."""
     user: User
+    root_pid: int = 0
+    """Process whose root directory is the container's, where that is not its namespace's."""
 
 
 def look_up(init_pid: int, init_fd: int, user: User) -> Place:
@@ -192,7 +194,7 @@ def _converse(control: socket.socket, spec: ExecSpec, workdir: str) -> Entered:
             if word == b"S":
                 pid, pid_fd = sender, os.pidfd_open(sender)
             elif word[:1] == b"E":
-                raise _refusal(word, spec, workdir)
+                raise refusal(word[1], chr(word[2]), spec, workdir)
             elif not word:
                 if pid_fd < 0:
                     raise ContainerEndedError()
@@ -210,8 +212,8 @@ def _converse(control: socket.socket, spec: ExecSpec, workdir: str) -> Entered:
         raise
 
 
-def _refusal(word: bytes, spec: ExecSpec, workdir: str) -> ExecError:
-    number, step = word[1], chr(word[2])
+def refusal(number: int, step: str, spec: ExecSpec, workdir: str) -> ExecError:
+    """What the launcher's errno and ``step`` mean."""
     reason = os.strerror(number)
     if step == "j" and number in (errno.ESRCH, errno.ENOMEM):  # no process, no PID namespace
         return ContainerEndedError()

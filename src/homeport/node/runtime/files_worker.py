@@ -106,8 +106,15 @@ def become_worker(place: dict[str, Any], fds: list[int]) -> None:
     for group in groups:
         os.write(group, b"0")
         os.close(group)
+    root = -1
+    if place["root_pid"]:
+        root = os.open(f"/proc/{place['root_pid']}/root", os.O_PATH | os.O_DIRECTORY)
     check(_libc.setns(pidfd, place["namespaces"]))
     os.close(pidfd)
+    if root >= 0:
+        os.fchdir(root)
+        os.chroot(".")
+        os.close(root)
     os.close(rules)
     os.chdir("/")
     os.umask(0o022)

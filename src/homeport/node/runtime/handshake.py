@@ -36,7 +36,7 @@ class CommandError(ContainerStartError):
 
 @cache
 def program(name: str) -> bytes:
-    """One of our static programs (``init``, which becomes PID 1; ``enter``).
+    """One of our static programs (``init`` or ``keeper``, which become PID 1; ``enter``).
 
     Raises ``RuntimeUnavailableError``.
     """
@@ -107,6 +107,6 @@ def _receive(control: socket.socket) -> tuple[bytes, int]:
     return data, 0
 
 
-def write_init() -> int:
+def write_init(name: str = "init") -> int:
     """A descriptor of a sealed file with init's program."""
-    return linux.sealed_memory_file("homeport-init", program("init"))
+    return linux.sealed_memory_file(f"homeport-{name}", program(name))

@@ -88,6 +88,15 @@ class Tool(Protocol):
         """Undo what the tool itself keeps about a container; its processes are gone."""
         ...
 
+    def files_process(self, init: int, outer: int) -> int:
+        """Pid of the process whose mounts are the container's, when init is there."""
+        ...
+
+    @property
+    def keeps_control(self) -> bool:
+        """Whether the conversation with init goes on once the command runs (``Launch.control``)."""
+        ...
+
 
 def init_arguments(user: User | None, command: tuple[str, ...]) -> list[str]:
     """What init is told. Without ``user`` it stays who it is."""
@@ -110,6 +119,10 @@ class Launch:
         self._tool = tool
         self.user = User()
         """Set by the tool once it has looked into the image."""
+        self.files_pid = 0
+        """See ``Tool.files_process``; 0 until init is there."""
+        self.control: socket.socket | None = None
+        """Our end of the conversation with init, the caller's, if the tool keeps it."""
         self._made_upper = False
 
     def run(self) -> tuple[Started, int]:
@@ -171,9 +184,11 @@ class Launch:
                 errors = keep(os.memfd_create("tool-errors", os.MFD_CLOEXEC))
                 pid = self._posix_spawn(invocation, theirs, errors, keep)
             try:
-                return converse(
-                    ours, self._attach, self.spec.command[0] if self.spec.command else ""
-                ), pid
+                command = self.spec.command[0] if self.spec.command else ""
+                started = converse(ours, lambda init: self._attach(init, pid), command)
+                if self._tool.keeps_control:
+                    self.control = ours.dup()
+                return started, pid
             except BaseException as error:
                 _end(pid)
                 if isinstance(error, ContainerStartError) and not isinstance(error, CommandError):
@@ -217,13 +232,14 @@ class Launch:
             for _, high, _ in actions:
                 os.close(high)
 
-    def _attach(self, pid: int) -> None:
+    def _attach(self, pid: int, outer: int) -> None:
         if self.cgroup is not None:
             self.cgroup.attach(pid)
+        self.files_pid = self._tool.files_process(pid, outer)
         for overlay in self.spec.overlays:
-            self.shared.mount_inside(pid, overlay)
+            self.shared.mount_inside(self.files_pid, overlay)
         for tree in self.spec.trees:
-            self.shared.place_inside(pid, tree)
+            self.shared.place_inside(self.files_pid, tree)
 
     def _undo(self) -> None:
         if self.cgroup is not None:

@@ -220,6 +220,11 @@ class Container(Protocol):
         """Path under which its network namespace can be joined (``/proc/PID/ns/net`` or a bind)."""
         ...
 
+    @property
+    def has_own_stack(self) -> bool:
+        """Whether its network stack is not the kernel's: it has the interfaces of its start only."""
+        ...
+
     def memory_bytes(self) -> int:
         """What its processes use now; 0 if that is not known."""
         ...
@@ -259,6 +264,17 @@ class Container(Protocol):
 
     async def exec(self, spec: ExecSpec) -> Process:
         """Start one more process in it. Raises ``ExecError``."""
+        ...
+
+    async def connect(self, port: int) -> socket.socket:
+        """A connection to what listens on a TCP port of its own loopback address.
+
+        Raises ``OSError``: ``ConnectionRefusedError`` while nothing listens there.
+        """
+        ...
+
+    async def is_listening(self, port: int) -> bool:
+        """Whether something in it listens on a TCP port."""
         ...
 
     async def serve_files(self, channel: socket.socket) -> None:

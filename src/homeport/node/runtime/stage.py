@@ -122,6 +122,26 @@ class Stage:
         finally:
             os.close(own)
 
+    @contextlib.contextmanager
+    def without_network_settings(self) -> Generator[None]:
+        """The thread in a copy of its mounts that lacks ``/proc/sys/net``, as ``without``."""
+        own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.unshare(linux.CLONE_NEWNS)
+            try:
+                settings = self.place / "sys"
+                linux.mount("/proc/sys", str(settings), "", linux.MS_BIND)
+                linux.mount("none", "/proc/sys", "tmpfs")
+                for name in ("kernel", "vm", "fs"):
+                    os.mkdir(f"/proc/sys/{name}")
+                    linux.mount(str(settings / name), f"/proc/sys/{name}", "", linux.MS_BIND)
+                os.makedirs("/proc/sys/net/core")
+                yield
+            finally:
+                linux.setns(own, linux.CLONE_NEWNS)
+        finally:
+            os.close(own)
+
     def mount_inside(self, pid: int, overlay: Overlay) -> None:
         """Mount ``overlay`` where process ``pid`` of a container sees it.
 
@@ -207,10 +227,14 @@ class Stage:
         own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 linux.setns(theirs, linux.CLONE_NEWNS)
+                os.fchdir(root)  # it need not be that of the namespace
+                os.chroot(".")
             finally:
                 os.close(theirs)
+                os.close(root)
             try:
                 yield
             finally:

@@ -20,7 +20,7 @@ if [ $# = 2 ]; then
     build "$1" "$2"
     exit
 fi
-for name in init enter; do
+for name in init enter keeper; do
     program="$name-$machine"
     build "$name" "$program"
     { sha256sum "$name.c" build.sh "$program"; "$cc" --version | sed -n '1s/^[^ ]* /compiler: /p'; } \

@@ -1,0 +1,710 @@
+/*
+ * The first process of a container under gVisor, whose processes nobody outside can join.
+ *
+ *   keeper STATUS_FD CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS TERMINAL
+ *          [COMMAND [ARGUMENT...]]
+ *
+ * It starts the command as init.c does, in the same conversation with the node, and is then what
+ * enter.c is elsewhere: it starts further processes, as the node asks over CONTROL_FD, a packet
+ * socket. A request is a letter and NUL-terminated texts, numbers in decimal:
+ *
+ *   'x' ID TERMINAL WORKDIR COUNT ARGUMENT... ENVIRONMENT...   execute; with the descriptors
+ *       stdin, stdout, stderr, or one socket if TERMINAL (ROWS,COLUMNS) asks for a terminal
+ *   'c' ID PORT        connect to a TCP port of the container; with one socket, which is joined to it
+ *   'k' ID SIGNAL      send it to the process ID and its group
+ *   'w' ID ROWS COLUMNS   the terminal of process ID has another size; ID 0 is the command
+ *   's' SIGNAL         send it to the command
+ *
+ * Answers: a letter, the id (four bytes), more:
+ *
+ *   's'                the process ID runs
+ *   'e' errno step     it could not be executed
+ *   'x' status         it has ended (four bytes, as waitpid gives it)
+ *   'c' errno          the connection ID is there (0) or not
+ *
+ * A terminal is the container's own, a process copies between its master and the socket.
+ * Freestanding like init.c, and for the same reasons.
+ */
+
+typedef unsigned long u64;
+typedef unsigned int u32;
+
+#if defined(__x86_64__)
+enum {
+    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_ioctl = 16,
+    SYS_socket = 41, SYS_connect = 42, SYS_sendmsg = 46, SYS_recvmsg = 47, SYS_shutdown = 48, SYS_clone = 56,
+    SYS_execve = 59, SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_chdir = 80, SYS_fchown = 93,
+    SYS_setsid = 112, SYS_setgroups = 116, SYS_setresuid = 117, SYS_setresgid = 119,
+    SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_openat = 257,
+    SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293, SYS_close_range = 436,
+};
+
+static long call(long number, long a, long b, long c, long d, long e)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16, %rsp\n  call run\n");
+
+#elif defined(__aarch64__)
+enum {
+    SYS_dup3 = 24, SYS_fcntl = 25, SYS_ioctl = 29, SYS_chdir = 49, SYS_fchown = 55,
+    SYS_openat = 56, SYS_close = 57, SYS_pipe2 = 59, SYS_read = 63, SYS_write = 64, SYS_ppoll = 73,
+    SYS_signalfd4 = 74, SYS_capget = 90, SYS_capset = 91, SYS_exit_group = 94, SYS_kill = 129,
+    SYS_rt_sigprocmask = 135, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
+    SYS_setgroups = 159, SYS_prctl = 167, SYS_socket = 198, SYS_connect = 203, SYS_sendmsg = 211,
+    SYS_recvmsg = 212, SYS_shutdown = 210, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260,
+    SYS_close_range = 436,
+};
+
+static long call(long number, long a, long b, long c, long d, long e)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+                     : "memory");
+    return x0;
+}
+
+__asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x0, sp\n  bl run\n");
+
+#else
+#error "no system call convention for this architecture"
+#endif
+
+enum {
+    ENOENT = 2, EINTR = 4, EIO = 5, EAGAIN = 11, EACCES = 13, ENOTDIR = 20, EINVAL = 22,
+    AT_FDCWD = -100, O_RDWR = 02, O_NOCTTY = 0400, O_CLOEXEC = 02000000,
+    SIGHUP = 1, SIGKILL = 9, SIGCHLD = 17, SIG_BLOCK = 0, SIG_SETMASK = 2, WNOHANG = 1,
+    F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4,
+    POLLIN = 1,
+    AF_INET = 2, SOCK_STREAM = 1, SOCK_CLOEXEC = 02000000, SHUT_WR = 1,
+    SOL_SOCKET = 1, SCM_RIGHTS = 1, MSG_TRUNC = 0x20, MSG_CMSG_CLOEXEC = 0x40000000,
+    TIOCSCTTY = 0x540E, TIOCSWINSZ = 0x5414, TIOCGPTN = 0x80045430, TIOCSPTLCK = 0x40045431,
+    PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_CAPBSET_DROP = 24, PR_CAP_AMBIENT = 47,
+    PR_CAP_AMBIENT_CLEAR_ALL = 4, CAPABILITY_VERSION_3 = 0x20080522, CAPABILITIES_MAX = 64,
+    GROUPS_MAX = 64, PATH_MAX = 4096,
+    PROCESSES_MAX = 2048, TEXTS_MAX = 32768, PACKET_MAX = 1 << 20, FDS_MAX = 4,
+    COPY_BYTES = 65536,
+    FAILED = 125, /* an exit code of our own before there is a command */
+};
+
+/* Where an execution ended, for the sentence that the node makes of it. */
+enum { STEP_JOIN = 'j', STEP_TERMINAL = 't', STEP_RIGHTS = 'r', STEP_DIRECTORY = 'd', STEP_COMMAND = 'c' };
+
+struct vector { void *base; u64 length; };
+struct message { void *name; u32 name_length; struct vector *parts; u64 count; void *control; u64 control_length; int flags; };
+struct rights { u64 length; int level, type; int fds[FDS_MAX]; };
+struct window { unsigned short rows, columns, x, y; };
+struct wait_on { int fd; short events, found; };
+struct address { unsigned short family, port; unsigned char ip[4], zero[8]; };
+struct process { u32 id; long pid, relay; int master; };
+
+static struct process processes[PROCESSES_MAX];
+static char packet[PACKET_MAX];
+static char *texts[TEXTS_MAX + 1];
+static char copied[COPY_BYTES];
+static char **arguments;
+static int control;
+
+static void leave(int code)
+{
+    for (;;)
+        call(SYS_exit_group, code, 0, 0, 0, 0);
+}
+
+static u32 number_at(const char **text)
+{
+    u32 value = 0;
+    while (**text >= '0' && **text <= '9')
+        value = value * 10 + (u32)(*(*text)++ - '0');
+    return value;
+}
+
+static u32 number(const char *text)
+{
+    return number_at(&text);
+}
+
+static void drop(int fd)
+{
+    call(SYS_close, fd, 0, 0, 0, 0);
+}
+
+static long fork(void)
+{
+    return call(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+}
+
+/* Says one thing to the node and waits for its byte; a node that is gone ends the container. */
+static void report_and_wait(const char *what)
+{
+    char answer;
+    long got;
+    if (call(SYS_write, control, (long)what, 1, 0, 0) != 1)
+        leave(FAILED);
+    do
+        got = call(SYS_read, control, (long)&answer, 1, 0, 0);
+    while (got == -EINTR);
+    if (got != 1)
+        leave(FAILED);
+}
+
+static void report_error(int error)
+{
+    unsigned char message[2] = {'E', (unsigned char)error};
+    call(SYS_write, control, (long)message, 2, 0, 0);
+    leave(FAILED);
+}
+
+/* Whoever executes what in this container: no capability beyond those we have now. */
+static void bound_capabilities(void)
+{
+    u32 header[2] = {CAPABILITY_VERSION_3, 0};
+    u32 sets[6]; /* effective, permitted, inheritable of the lower 32, then of the upper 32 */
+    if (call(SYS_capget, (long)header, (long)sets, 0, 0, 0))
+        leave(FAILED);
+    for (int capability = 0; capability < CAPABILITIES_MAX; capability++)
+        if (!(sets[capability / 32 * 3 + 1] >> capability % 32 & 1))
+            call(SYS_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
+    call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    sets[2] = sets[5] = 0;
+    header[0] = CAPABILITY_VERSION_3;
+    if (call(SYS_capset, (long)header, (long)sets, 0, 0, 0))
+        leave(FAILED);
+}
+
+/* Takes the user's and groups' ids; returns errno. */
+static int become(void)
+{
+    const char *uid = arguments[6], *gid = arguments[7], *groups = arguments[8];
+    u32 list[GROUPS_MAX];
+    long count = 0;
+    u32 user = number(uid), group = number(gid);
+    long error;
+
+    while (*groups && count < GROUPS_MAX) {
+        list[count++] = number_at(&groups);
+        while (*groups && (*groups < '0' || *groups > '9'))
+            groups++;
+    }
+    error = call(SYS_setgroups, count, (long)list, 0, 0, 0);
+    if (!error)
+        error = call(SYS_setresgid, group, group, group, 0, 0);
+    if (!error)
+        error = call(SYS_setresuid, user, user, user, 0, 0);
+    return (int)-error;
+}
+
+static const char *search_path(char **environment)
+{
+    for (; *environment; environment++) {
+        const char *entry = *environment;
+        if (entry[0] == 'P' && entry[1] == 'A' && entry[2] == 'T' && entry[3] == 'H' && entry[4] == '=')
+            return entry + 5;
+    }
+    return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+/* execvp without the shell fallback; returns errno. */
+static int execute(char **command, char **environment)
+{
+    char candidate[PATH_MAX];
+    const char *path, *part;
+    int error = ENOENT;
+
+    for (part = command[0]; *part; part++)
+        if (*part == '/')
+            return (int)-call(SYS_execve, (long)command[0], (long)command, (long)environment, 0, 0);
+    if (part == command[0])
+        return ENOENT;
+    for (path = search_path(environment);; path++) {
+        u32 length = 0;
+        for (; *path && *path != ':'; path++)
+            if (length < PATH_MAX - 2)
+                candidate[length++] = *path;
+        if (length)
+            candidate[length++] = '/';
+        for (part = command[0]; *part && length < PATH_MAX - 1; part++)
+            candidate[length++] = *part;
+        candidate[length] = 0;
+        int this = (int)-call(SYS_execve, (long)candidate, (long)command, (long)environment, 0, 0);
+        if (this != ENOENT && this != ENOTDIR)
+            error = this;
+        if (this != ENOENT && this != ENOTDIR && this != EACCES)
+            return error;
+        if (!*path)
+            return error;
+    }
+}
+
+static void close_on_exec(void)
+{
+    if (call(SYS_close_range, 3, 0x7fffffff, CLOSE_RANGE_CLOEXEC, 0, 0) == 0)
+        return;
+    for (int fd = 3; fd < 1024; fd++)
+        call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0, 0);
+}
+
+static void close_all_but(int one, int other)
+{
+    for (int fd = 0; fd < 1024; fd++)
+        if (fd != one && fd != other)
+            drop(fd);
+}
+
+static void set_signals(long how, u64 mask)
+{
+    call(SYS_rt_sigprocmask, how, (long)&mask, 0, sizeof mask, 0);
+}
+
+/* --- terminals and connections ------------------------------------------------------------------ */
+
+static int write_all(int fd, const char *from, long length)
+{
+    while (length > 0) {
+        long done = call(SYS_write, fd, (long)from, length, 0, 0);
+        if (done == -EINTR)
+            continue;
+        if (done == -EAGAIN) {
+            struct wait_on wait = {fd, 4, 0};
+            call(SYS_ppoll, (long)&wait, 1, 0, 0, 0);
+            continue;
+        }
+        if (done <= 0)
+            return -1;
+        from += done;
+        length -= done;
+    }
+    return 0;
+}
+
+/*
+ * Copies both ways until `inside` has no more; what the node sends no more is told to `inside` if
+ * that is a socket, and ends a terminal.
+ */
+static void relay(int outside, int inside, int is_terminal)
+{
+    struct wait_on waits[2] = {{outside, POLLIN, 0}, {inside, POLLIN, 0}};
+
+    close_all_but(outside, inside);
+    for (;;) {
+        long got = call(SYS_ppoll, (long)waits, 2, 0, 0, 0);
+        if (got == -EINTR)
+            continue;
+        if (got < 0)
+            leave(0);
+        for (int side = 0; side < 2; side++) {
+            if (!waits[side].found || waits[side].fd < 0)
+                continue;
+            got = call(SYS_read, waits[side].fd, (long)copied, COPY_BYTES, 0, 0);
+            if (got == -EINTR || got == -EAGAIN)
+                continue;
+            if (got > 0 && write_all(side ? outside : inside, copied, got) == 0)
+                continue;
+            if (side || is_terminal)
+                leave(0);
+            call(SYS_shutdown, inside, SHUT_WR, 0, 0, 0);
+            waits[0].fd = -1;
+        }
+    }
+}
+
+static void set_size(int master, u32 rows, u32 columns)
+{
+    struct window window = {(unsigned short)rows, (unsigned short)columns, 0, 0};
+    call(SYS_ioctl, master, TIOCSWINSZ, (long)&window, 0, 0);
+}
+
+/* A terminal of the size ROWS,COLUMNS: its master and its slave, or -errno. */
+static int open_terminal(const char *size, int *slave)
+{
+    char path[24] = "/dev/pts/";
+    char digits[12];
+    int unlocked = 0, index = 0, length = 9, count = 0;
+    u32 rows, columns;
+    long master = call(SYS_openat, AT_FDCWD, (long)"/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC, 0, 0);
+
+    if (master < 0)
+        return (int)master;
+    rows = number_at(&size);
+    columns = *size ? number(size + 1) : 0;
+    call(SYS_ioctl, master, TIOCSPTLCK, (long)&unlocked, 0, 0);
+    call(SYS_ioctl, master, TIOCGPTN, (long)&index, 0, 0);
+    do {
+        digits[count++] = (char)('0' + index % 10);
+        index /= 10;
+    } while (index);
+    while (count)
+        path[length++] = digits[--count];
+    path[length] = 0;
+    *slave = (int)call(SYS_openat, AT_FDCWD, (long)path, O_RDWR | O_NOCTTY | O_CLOEXEC, 0, 0);
+    if (*slave < 0) {
+        drop((int)master);
+        return *slave;
+    }
+    call(SYS_fchown, *slave, number(arguments[6]), -1, 0, 0);
+    set_size((int)master, rows, columns);
+    return (int)master;
+}
+
+static long start_relay(int outside, int inside, int is_terminal)
+{
+    long pid = fork();
+    if (pid == 0) {
+        set_signals(SIG_SETMASK, 0);
+        relay(outside, inside, is_terminal);
+    }
+    return pid;
+}
+
+static void take_terminal(int slave)
+{
+    call(SYS_dup3, slave, 0, 0, 0, 0);
+    call(SYS_dup3, slave, 1, 0, 0, 0);
+    call(SYS_dup3, slave, 2, 0, 0, 0);
+    call(SYS_ioctl, 0, TIOCSCTTY, 0, 0, 0);
+}
+
+/* --- the command -------------------------------------------------------------------------------- */
+
+/* A container without a command is there until somebody ends it. */
+static void idle(void)
+{
+    close_all_but(-1, -1);
+    for (;;)
+        call(SYS_ppoll, 0, 0, 0, 0, 0);
+}
+
+/* In the command's process; errors are told to the first one, whose pipe the execution closes. */
+static void run_command(char **environment, int first, int slave)
+{
+    call(SYS_setsid, 0, 0, 0, 0, 0);
+    if (slave >= 0) {
+        take_terminal(slave);
+    } else {
+        call(SYS_dup3, number(arguments[3]), 0, 0, 0, 0);
+        call(SYS_dup3, number(arguments[4]), 1, 0, 0, 0);
+        call(SYS_dup3, number(arguments[5]), 2, 0, 0, 0);
+    }
+    close_on_exec();
+    int error = become();
+    if (!error) {
+        report_and_wait("S");
+        if (!arguments[10]) {
+            drop(first); /* as if it had been executed */
+            idle();
+        }
+        error = execute(arguments + 10, environment);
+    }
+    unsigned char number = (unsigned char)error;
+    call(SYS_write, first, (long)&number, 1, 0, 0);
+    leave(FAILED);
+}
+
+/* Until the command is executed (the pipe's other end closes) or cannot be: 0, or errno. */
+static int executed(int pipe, unsigned char *step)
+{
+    unsigned char answer[2] = {0, 0};
+    long got;
+    do
+        got = call(SYS_read, pipe, (long)answer, 2, 0, 0);
+    while (got == -EINTR);
+    drop(pipe);
+    if (step)
+        *step = answer[1];
+    return got > 0 ? answer[0] : 0;
+}
+
+/* --- further processes -------------------------------------------------------------------------- */
+
+static void answer(char kind, u32 id, u32 value, int bytes)
+{
+    unsigned char text[9] = {(unsigned char)kind};
+    for (int index = 0; index < 4; index++) {
+        text[1 + index] = (unsigned char)(id >> 8 * index);
+        text[5 + index] = (unsigned char)(value >> 8 * index);
+    }
+    call(SYS_write, control, (long)text, 5 + bytes, 0, 0);
+}
+
+static struct process *find(u32 id)
+{
+    for (int index = 0; index < PROCESSES_MAX; index++)
+        if (processes[index].pid && processes[index].id == id)
+            return &processes[index];
+    return 0;
+}
+
+static void run_process(char **command, char **environment, const char *workdir, int *fds, int slave, int first)
+{
+    unsigned char said[2] = {0, STEP_COMMAND};
+
+    call(SYS_setsid, 0, 0, 0, 0, 0);
+    set_signals(SIG_SETMASK, 0);
+    if (slave >= 0)
+        take_terminal(slave);
+    else
+        for (int fd = 0; fd < 3; fd++)
+            call(SYS_dup3, fds[fd], fd, 0, 0, 0);
+    close_on_exec();
+    int error = become();
+    if (error)
+        said[1] = STEP_RIGHTS;
+    else if (*workdir && (error = (int)-call(SYS_chdir, (long)workdir, 0, 0, 0, 0)))
+        said[1] = STEP_DIRECTORY;
+    else
+        error = execute(command, environment);
+    said[0] = (unsigned char)error;
+    call(SYS_write, first, (long)said, 2, 0, 0);
+    leave(FAILED);
+}
+
+static void start_process(u32 id, int count, int *fds, int fds_count)
+{
+    const char *terminal = texts[1], *workdir = texts[2];
+    int length = (int)number(texts[3]), starting[2], slave = -1, error;
+    unsigned char step = STEP_JOIN;
+    struct process *place = 0;
+
+    for (int index = 0; index < PROCESSES_MAX && !place; index++)
+        if (!processes[index].pid && processes[index].master < 0 && !processes[index].relay)
+            place = &processes[index];
+    if (length < 1 || 4 + length > count || fds_count != (*terminal ? 1 : 3))
+        return answer('e', id, EINVAL | STEP_JOIN << 8, 2);
+    if (!place)
+        return answer('e', id, EAGAIN | STEP_JOIN << 8, 2);
+    /* The environment is the rest: make room for the end of the arguments. */
+    for (int index = count; index > 4 + length; index--)
+        texts[index] = texts[index - 1];
+    char **environment = texts + 4 + length + 1;
+    texts[4 + length] = 0;
+    texts[count + 1] = 0;
+    if (*terminal) {
+        place->master = open_terminal(terminal, &slave);
+        if (place->master < 0)
+            return answer('e', id, (u32)-place->master | STEP_TERMINAL << 8, 2);
+    }
+    error = (int)-call(SYS_pipe2, (long)starting, O_CLOEXEC, 0, 0, 0);
+    long pid = error ? -error : fork();
+    if (pid == 0)
+        run_process(texts + 4, environment, workdir, fds, slave, starting[1]);
+    if (!error)
+        drop(starting[1]);
+    if (slave >= 0)
+        drop(slave);
+    if (pid > 0)
+        error = executed(starting[0], &step);
+    else
+        error = (int)-pid;
+    if (error) {
+        if (pid > 0)
+            call(SYS_wait4, pid, 0, 0, 0, 0);
+        if (place->master >= 0)
+            drop(place->master);
+        place->master = -1;
+        return answer('e', id, (u32)error | (u32)step << 8, 2);
+    }
+    place->id = id;
+    place->pid = pid;
+    if (place->master >= 0)
+        place->relay = start_relay(fds[0], place->master, 1);
+    answer('s', id, 0, 0);
+}
+
+static void connect_port(u32 id, int outside)
+{
+    u32 port = number(texts[1]);
+    struct address there = {AF_INET, (unsigned short)((port & 255) << 8 | port >> 8), {127, 0, 0, 1}, {0}};
+    long pid = fork();
+
+    if (pid < 0)
+        return answer('c', id, (u32)-pid, 1);
+    if (pid > 0)
+        return;
+    set_signals(SIG_SETMASK, 0);
+    long inside = call(SYS_socket, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0, 0, 0);
+    long error = inside < 0 ? inside : call(SYS_connect, inside, (long)&there, sizeof there, 0, 0);
+    answer('c', id, (u32)-error, 1);
+    if (error)
+        leave(0);
+    relay(outside, (int)inside, 0);
+}
+
+static void resize(u32 id)
+{
+    struct process *process = find(id);
+    if (process && process->master >= 0)
+        set_size(process->master, number(texts[1]), number(texts[2]));
+}
+
+static void obey(int length, int *fds, int fds_count)
+{
+    int count = 0;
+    char *end = packet + length;
+    u32 id;
+
+    if (length < 2 || end[-1])
+        return;
+    for (char *text = packet + 1; text < end && count < TEXTS_MAX - 2; count++) {
+        texts[count] = text;
+        while (*text)
+            text++;
+        text++;
+    }
+    for (int index = count; index < 4; index++)
+        texts[index] = end - 1;
+    id = number(texts[0]);
+    struct process *process = find(id);
+    switch (packet[0]) {
+    case 'x':
+        start_process(id, count, fds, fds_count);
+        break;
+    case 'c':
+        if (fds_count == 1)
+            connect_port(id, fds[0]);
+        break;
+    case 'k':
+        if (process && process->pid > 1) {
+            call(SYS_kill, -process->pid, number(texts[1]), 0, 0, 0);
+            call(SYS_kill, process->pid, number(texts[1]), 0, 0, 0);
+        }
+        break;
+    case 'w':
+        resize(id);
+        break;
+    case 's':
+        if (processes[0].pid > 1)
+            call(SYS_kill, processes[0].pid, id, 0, 0, 0);
+    }
+}
+
+/* One request; false if the node is gone. */
+static int serve(void)
+{
+    struct vector part = {packet, PACKET_MAX};
+    struct rights rights = {0, 0, 0, {0}};
+    struct message message = {0, 0, &part, 1, &rights, sizeof rights, 0};
+    int count = 0;
+    long got = call(SYS_recvmsg, control, (long)&message, MSG_CMSG_CLOEXEC, 0, 0);
+
+    if (got == -EINTR || got == -EAGAIN)
+        return 1;
+    if (got <= 0)
+        return 0;
+    if (message.control_length >= 16 && rights.level == SOL_SOCKET && rights.type == SCM_RIGHTS)
+        count = (int)((rights.length - 16) / sizeof(int));
+    if (!(message.flags & MSG_TRUNC))
+        obey((int)got, rights.fds, count);
+    for (int index = 0; index < count; index++)
+        drop(rights.fds[index]);
+    return 1;
+}
+
+/* Processes that have ended; with the command, everything. */
+static void reap(int status_file)
+{
+    for (;;) {
+        int status = 0;
+        long pid = call(SYS_wait4, -1, (long)&status, WNOHANG, 0, 0);
+        if (pid == -EINTR)
+            continue;
+        if (pid <= 0)
+            return;
+        if (pid == processes[0].pid) {
+            call(SYS_write, status_file, (long)&status, 4, 0, 0);
+            leave(0);
+        }
+        for (int index = 0; index < PROCESSES_MAX; index++) {
+            struct process *process = &processes[index];
+            if (process->pid == pid) {
+                process->pid = 0;
+                answer('x', process->id, (u32)status, 4);
+            } else if (process->relay == pid) {
+                process->relay = 0;
+                if (process->pid > 1)
+                    call(SYS_kill, -process->pid, SIGHUP, 0, 0, 0);
+            } else {
+                continue;
+            }
+            if (!process->relay && process->master >= 0) {
+                drop(process->master); /* hangs up */
+                process->master = -1;
+            }
+        }
+    }
+}
+
+__attribute__((used, noreturn)) void run(long *stack)
+{
+    long count = stack[0];
+    arguments = (char **)(stack + 1);
+    char **environment = arguments + count + 1;
+    int starting[2], slave = -1, error;
+
+    if (count < 10)
+        leave(FAILED);
+    int status_file = (int)number(arguments[1]);
+    control = (int)number(arguments[2]);
+    for (int index = 0; index < PROCESSES_MAX; index++)
+        processes[index].master = -1;
+    /* Processes of the container may not look into this one (its descriptors are the host's). */
+    call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
+    bound_capabilities();
+    report_and_wait("I");
+    if (*arguments[9]) {
+        processes[0].master = open_terminal(arguments[9], &slave);
+        if (processes[0].master < 0)
+            report_error(-processes[0].master);
+    }
+    error = (int)-call(SYS_pipe2, (long)starting, O_CLOEXEC, 0, 0, 0);
+    if (error)
+        report_error(error);
+    long command = fork();
+    if (command < 0)
+        report_error((int)-command);
+    if (command == 0)
+        run_command(environment, starting[1], slave);
+    drop(starting[1]);
+    error = executed(starting[0], 0);
+    if (error)
+        report_error(error);
+    processes[0].pid = command;
+    if (slave >= 0) {
+        drop(slave);
+        processes[0].relay = start_relay((int)number(arguments[3]), processes[0].master, 1);
+    }
+    call(SYS_write, control, (long)"R", 1, 0, 0);
+    for (int index = 3; index < 6; index++)
+        drop((int)number(arguments[index]));
+
+    u64 child = 1UL << (SIGCHLD - 1);
+    set_signals(SIG_BLOCK, child);
+    int signals = (int)call(SYS_signalfd4, -1, (long)&child, sizeof child, O_CLOEXEC, 0);
+    struct wait_on waits[2] = {{signals, POLLIN, 0}, {control, POLLIN, 0}};
+    reap(status_file);
+    for (;;) {
+        waits[0].found = waits[1].found = 0;
+        call(SYS_ppoll, (long)waits, 2, 0, 0, 0);
+        if (waits[0].found) {
+            call(SYS_read, signals, (long)copied, 1024, 0, 0);
+            reap(status_file);
+        }
+        if (waits[1].fd >= 0 && waits[1].found && !serve())
+            waits[1].fd = -1; /* the container outlives its node */
+    }
+}

@@ -1,0 +1,343 @@
+"""Containers by gVisor's ``runsc``: a kernel of their own, in a process of the host.
+
+Nobody outside can join such a container's processes: its first one, the keeper, starts further
+ones and makes connections (``keeper.py``). Its files are a tree of mounts on the host, as for the
+other runtimes; ``runsc``'s gofer process holds it, and what is mounted there while the container
+runs shows inside, since every path is looked up on the host anew (``--file-access=shared``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import termios
+import tty
+from collections.abc import Generator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from homeport.node.cgroups import Cgroup, CgroupProvider
+from homeport.node.network import NetworkProvider
+from homeport.node.runtime import linux
+from homeport.node.runtime.arguments import (
+    CAPABILITIES,
+    environment,
+    hostname,
+    mount_plan,
+    working_directory,
+)
+from homeport.node.runtime.base import StagedRuntime
+from homeport.node.runtime.container import RunningContainer
+from homeport.node.runtime.enter import Place, look_up
+from homeport.node.runtime.keeper import Keeper
+from homeport.node.runtime.launch import (
+    CONTROL_FD,
+    ERR_FD,
+    FIRST_FREE_FD,
+    IN_FD,
+    OUT_FD,
+    STATUS_FD,
+    Invocation,
+    Keep,
+    Launch,
+)
+from homeport.node.runtime.port import (
+    ContainerEndedError,
+    ContainerSpec,
+    ContainerStartError,
+    ExecSpec,
+    Process,
+    RuntimeUnavailableError,
+)
+from homeport.node.runtime.users import User, resolve_user
+
+_SPECIFICATION: Final = "1.0.2"
+_OLDEST: Final = 20240101
+"""Release date from which on it can pass descriptors and executes programs from them."""
+_KNOWS_LINUX_6_11: Final = 20240901
+"""Older ones take every network namespace of a newer kernel for the host's."""
+_OWN_MEMORY_MB: Final = 96
+"""What gVisor's own processes need beside the container's."""
+_OWN_PIDS: Final = 512
+"""Threads of gVisor's own processes on the host."""
+_GOFER: Final = b"runsc-gofer"
+_INSTALL: Final = (
+    "install a release of 2024 or newer: gvisor.dev/docs/user_guide/install, or Debian's package "
+    "(on Debian 12 from backports: apt-get install -t bookworm-backports runsc)"
+)
+
+
+class RunscContainer(RunningContainer):
+    """A container whose processes its keeper starts."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        assert self._control is not None
+        self._keeper = Keeper(self._control, self.pid)
+        self._gofer_fd = os.pidfd_open(self._files_pid)
+
+    @property
+    def has_own_stack(self) -> bool:
+        return True
+
+    async def exec(self, spec: ExecSpec) -> Process:
+        env, workdir = self._surroundings(spec)
+        return await self._keeper.exec(spec, env, workdir)
+
+    async def connect(self, port: int) -> socket.socket:
+        return await self._keeper.connect(port)
+
+    async def is_listening(self, port: int) -> bool:
+        """By a connection, which is closed at once."""
+        try:
+            (await self._keeper.connect(port)).close()
+        except OSError:
+            return False
+        return True
+
+    def signal(self, number: int) -> None:
+        if not self._ended.done():
+            self._keeper.send("s", int(number))
+
+    def kill(self) -> None:
+        """All processes of gVisor: those outside may be held, and would not see the others end."""
+        if not self._ended.done():
+            super().kill()
+            outer = () if self._reaped.done() else (self._outer_fd,)
+            for fd in (self._gofer_fd, *outer):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+    def _files_place(self) -> Place:
+        try:
+            if self._place is None:
+                place = look_up(self._files_pid, self._gofer_fd, self._user)
+                namespaces = place.namespaces & linux.CLONE_NEWNS
+                self._place = replace(place, namespaces=namespaces, root_pid=self._files_pid)
+        except OSError as error:
+            raise ContainerEndedError() from error
+        return self._place
+
+    def _on_end(self) -> None:
+        self._keeper.close()
+        super()._on_end()
+
+    async def _remove(self, keep_upper: bool) -> None:
+        await super()._remove(keep_upper)
+        os.close(self._gofer_fd)
+
+
+class RunscRuntime(StagedRuntime):
+    """A kernel in user space for every container; root in it is nobody's root.
+
+    Limits are our own control groups, with room for gVisor itself; devices and kernel interfaces
+    are gVisor's own, so nothing has to be masked.
+    """
+
+    init_program = "keeper"
+    container_type = RunscContainer
+
+    def __init__(self, run_dir: Path, network: NetworkProvider, cgroups: CgroupProvider) -> None:
+        path = shutil.which("runsc")
+        if path is None:
+            raise RuntimeUnavailableError(f"there is no runsc program; {_INSTALL}")
+        self._binary = path
+        self._hides_settings = _needs_hidden_settings(_release(path))
+        self._state = run_dir.absolute() / "runsc"
+        if not cgroups.available():
+            raise RuntimeUnavailableError(
+                "runsc needs control groups, and there are none in /sys/fs/cgroup: mount them "
+                "(mount -t cgroup2 none /sys/fs/cgroup)"
+            )
+        super().__init__(run_dir, network, cgroups)
+        self._state.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def name(self) -> str:
+        return "runsc"
+
+    @property
+    def keeps_control(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        await super().close()
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def invocation(self, launch: Launch, keep: Keep) -> Generator[Invocation]:
+        spec = launch.spec
+        with self._stage.root(launch.lowers(), spec.upper, launch.work) as root:
+            user = launch.user = resolve_user(root, spec.user)
+            workdir = working_directory(spec, root)
+            _mount_data(spec, root)
+            (root / "proc").mkdir(exist_ok=True)
+            bundle = launch.directory.path / "bundle"
+            bundle.mkdir(mode=0o700)
+            config = _config(spec, root, user, workdir, launch.lease.netns_fd)
+            (bundle / "config.json").write_text(json.dumps(config))
+            passed = (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
+            arguments = [*self._options(spec.network), "run", "--bundle", str(bundle)]
+            arguments += [f"--pass-fd={fd}:{fd}" for fd in passed]
+            arguments += [f"--exec-fd={FIRST_FREE_FD}", self._container_name(spec.id)]
+            assert launch.cgroup is not None
+            groups = [str(path / "cgroup.procs") for path in launch.cgroup.paths()]
+            # gVisor's processes are in the container's groups from the first instruction on
+            script = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 >"$1" || exit 1; shift; n=$((n-1)); done; exec "$@"'
+            words = ["-c", script, "sh", str(len(groups)), *groups, self._binary, *arguments]
+            # it takes a program from a descriptor that is only for reading
+            program = keep(os.open(f"/proc/self/fd/{self._init_fd}", os.O_RDONLY | os.O_CLOEXEC))
+            yield Invocation("/bin/sh", words, {FIRST_FREE_FD: program}, view=self._view)
+
+    def clean(self, container_id: str) -> None:
+        name = self._container_name(container_id)
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._state.iterdir():
+                if name in path.name:
+                    path.unlink(missing_ok=True)
+
+    def files_process(self, init: int, outer: int) -> int:
+        """The gofer: as the kernel in the container, a child of the process that we started."""
+        for thread in os.listdir(f"/proc/{outer}/task"):
+            children = Path(f"/proc/{outer}/task/{thread}/children").read_text().split()
+            for child in children:
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                if command.startswith(_GOFER):
+                    return int(child)
+        raise ContainerStartError("runsc has no gofer process")
+
+    def _make_cgroup(self, spec: ContainerSpec) -> Cgroup | None:
+        limits = spec.limits
+        if limits.memory_mb:
+            limits = replace(limits, memory_mb=limits.memory_mb + _OWN_MEMORY_MB)
+        if limits.pids:
+            limits = replace(limits, pids=limits.pids + _OWN_PIDS)
+        return self._cgroups.create(spec.id, limits)
+
+    def _options(self, network: str) -> list[str]:
+        mode = {"none": "none", "host": "host"}.get(network, "sandbox")
+        return [
+            *("--root", str(self._state), f"--network={mode}", "--ignore-cgroups"),
+            *("--overlay2=none", "--file-access=shared", "--host-uds=open", "--dcache=0"),
+        ]
+
+    def _container_name(self, container_id: str) -> str:
+        return f"{self._token}-{container_id}"
+
+    def _view(self) -> AbstractContextManager[None]:
+        if self._hides_settings:
+            return self._stage.without_network_settings()
+        return contextlib.nullcontext()
+
+
+def _release(binary: str) -> int:
+    """The date (YYYYMMDD) of a ``runsc``. Raises ``RuntimeUnavailableError`` for one too old."""
+    try:
+        said = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeUnavailableError(f"{binary} does not run: {error}; {_INSTALL}") from error
+    found = re.search(r"20\d{6}", said)
+    date = int(found.group()) if found else _KNOWS_LINUX_6_11  # built from source: of today
+    if date < _OLDEST:
+        raise RuntimeUnavailableError(f"{binary} is of {date}, too old; {_INSTALL}")
+    return date
+
+
+def _needs_hidden_settings(release: int) -> bool:
+    return release < _KNOWS_LINUX_6_11 and os.path.exists("/proc/sys/net/core/rmem_default")
+
+
+def _mount_data(spec: ContainerSpec, root: Path) -> None:
+    """Mount what the container gets besides its image, in the tree at ``root``."""
+    plain = linux.MS_NOSUID | linux.MS_NODEV
+    for mount in mount_plan(spec, root):
+        if mount.source.startswith("/dev/"):
+            continue  # a terminal: it gets one of its own
+        target = str(root / mount.target.lstrip("/"))
+        if not mount.source:
+            linux.mount("tmpfs", target, "tmpfs", plain, "mode=1777")
+            continue
+        linux.mount(mount.source, target, "", linux.MS_BIND | linux.MS_REC)
+        flags = linux.MS_REMOUNT | linux.MS_BIND | plain
+        linux.mount("none", target, "", flags | (linux.MS_RDONLY if mount.read_only else 0))
+
+
+def _config(
+    spec: ContainerSpec, root: Path, user: User, workdir: str, netns_fd: int
+) -> dict[str, Any]:
+    env = environment(spec, user)
+    kinds = ("pid", "ipc", "uts", "mount")
+    namespaces: list[dict[str, str]] = [{"type": kind} for kind in kinds]
+    if netns_fd >= 0 and spec.network == "nat":
+        path = f"/proc/{os.getpid()}/fd/{netns_fd}"
+        namespaces.append({"type": "network", "path": path})
+    return {
+        "ociVersion": _SPECIFICATION,
+        "root": {"path": str(root), "readonly": False},
+        "hostname": hostname(spec),
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": _keeper_arguments(spec, user),
+            "env": [f"{name}={value}" for name, value in env.items()],
+            "cwd": workdir,
+            "capabilities": {
+                kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
+            },
+            "noNewPrivileges": True,
+        },
+        "mounts": _mounts(root),
+        "linux": {"namespaces": namespaces},
+    }
+
+
+def _keeper_arguments(spec: ContainerSpec, user: User) -> list[str]:
+    fds = map(str, (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD))
+    who = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
+    return ["keeper", *fds, *who, _terminal(spec.stdin_fd), *spec.command]
+
+
+def _terminal(fd: int) -> str:
+    """The size of the terminal that the command is given, empty for none.
+
+    It gets one of the container's own; the host's only carries the bytes from now on.
+    """
+    if fd < 0 or not os.isatty(fd):
+        return ""
+    rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
+    tty.setraw(fd)
+    return f"{rows},{columns}"
+
+
+def _mounts(root: Path) -> list[dict[str, Any]]:
+    def mount(target: str, kind: str, *options: str, source: str = "") -> dict[str, Any]:
+        return {
+            "destination": target,
+            "type": kind,
+            "source": source or kind,
+            "options": ["nosuid", "nodev", *options],
+        }
+
+    mounts = [
+        mount("/proc", "proc", "noexec"),
+        mount("/dev", "tmpfs", "mode=755"),
+        mount("/dev/pts", "devpts", "noexec"),
+        mount("/dev/shm", "tmpfs", "mode=1777"),  # noqa: S108
+        mount("/sys", "sysfs", "noexec", "ro"),
+    ]
+    # Else gVisor mounts a tmpfs of its own there if the directory is empty, which no snapshot has.
+    if not (root / "tmp").is_symlink():
+        mounts.append(mount("/tmp", "bind", "rbind", "rw", source=str(root / "tmp")))  # noqa: S108
+    return mounts
