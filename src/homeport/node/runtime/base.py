@@ -169,6 +169,7 @@ class StagedRuntime:
             started=started,
             outer_pid=outer,
             files_pid=launch.files_pid,
+            files_fd=launch.files_fd,
             control=launch.control,
             directory=launch.directory,
             work=launch.work,

@@ -53,6 +53,7 @@ class RunningContainer:
         started: Started,
         outer_pid: int,
         files_pid: int,
+        files_fd: int,
         control: socket.socket | None,
         directory: ContainerDirectory,
         work: Path,
@@ -83,6 +84,7 @@ class RunningContainer:
         self._address = lease.address
         self._outer_pid = outer_pid
         self._files_pid = files_pid
+        self._files_fd = files_fd
         self._control = control
         self._outer_fd = os.pidfd_open(outer_pid)
         self._loop = asyncio.get_running_loop()
@@ -240,8 +242,9 @@ class RunningContainer:
         self.kill()
         await self.wait()
         await self._reaped
-        for fd in (self._started.init_fd, self._started.command_fd):
-            os.close(fd)
+        for fd in (self._started.init_fd, self._started.command_fd, self._files_fd):
+            if fd >= 0:
+                os.close(fd)
 
         def clean() -> None:
             try:

@@ -139,7 +139,11 @@ class Keeper:
         return True
 
     def close(self) -> None:
-        """Nothing runs any more. Idempotent."""
+        """Nothing runs any more; what has been said of it is heard. Idempotent."""
+        self._on_answer()
+        self._give_up()
+
+    def _give_up(self) -> None:
         if self._is_over:
             return
         self._is_over = True
@@ -190,7 +194,7 @@ class Keeper:
             except OSError:
                 data = b""
             if not data:
-                return self.close()
+                return self._give_up()
             if len(data) >= _HEAD:
                 number = int.from_bytes(data[1:_HEAD], "little")
                 self._heed(data[:1], number, data[_HEAD:])

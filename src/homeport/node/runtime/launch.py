@@ -121,6 +121,8 @@ class Launch:
         """Set by the tool once it has looked into the image."""
         self.files_pid = 0
         """See ``Tool.files_process``; 0 until init is there."""
+        self.files_fd = -1
+        """A pidfd of that process, the caller's, if it is not init itself."""
         self.control: socket.socket | None = None
         """Our end of the conversation with init, the caller's, if the tool keeps it."""
         self._made_upper = False
@@ -236,12 +238,17 @@ class Launch:
         if self.cgroup is not None:
             self.cgroup.attach(pid)
         self.files_pid = self._tool.files_process(pid, outer)
+        if self.files_pid != pid:
+            self.files_fd = os.pidfd_open(self.files_pid)
         for overlay in self.spec.overlays:
             self.shared.mount_inside(self.files_pid, overlay)
         for tree in self.spec.trees:
             self.shared.place_inside(self.files_pid, tree)
 
     def _undo(self) -> None:
+        if self.files_fd >= 0:
+            os.close(self.files_fd)
+            self.files_fd = -1
         if self.cgroup is not None:
             with contextlib.suppress(CgroupError):
                 self.cgroup.remove()

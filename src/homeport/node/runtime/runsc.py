@@ -26,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from homeport.node.cgroups import Cgroup, CgroupProvider
 from homeport.node.network import NetworkProvider
 from homeport.node.runtime import linux
@@ -84,7 +86,6 @@ class RunscContainer(RunningContainer):
         super().__init__(*arguments, **more)
         assert self._control is not None
         self._keeper = Keeper(self._control, self.pid)
-        self._gofer_fd = os.pidfd_open(self._files_pid)
 
     @property
     def has_own_stack(self) -> bool:
@@ -114,14 +115,14 @@ class RunscContainer(RunningContainer):
         if not self._ended.done():
             super().kill()
             outer = () if self._reaped.done() else (self._outer_fd,)
-            for fd in (self._gofer_fd, *outer):
+            for fd in (self._files_fd, *outer):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
 
     def _files_place(self) -> Place:
         try:
             if self._place is None:
-                place = look_up(self._files_pid, self._gofer_fd, self._user)
+                place = look_up(self._files_pid, self._files_fd, self._user)
                 namespaces = place.namespaces & linux.CLONE_NEWNS
                 self._place = replace(place, namespaces=namespaces, root_pid=self._files_pid)
         except OSError as error:
@@ -131,10 +132,6 @@ class RunscContainer(RunningContainer):
     def _on_end(self) -> None:
         self._keeper.close()
         super()._on_end()
-
-    async def _remove(self, keep_upper: bool) -> None:
-        await super()._remove(keep_upper)
-        os.close(self._gofer_fd)
 
 
 class RunscRuntime(StagedRuntime):
@@ -219,9 +216,9 @@ class RunscRuntime(StagedRuntime):
     def _make_cgroup(self, spec: ContainerSpec) -> Cgroup | None:
         limits = spec.limits
         if limits.memory_mb:
-            limits = replace(limits, memory_mb=limits.memory_mb + _OWN_MEMORY_MB)
+            limits = msgspec.structs.replace(limits, memory_mb=limits.memory_mb + _OWN_MEMORY_MB)
         if limits.pids:
-            limits = replace(limits, pids=limits.pids + _OWN_PIDS)
+            limits = msgspec.structs.replace(limits, pids=limits.pids + _OWN_PIDS)
         return self._cgroups.create(spec.id, limits)
 
     def _options(self, network: str) -> list[str]:
