@@ -82,7 +82,6 @@ def _read(place: Path) -> dict[str, Trial]:
 
 
 def _write(place: Path, known: dict[str, Trial]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.{os.getpid()}")
     draft.write_bytes(msgspec.json.encode(known))
     draft.rename(place)
