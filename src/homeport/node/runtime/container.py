@@ -266,8 +266,11 @@ class RunningContainer:
         """Init has ended, and with it every process of the container."""
         self._loop.remove_reader(self._started.init_fd)
         oom = self._cgroup is not None and self._cgroup.oom_killed()
-        code = read_status(self._directory.status_file)
+        code = self._returncode()
         self._ended.set_result(Exit(code, oom, self._spec.limits.memory_mb))
+
+    def _returncode(self) -> int:
+        return read_status(self._directory.status_file)
 
     def _on_outer_end(self) -> None:
         """The tool's process outside has ended; it does so right after init."""

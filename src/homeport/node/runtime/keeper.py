@@ -63,6 +63,8 @@ class Keeper:
         self._running: dict[int, KeptProcess] = {}
         self._connecting: dict[int, asyncio.Future[int]] = {}
         self._is_over = False
+        self.returncode = -signal.SIGKILL
+        """The command's; as it is here if the keeper did not get to say it."""
         control.setblocking(False)
         control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         control.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
@@ -210,8 +212,9 @@ class Keeper:
                 os.close(process.terminal_fd)
             started.set_exception(refusal(more[0], chr(more[1]), spec, workdir))
         elif kind == b"x" and number in self._running and len(more) >= 4:
-            status = int.from_bytes(more[:4], "little")
-            self._running.pop(number).ended.set_result(_code(status))
+            self._running.pop(number).ended.set_result(_code(int.from_bytes(more[:4], "little")))
+        elif kind == b"z" and len(more) >= 4:
+            self.returncode = _code(int.from_bytes(more[:4], "little"))
         elif kind == b"c" and number in self._connecting and more:
             answer = self._connecting.pop(number)
             if not answer.done():

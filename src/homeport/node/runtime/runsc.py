@@ -48,7 +48,6 @@ from homeport.node.runtime.launch import (
     FIRST_FREE_FD,
     IN_FD,
     OUT_FD,
-    STATUS_FD,
     Invocation,
     Keep,
     Launch,
@@ -129,6 +128,9 @@ class RunscContainer(RunningContainer):
             raise ContainerEndedError() from error
         return self._place
 
+    def _returncode(self) -> int:
+        return self._keeper.returncode
+
     def _on_end(self) -> None:
         self._keeper.close()
         super()._on_end()
@@ -183,7 +185,7 @@ class RunscRuntime(StagedRuntime):
             bundle.mkdir(mode=0o700)
             config = _config(spec, root, user, workdir, launch.lease.netns_fd)
             (bundle / "config.json").write_text(json.dumps(config))
-            passed = (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
+            passed = (CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
             arguments = [*self._options(spec.network), "run", "--bundle", str(bundle)]
             arguments += [f"--pass-fd={fd}:{fd}" for fd in passed]
             arguments += [f"--exec-fd={FIRST_FREE_FD}", self._container_name(spec.id)]
@@ -301,7 +303,7 @@ def _config(
 
 
 def _keeper_arguments(spec: ContainerSpec, user: User) -> list[str]:
-    fds = map(str, (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD))
+    fds = map(str, (CONTROL_FD, IN_FD, OUT_FD, ERR_FD))
     who = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
     return ["keeper", *fds, *who, _terminal(spec.stdin_fd), *spec.command]
 

@@ -1,8 +1,7 @@
 /*
  * The first process of a container under gVisor, whose processes nobody outside can join.
  *
- *   keeper STATUS_FD CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS TERMINAL
- *          [COMMAND [ARGUMENT...]]
+ *   keeper CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS TERMINAL [COMMAND [ARGUMENT...]]
  *
  * It starts the command as init.c does, in the same conversation with the node, and is then what
  * enter.c is elsewhere: it starts further processes, as the node asks over CONTROL_FD, a packet
@@ -21,6 +20,7 @@
  *   'e' errno step     it could not be executed
  *   'x' status         it has ended (four bytes, as waitpid gives it)
  *   'c' errno          the connection ID is there (0) or not
+ *   'z' status         the command has ended, and with it the container
  *
  * A terminal is the container's own, a process copies between its master and the socket.
  * Freestanding like init.c, and for the same reasons.
@@ -190,7 +190,7 @@ static void bound_capabilities(void)
 /* Takes the user's and groups' ids; returns errno. */
 static int become(void)
 {
-    const char *uid = arguments[6], *gid = arguments[7], *groups = arguments[8];
+    const char *uid = arguments[5], *gid = arguments[6], *groups = arguments[7];
     u32 list[GROUPS_MAX];
     long count = 0;
     u32 user = number(uid), group = number(gid);
@@ -356,7 +356,7 @@ static int open_terminal(const char *size, int *slave)
         drop((int)master);
         return *slave;
     }
-    call(SYS_fchown, *slave, number(arguments[6]), -1, 0, 0);
+    call(SYS_fchown, *slave, number(arguments[5]), -1, 0, 0);
     set_size((int)master, rows, columns);
     return (int)master;
 }
@@ -396,19 +396,19 @@ static void run_command(char **environment, int first, int slave)
     if (slave >= 0) {
         take_terminal(slave);
     } else {
-        call(SYS_dup3, number(arguments[3]), 0, 0, 0, 0);
-        call(SYS_dup3, number(arguments[4]), 1, 0, 0, 0);
-        call(SYS_dup3, number(arguments[5]), 2, 0, 0, 0);
+        call(SYS_dup3, number(arguments[2]), 0, 0, 0, 0);
+        call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
+        call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
     }
     close_on_exec();
     int error = become();
     if (!error) {
         report_and_wait("S");
-        if (!arguments[10]) {
+        if (!arguments[9]) {
             drop(first); /* as if it had been executed */
             idle();
         }
-        error = execute(arguments + 10, environment);
+        error = execute(arguments + 9, environment);
     }
     unsigned char number = (unsigned char)error;
     call(SYS_write, first, (long)&number, 1, 0, 0);
@@ -615,7 +615,7 @@ static int serve(void)
 }
 
 /* Processes that have ended; with the command, everything. */
-static void reap(int status_file)
+static void reap(void)
 {
     for (;;) {
         int status = 0;
@@ -625,7 +625,7 @@ static void reap(int status_file)
         if (pid <= 0)
             return;
         if (pid == processes[0].pid) {
-            call(SYS_write, status_file, (long)&status, 4, 0, 0);
+            answer('z', 0, (u32)status, 4);
             leave(0);
         }
         for (int index = 0; index < PROCESSES_MAX; index++) {
@@ -655,10 +655,9 @@ __attribute__((used, noreturn)) void run(long *stack)
     char **environment = arguments + count + 1;
     int starting[2], slave = -1, error;
 
-    if (count < 10)
+    if (count < 9)
         leave(FAILED);
-    int status_file = (int)number(arguments[1]);
-    control = (int)number(arguments[2]);
+    control = (int)number(arguments[1]);
     for (int index = 0; index < PROCESSES_MAX; index++)
         processes[index].master = -1;
     /* Processes of the container may not look into this one (its descriptors are the host's). */
@@ -666,8 +665,8 @@ __attribute__((used, noreturn)) void run(long *stack)
     call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
     bound_capabilities();
     report_and_wait("I");
-    if (*arguments[9]) {
-        processes[0].master = open_terminal(arguments[9], &slave);
+    if (*arguments[8]) {
+        processes[0].master = open_terminal(arguments[8], &slave);
         if (processes[0].master < 0)
             report_error(-processes[0].master);
     }
@@ -686,23 +685,23 @@ __attribute__((used, noreturn)) void run(long *stack)
     processes[0].pid = command;
     if (slave >= 0) {
         drop(slave);
-        processes[0].relay = start_relay((int)number(arguments[3]), processes[0].master, 1);
+        processes[0].relay = start_relay((int)number(arguments[2]), processes[0].master, 1);
     }
     call(SYS_write, control, (long)"R", 1, 0, 0);
-    for (int index = 3; index < 6; index++)
+    for (int index = 2; index < 5; index++)
         drop((int)number(arguments[index]));
 
     u64 child = 1UL << (SIGCHLD - 1);
     set_signals(SIG_BLOCK, child);
     int signals = (int)call(SYS_signalfd4, -1, (long)&child, sizeof child, O_CLOEXEC, 0);
     struct wait_on waits[2] = {{signals, POLLIN, 0}, {control, POLLIN, 0}};
-    reap(status_file);
+    reap();
     for (;;) {
         waits[0].found = waits[1].found = 0;
         call(SYS_ppoll, (long)waits, 2, 0, 0, 0);
         if (waits[0].found) {
             call(SYS_read, signals, (long)copied, 1024, 0, 0);
-            reap(status_file);
+            reap();
         }
         if (waits[1].fd >= 0 && waits[1].found && !serve())
             waits[1].fd = -1; /* the container outlives its node */
