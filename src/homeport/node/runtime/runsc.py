@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -47,6 +48,7 @@ from homeport.node.runtime.launch import (
     ERR_FD,
     FIRST_FREE_FD,
     IN_FD,
+    INIT_PATH,
     OUT_FD,
     Invocation,
     Keep,
@@ -186,24 +188,22 @@ class RunscRuntime(StagedRuntime):
             config = _config(spec, root, user, workdir, launch.lease.netns_fd)
             (bundle / "config.json").write_text(json.dumps(config))
             passed = (CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
-            arguments = [*self._options(spec.network), "run", "--bundle", str(bundle)]
+            name = self._short_name(spec.id)
+            state = self._state / name
+            state.mkdir(mode=0o700)
+            arguments = [*self._options(state, spec.network), "run", "--bundle", str(bundle)]
             arguments += [f"--pass-fd={fd}:{fd}" for fd in passed]
-            arguments += [f"--exec-fd={FIRST_FREE_FD}", self._container_name(spec.id)]
+            arguments += [f"--exec-fd={FIRST_FREE_FD}", name]
             assert launch.cgroup is not None
             groups = [str(path / "cgroup.procs") for path in launch.cgroup.paths()]
             # gVisor's processes are in the container's groups from the first instruction on
-            script = 'n=$1; shift; while [ $n -gt 0 ]; do echo 0 >"$1" || exit 1; shift; n=$((n-1)); done; exec "$@"'
-            words = ["-c", script, "sh", str(len(groups)), *groups, self._binary, *arguments]
+            words = ["join", str(len(groups)), *groups, self._binary, *arguments]
             # it takes a program from a descriptor that is only for reading
             program = keep(os.open(f"/proc/self/fd/{self._init_fd}", os.O_RDONLY | os.O_CLOEXEC))
-            yield Invocation("/bin/sh", words, {FIRST_FREE_FD: program}, view=self._view)
+            yield Invocation(INIT_PATH, words, {FIRST_FREE_FD: program}, view=self._view)
 
     def clean(self, container_id: str) -> None:
-        name = self._container_name(container_id)
-        with contextlib.suppress(FileNotFoundError):
-            for path in self._state.iterdir():
-                if name in path.name:
-                    path.unlink(missing_ok=True)
+        shutil.rmtree(self._state / self._short_name(container_id), ignore_errors=True)
 
     def files_process(self, init: int, outer: int) -> int:
         """The gofer: as the kernel in the container, a child of the process that we started."""
@@ -223,15 +223,16 @@ class RunscRuntime(StagedRuntime):
             limits = msgspec.structs.replace(limits, pids=limits.pids + _OWN_PIDS)
         return self._cgroups.create(spec.id, limits)
 
-    def _options(self, network: str) -> list[str]:
+    def _options(self, state: Path, network: str) -> list[str]:
         mode = {"none": "none", "host": "host"}.get(network, "sandbox")
         return [
-            *("--root", str(self._state), f"--network={mode}", "--ignore-cgroups"),
+            *("--root", str(state), f"--network={mode}", "--ignore-cgroups"),
             *("--overlay2=none", "--file-access=shared", "--host-uds=open", "--dcache=0"),
         ]
 
-    def _container_name(self, container_id: str) -> str:
-        return f"{self._token}-{container_id}"
+    def _short_name(self, container_id: str) -> str:
+        """What runsc calls it; part of the path of a socket, which has to be short."""
+        return hashlib.sha256(container_id.encode()).hexdigest()[:12]
 
     def _view(self) -> AbstractContextManager[None]:
         if self._hides_settings:

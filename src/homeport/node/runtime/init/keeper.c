@@ -3,6 +3,11 @@
  *
  *   keeper CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS TERMINAL [COMMAND [ARGUMENT...]]
  *
+ *   keeper join COUNT FILE... PROGRAM [ARGUMENT...]
+ *
+ * The second form is for the host: it writes itself into that many cgroup.procs files and becomes
+ * PROGRAM, with its own argv[0].
+ *
  * It starts the command as init.c does, in the same conversation with the node, and is then what
  * enter.c is elsewhere: it starts further processes, as the node asks over CONTROL_FD, a packet
  * socket. A request is a letter and NUL-terminated texts, numbers in decimal:
@@ -89,7 +94,7 @@ enum {
     ENOENT = 2, EINTR = 4, EIO = 5, EAGAIN = 11, EACCES = 13, ENOTDIR = 20, EINVAL = 22,
     AT_FDCWD = -100, O_RDWR = 02, O_NOCTTY = 0400, O_CLOEXEC = 02000000,
     SIGHUP = 1, SIGKILL = 9, SIGCHLD = 17, SIG_BLOCK = 0, SIG_SETMASK = 2, WNOHANG = 1,
-    F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4,
+    F_SETFD = 2, F_GETFL = 3, F_SETFL = 4, FD_CLOEXEC = 1, O_NONBLOCK = 04000, CLOSE_RANGE_CLOEXEC = 4,
     POLLIN = 1,
     AF_INET = 2, SOCK_STREAM = 1, SOCK_CLOEXEC = 02000000, SHUT_WR = 1,
     SOL_SOCKET = 1, SCM_RIGHTS = 1, MSG_TRUNC = 0x20, MSG_CMSG_CLOEXEC = 0x40000000,
@@ -371,6 +376,16 @@ static long start_relay(int outside, int inside, int is_terminal)
     return pid;
 }
 
+/* gVisor makes what comes from the host non-blocking, and shows that when it comes a second time. */
+static void be_blocking(void)
+{
+    for (int fd = 0; fd < 3; fd++) {
+        long flags = call(SYS_fcntl, fd, F_GETFL, 0, 0, 0);
+        if (flags >= 0)
+            call(SYS_fcntl, fd, F_SETFL, flags & ~O_NONBLOCK, 0, 0);
+    }
+}
+
 static void take_terminal(int slave)
 {
     call(SYS_dup3, slave, 0, 0, 0, 0);
@@ -399,6 +414,7 @@ static void run_command(char **environment, int first, int slave)
         call(SYS_dup3, number(arguments[2]), 0, 0, 0, 0);
         call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
         call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
+        be_blocking();
     }
     close_on_exec();
     int error = become();
@@ -457,9 +473,11 @@ static void run_process(char **command, char **environment, const char *workdir,
     set_signals(SIG_SETMASK, 0);
     if (slave >= 0)
         take_terminal(slave);
-    else
+    else {
         for (int fd = 0; fd < 3; fd++)
             call(SYS_dup3, fds[fd], fd, 0, 0, 0);
+        be_blocking();
+    }
     close_on_exec();
     int error = become();
     if (error)
@@ -648,6 +666,24 @@ static void reap(void)
     }
 }
 
+static void join(long count, char **environment)
+{
+    long files = number(arguments[2]);
+
+    for (long index = 3; index < 3 + files && index < count; index++) {
+        long fd = call(SYS_openat, AT_FDCWD, (long)arguments[index], O_RDWR | O_CLOEXEC, 0, 0);
+        if (fd < 0 || call(SYS_write, fd, (long)"0", 1, 0, 0) != 1)
+            leave(FAILED);
+        drop((int)fd);
+    }
+    if (3 + files >= count)
+        leave(FAILED);
+    char *program = arguments[3 + files];
+    arguments[3 + files] = arguments[0];
+    call(SYS_execve, (long)program, (long)(arguments + 3 + files), (long)environment, 0, 0);
+    leave(FAILED);
+}
+
 __attribute__((used, noreturn)) void run(long *stack)
 {
     long count = stack[0];
@@ -655,6 +691,8 @@ __attribute__((used, noreturn)) void run(long *stack)
     char **environment = arguments + count + 1;
     int starting[2], slave = -1, error;
 
+    if (count > 3 && arguments[1][0] == 'j')
+        join(count, environment);
     if (count < 9)
         leave(FAILED);
     control = (int)number(arguments[1]);
