@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import Checks, Runner
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import GVISOR, Server
 
 pytestmark = pytest.mark.newest
 SECRET = "only the host may read this"
@@ -68,7 +68,8 @@ def test_links_were_raced(checks: Checks) -> None:
 
 
 def test_the_kernel_keeps_its_settings(checks: Checks, host: dict[str, str]) -> None:
-    assert [path for path, code in checks.value("kernel_settings").items() if code == 0] == []
+    if not GVISOR:  # whose kernel, and so its settings, are the container's own
+        assert [path for path, code in checks.value("kernel_settings").items() if code == 0] == []
     assert {"hostname": socket.gethostname(), "core": Path(CORE).read_text()} == host
 
 
@@ -81,6 +82,10 @@ def test_system_calls_are_refused(checks: Checks) -> None:
     code, text = checks.value("system_calls")
     assert code == 0, text
     found = json.loads(text)
+    if GVISOR:  # its own kernel answers these, and nothing of the host is there to be had
+        assert found["open_by_handle_at"] != 0
+        assert found["setns"] != 0
+        return
     refused = (errno.EPERM, errno.ENOSYS)
     assert {name: code for name, code in found.items() if code not in refused} in (
         {},
@@ -91,7 +96,7 @@ def test_system_calls_are_refused(checks: Checks) -> None:
 
 def test_the_first_process_is_out_of_reach(checks: Checks) -> None:
     _, environment, after = checks.value("process_one")
-    assert environment.strip().endswith("0") or "denied" in environment
+    assert GVISOR or environment.strip().endswith("0") or "denied" in environment
     assert after == [0, ""]
 
 
@@ -112,6 +117,10 @@ def test_the_file_server_is_not_seen_and_not_broken(checks: Checks) -> None:
 
 
 def test_bombs_go_off_inside(checks: Checks) -> None:
+    if GVISOR:  # no limit of its own: the bomb may end its sandbox, and does no more
+        assert checks.value("fork_bomb")
+        assert checks.value("memory_bomb") == 137
+        return
     (count, number), refused, files = checks.value("fork_bomb")
     assert (int(count) < PIDS_MAX, int(number)) == (True, errno.EAGAIN)
     assert refused[0] in ("ResourceExhaustedError", "nothing")

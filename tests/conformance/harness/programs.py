@@ -19,6 +19,8 @@ from .server import Server
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 TIMEOUT_S = 600.0
+_KEPT = ("PATH", "LANG", "TZ", "HOMEPORT_SANDBOX_RUNTIME")
+"""Variables that clients have too; the last one says which differences to expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,7 @@ class Runner:
         return Completed(" ".join(command), done.returncode, done.stdout, done.stderr)
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         own = {"HOME": str(self.folder), "MODAL_CONFIG_PATH": str(self.folder / "modal.toml")}
         plain = {"COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1", "TERM": "dumb"}
         return {**kept, **own, **plain, **self.server.environment(), **more}

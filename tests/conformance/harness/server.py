@@ -16,6 +16,8 @@ from pathlib import Path
 from homeport.node.leaks import find_leaks
 
 READY = re.compile(rb"Homeport \S+ is ready at (\S+)")
+GVISOR = os.environ.get("HOMEPORT_SANDBOX_RUNTIME") == "runsc"
+"""Whether sandboxes of the servers here run under gVisor: so the suites are run with it."""
 START_S = 180.0
 STOP_S = 90.0
 

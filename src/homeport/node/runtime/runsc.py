@@ -182,7 +182,6 @@ class RunscRuntime(StagedRuntime):
             user = launch.user = resolve_user(root, spec.user)
             workdir = working_directory(spec, root)
             _mount_data(spec, root)
-            (root / "proc").mkdir(exist_ok=True)
             bundle = launch.directory.path / "bundle"
             bundle.mkdir(mode=0o700)
             config = _config(spec, root, user, workdir, launch.lease.netns_fd)
@@ -262,6 +261,9 @@ def _needs_hidden_settings(release: int) -> bool:
 def _mount_data(spec: ContainerSpec, root: Path) -> None:
     """Mount what the container gets besides its image, in the tree at ``root``."""
     plain = linux.MS_NOSUID | linux.MS_NODEV
+    for name in ("proc", "dev", "sys"):
+        # gVisor has its own there; who looks at the files from outside finds nothing, and leaves it
+        linux.mount("tmpfs", str(root / name), "tmpfs", plain | linux.MS_RDONLY, "size=0,mode=755")
     for mount in mount_plan(spec, root):
         if mount.source.startswith("/dev/"):
             continue  # a terminal: it gets one of its own
@@ -317,7 +319,7 @@ def _terminal(fd: int) -> str:
     if fd < 0 or not os.isatty(fd):
         return ""
     rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSANOW)  # what has been typed already stays
     return f"{rows},{columns}"
 
 
