@@ -472,7 +472,7 @@ def test_processor_limits_are_set(in_box: InBox, tmp_path: Path) -> None:
 def test_fifty_at_once(in_box: InBox) -> None:
     async def check(box: Box) -> None:
         async def one(number: int) -> str:
-            script = f"echo {number}; tail -n +3 /proc/net/dev | cut -d: -f1 | sort | tr -d ' '"
+            script = f"echo {number}; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' | sort"
             return (await box.sh(script, network="nat")).output
 
         outputs = await asyncio.gather(*(one(number) for number in range(50)))
