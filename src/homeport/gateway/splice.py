@@ -118,6 +118,8 @@ class SpliceProtocol(asyncio.Protocol):
         self._upgraded = False
         self._closed = False
         self._held: set[str] = set()
+        self._is_slow = False
+        """The client has not taken what it was sent."""
         self._stopping = False
         self._idle: asyncio.TimerHandle | None = None
         self._is_between = True
@@ -179,10 +181,12 @@ class SpliceProtocol(asyncio.Protocol):
         protocol.data_received(data)
 
     def pause_writing(self) -> None:
+        self._is_slow = True
         if self._upstream is not None:
             self._upstream.pause()
 
     def resume_writing(self) -> None:
+        self._is_slow = False
         if self._upstream is not None:
             self._upstream.resume()
 
@@ -330,6 +334,8 @@ class SpliceProtocol(asyncio.Protocol):
         request = self._requests[0]
         self._upstream = upstream
         upstream.serve(self, request.method)
+        if self._is_slow:  # it has the end of an earlier answer still to take
+            upstream.pause()
         data = b"".join(request.waiting)
         request.waiting.clear()
         request.waiting_size = 0

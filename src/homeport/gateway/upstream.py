@@ -133,6 +133,7 @@ class Upstream(asyncio.Protocol):
         self._client = None
         if reusable and self._keep_alive and not self.is_closed and not self._is_head:
             self.is_used = True
+            self.resume()  # for the next one, whose client may be faster
             self._pool.keep(self)
         else:
             self.abort()

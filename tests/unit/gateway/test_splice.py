@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
+import pytest
 from tests.unit.gateway.test_listener_hosts import Says
 
 from homeport.calls.lease import Lease, Place
+from homeport.gateway import splice
 from homeport.gateway.doorman import Headers, Refusal
 from homeport.gateway.splice import Splice
 from homeport.web.service import Target
@@ -105,6 +108,17 @@ class Case:
         answer = await reader.read()
         writer.close()
         return answer
+
+    def small_send_buffers(self) -> None:
+        """For connections of clients that are made from now on."""
+        (listener,) = self._front.sockets
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
+
+    async def settled_after(self, count: int) -> None:
+        """Until so many places were taken, and all are given back."""
+        while self.door.opened < count:
+            await asyncio.sleep(0.01)
+        await self.settled()
 
     async def settled(self) -> None:
         """Until every place is given back."""
@@ -246,6 +260,78 @@ def test_fast_server_is_held_back() -> None:
             assert sent < 32 * MIB
             await reader.readexactly(64 * MIB)
             writer.close()
+
+    run(scenario())
+
+
+async def _slow_client(case: Case) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """One that takes next to nothing before it is read."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", case.port))
+    return await asyncio.open_connection(sock=sock, limit=1024)
+
+
+def test_connection_that_a_slow_client_had_serves_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splice, "BUFFER_BYTES", 1024)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            size = int((await head_of(reader)).split(b" ")[1][1:])
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+
+    async def scenario() -> None:
+        async with Case(serve) as case:
+            case.small_send_buffers()
+            slow, writer = await _slow_client(case)
+            writer.write(get("/60000", last=False))
+            await case.settled_after(1)  # the answer is out of the container, not yet at its client
+            assert (await case.ask(get("/3"))).endswith(b"\r\n\r\nxxx")
+            head = await head_of(slow)
+            assert b"60000" in head
+            assert await slow.readexactly(60000) == b"x" * 60000
+            assert (await case.ask(get("/2"))).endswith(b"\r\n\r\nxx")
+            assert case.connections == 1
+            writer.close()
+
+    run(scenario())
+
+
+def test_client_that_is_still_slow_holds_the_next_answer_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splice, "BUFFER_BYTES", 1024)
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await head_of(reader)
+        size = 60000
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"y" * MIB)
+            await writer.drain()
+            sent += MIB
+
+    async def scenario() -> None:
+        async with Case(serve) as case:
+            case.small_send_buffers()
+            _, writer = await _slow_client(case)
+            writer.write(get("/", last=False))
+            await case.settled_after(1)
+            writer.write(get("/", last=False))
+            last = -1
+            while last != sent:
+                last = sent
+                await asyncio.sleep(0.3)
+            assert sent < 64 * MIB
+            writer.close()
+            await case.settled()
 
     run(scenario())
 
