@@ -21,25 +21,36 @@ def web():
     return application
 
 
-class Loading:
-    @modal.enter(snap=True)
+class Model:
+    """A small model, as much work to load as reading and checking 100 MB."""
+
     def load(self):
-        """A small model, as much work to load as reading and checking 200 MB."""
         import numpy
 
         self.weights = numpy.random.default_rng(1).standard_normal((5000, 5000), dtype="float32")
         self.norm = float(numpy.linalg.norm(self.weights))
 
-    @modal.method()
-    def predict(self):
+    def first(self):
         return float(self.weights[0].sum())
 
 
 @app.cls(image=numeric, single_use_containers=True, enable_memory_snapshot=True)
-class Snapshotted(Loading):
-    pass
+class Snapshotted(Model):
+    @modal.enter(snap=True)
+    def enter(self):
+        self.load()
+
+    @modal.method()
+    def predict(self):
+        return self.first()
 
 
 @app.cls(image=numeric, single_use_containers=True)
-class Plain(Loading):
-    pass
+class Plain(Model):
+    @modal.enter()
+    def enter(self):
+        self.load()
+
+    @modal.method()
+    def predict(self):
+        return self.first()
