@@ -12,6 +12,12 @@ from pathlib import Path
 
 import modal
 
+STREAM_BROKEN = (
+    modal.exception.ServiceError,
+    modal.exception.ConnectionError,
+    OSError,
+    AttributeError,  # grpclib's, of a connection that is lost while the request is being made
+)
 FILES = 5
 VOLUMES = {
     version: modal.Volume.from_name(f"commit-{version}", create_if_missing=True, version=version)
@@ -72,7 +78,7 @@ class Load:
         while True:
             try:
                 return {entry.path: entry.size for entry in await volume.listdir.aio(folder)}
-            except (modal.exception.ServiceError, modal.exception.ConnectionError, OSError):
+            except STREAM_BROKEN:
                 await asyncio.sleep(0.1)
 
     async def content(self, volume, path):
@@ -81,7 +87,7 @@ class Load:
                 return b"".join([part async for part in volume.read_file.aio(path)])
             except FileNotFoundError:
                 return None
-            except (modal.exception.Error, OSError):
+            except (modal.exception.Error, OSError, AttributeError):
                 await asyncio.sleep(0.1)
 
     async def run(self):

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import modal
 
+BROKEN = (modal.exception.Error, OSError, AttributeError)
+"""What a stream ends with when the server dies: the client does not repeat those. The last one is
+grpclib's, of a connection that is lost while the request is being made."""
 WORKERS = 4
 FILES = 6
 
@@ -76,7 +79,7 @@ class Worker:
                 return await self.volume.listdir.aio(path)
             except modal.exception.NotFoundError:
                 return []
-            except (modal.exception.Error, OSError):
+            except BROKEN:
                 await asyncio.sleep(0.1)
 
     async def look(self):

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from homeport.kernel import ids
 from homeport.kernel.errors import ExhaustedError, InvalidError
@@ -30,6 +30,24 @@ NEXT_BYTES_MAX: Final = 8 * _MIB
 """An answer of ``QueueNextItems`` ends with the item that exceeds this."""
 
 
+PACK_BYTES: Final = 128 * 1024
+"""Items of one put are written as one row up to this size: whoever takes one of them whose value is
+not in memory reads them all."""
+
+Run = tuple[int, int]
+"""First and last of consecutive numbers: what was put together is mostly taken together."""
+
+
+@dataclass(slots=True, eq=False)
+class Pack:
+    """Items of one put that are one row of the database: those from ``first`` to ``last``."""
+
+    first: int
+    last: int
+    is_lost: bool = False
+    """The put failed to commit."""
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One item. ``seq`` grows from put to put, over restarts too, and is the entry's id."""
@@ -38,8 +56,26 @@ class Item:
     size: int
     value: bytes | None
     """``None``: it is in the database only."""
-    is_lost: bool = False
-    """Its put failed to commit."""
+    pack: Pack
+
+
+class Part(NamedTuple):
+    """Items of a pack, but not all."""
+
+    pack: Pack
+    first: int
+    last: int
+
+
+class Pieces(NamedTuple):
+    """Items as the database has them: ``whole`` packs, next to each other, and parts of others."""
+
+    whole: Sequence[Run] = ()
+    parts: Sequence[Part] = ()
+
+    def runs(self) -> list[Run]:
+        """The items' numbers."""
+        return sorted([*self.whole, *((part.first, part.last) for part in self.parts)])
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +84,7 @@ class Taken:
 
     partition: Partition
     items: list[Item]
+    pieces: Pieces
     record: Step
     commit: asyncio.Future[None]
     batch: Batch
@@ -58,7 +95,7 @@ class Batch:
     """Items to be deleted some time after they were taken."""
 
     taken_at: float
-    runs: list[Run]
+    pieces: Pieces
     size: int
 
 
@@ -98,13 +135,16 @@ class Partition:
     def is_idle(self) -> bool:
         return not (self.items or self.getters or self.watchers or self.taking)
 
-    def append(self, item: Item) -> None:
-        self.items.append(item)
-        self.size += item.size
+    def append(self, items: Sequence[Item]) -> None:
+        """Put new items at the end."""
+        self.items.extend(items)
+        self.size += sum(item.size for item in items)
 
     def take(self, count: int) -> list[Item]:
         """The first items, up to ``count``."""
-        taken = [self.items.popleft() for _ in range(min(count, len(self.items)))]
+        if count >= len(self.items):
+            return self.drain()
+        taken = [self.items.popleft() for _ in range(count)]
         self.size -= sum(item.size for item in taken)
         return taken
 
@@ -151,8 +191,43 @@ class Partition:
             )
 
 
-Run = tuple[int, int]
-"""First and last of consecutive numbers: what was put together is mostly taken together."""
+def packs_of(first: int, sizes: Sequence[int]) -> list[Pack]:
+    """Packs for items of these sizes, the first of which gets that number."""
+    packs: list[Pack] = []
+    begin = end = first
+    total = 0
+    for size in sizes:
+        if total + size > PACK_BYTES and end > begin:
+            packs.append(Pack(begin, end - 1))
+            begin, total = end, 0
+        total += size
+        end += 1
+    if end > begin:
+        packs.append(Pack(begin, end - 1))
+    return packs
+
+
+def pieces_of(items: Sequence[Item]) -> Pieces:
+    """The items, whose numbers ascend, as the database has them."""
+    whole: list[Run] = []
+    parts: list[Part] = []
+    begin = 0
+    while begin < len(items):
+        first, pack = items[begin].seq, items[begin].pack
+        end = begin + pack.last - first + 1  # behind the pack's last item, if none is missing
+        if end > len(items) or items[end - 1].seq != pack.last:
+            end = begin + 1
+            while end < len(items) and items[end].seq == first + end - begin <= pack.last:
+                end += 1
+        last = first + end - begin - 1
+        if (first, last) != (pack.first, pack.last):
+            parts.append(Part(pack, first, last))
+        elif whole and whole[-1][1] + 1 == first:
+            whole[-1] = (whole[-1][0], last)
+        else:
+            whole.append((first, last))
+        begin = end
+    return Pieces(whole, parts)
 
 
 def runs_of(seqs: Iterable[int]) -> list[Run]:
@@ -197,12 +272,11 @@ def check_put(key: bytes, values: Sequence[bytes], ttl_s: int) -> None:
             f"{sum(map(len, values))} bytes at once never fit: a partition holds up to "
             f"{PARTITION_BYTES_MAX // _MIB} MiB (status = '413')"
         )
-    for value in values:
-        if len(value) > ITEM_BYTES_MAX:
-            raise InvalidError(
-                f"the item has {len(value)} bytes when pickled; a Queue takes items up to "
-                f"{ITEM_BYTES_MAX // _MIB} MiB (status = '413')"
-            )
+    if (longest := max(map(len, values), default=0)) > ITEM_BYTES_MAX:
+        raise InvalidError(
+            f"the item has {longest} bytes when pickled; a Queue takes items up to "
+            f"{ITEM_BYTES_MAX // _MIB} MiB (status = '413')"
+        )
 
 
 def parse_entry_id(text: str) -> int:

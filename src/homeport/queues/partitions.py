@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Final
 
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import ExhaustedError
-from homeport.queues.model import PARTITIONS_MAX, Item, Partition
-from homeport.queues.store import StoredItem
+from homeport.queues.model import PARTITIONS_MAX, Item, Partition, packs_of
+from homeport.queues.store import StoredPack
 
 VALUE_BYTES_MAX: Final = 128 * 1024 * 1024
 """Memory for values of items that wait; further ones are read from the database when taken."""
@@ -107,21 +108,22 @@ class Partitions:
         # Consecutive numbers: what was put together is then taken by one range.
         first = max(self._last_seq + 1, int(self._clock.now() * 1e6))
         self._last_seq = first + len(values) - 1
-        new = [self._new_item(seq, value) for seq, value in enumerate(values, first)]
-        for item in new:
-            self._enter(partition, item)
+        sizes = list(map(len, values))
+        fit = self._value_bytes + sum(sizes) <= self._value_bytes_max
+        new: list[Item] = []
+        for pack in packs_of(first, sizes):
+            part = slice(pack.first - first, pack.last - first + 1)
+            seqs = range(pack.first, pack.last + 1)
+            kept = values[part] if fit else repeat(None)
+            new.extend(map(Item, seqs, sizes[part], kept, repeat(pack)))
+        self._enter(partition, new)
         self._watch(partition)
         return new
 
-    def _new_item(self, seq: int, value: bytes) -> Item:
-        fits = self._value_bytes + len(value) <= self._value_bytes_max
-        return Item(seq, len(value), value if fits else None)
-
-    def _enter(self, partition: Partition, item: Item) -> None:
-        partition.items.append(item)
-        partition.size += item.size
-        self._items += 1
-        self._value_bytes += len(item.value or b"")
+    def _enter(self, partition: Partition, items: Sequence[Item]) -> None:
+        partition.append(items)
+        self._items += len(items)
+        self._value_bytes += _value_bytes(items)
 
     def take(self, partition: Partition, count: int) -> list[Item]:
         """The first items, up to ``count``."""
@@ -135,27 +137,27 @@ class Partitions:
 
     def _left(self, items: list[Item]) -> list[Item]:
         self._items -= len(items)
-        self._value_bytes -= sum(len(item.value or b"") for item in items)
+        self._value_bytes -= _value_bytes(items)
         return items
 
     def give_back(self, partition: Partition, items: Sequence[Item]) -> None:
         """Put taken items where they were."""
         partition.give_back(items)
         self._items += len(items)
-        self._value_bytes += sum(len(item.value or b"") for item in items)
+        self._value_bytes += _value_bytes(items)
         self._watch(partition)
 
-    def fill(self, queue_id: str, stored: Sequence[StoredItem]) -> None:
+    def fill(self, queue_id: str, stored: Sequence[StoredPack]) -> None:
         """Make the Queue's partitions hold what the database does, in that order."""
         for partition in self._of.get(queue_id, {}).values():
             self._left(partition.drain())
         for row in stored:
-            self._last_seq = max(self._last_seq, row.seq)
-            if not row.taken:
+            self._last_seq = max(self._last_seq, row.pack.last)
+            if waiting := row.waiting():
                 partitions = self._of.setdefault(queue_id, {})
                 partition = partitions.setdefault(row.partition, Partition(queue_id, row.partition))
                 partition.expires_at = row.expires_at
-                self._enter(partition, Item(row.seq, row.size, None))
+                self._enter(partition, waiting)
         for partition in list(self._of.get(queue_id, {}).values()):
             self.close_if_idle(partition)
             if partition.items:
@@ -185,6 +187,11 @@ class Partitions:
         items = self.drain(partition)
         self.close_if_idle(partition)
         self._expired(partition, items)
+
+
+def _value_bytes(items: Sequence[Item]) -> int:
+    """Memory for their values."""
+    return sum(item.size for item in items if item.value is not None)
 
 
 def _unwatch(partition: Partition) -> None:

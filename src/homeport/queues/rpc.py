@@ -77,7 +77,7 @@ class QueueRpc:
         await self._service.put(
             request.queue_id,
             request.partition_key,
-            request.values,
+            list(request.values),  # each access makes new objects of all of them
             ttl_s=request.partition_ttl_seconds,
             operation=ctx.operation,
         )

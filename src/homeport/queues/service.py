@@ -24,15 +24,17 @@ from homeport.queues.model import (
     Getter,
     Item,
     Partition,
+    Pieces,
     Run,
     Taken,
     check_key,
     check_put,
     parse_entry_id,
+    pieces_of,
     runs_of,
 )
 from homeport.queues.partitions import VALUE_BYTES_MAX, Partitions
-from homeport.queues.store import QueueStore, StoredItem
+from homeport.queues.store import QueueStore, StoredPack
 from homeport.queues.taken import TakenItems
 from homeport.storage.operations import OperationLog
 
@@ -78,14 +80,17 @@ class QueueService:
 
     async def start(self) -> None:
         """Load what waits, without values."""
-        by_queue: dict[str, list[StoredItem]] = {}
+        by_queue: dict[str, list[StoredPack]] = {}
         for row in await self._store.load():
             by_queue.setdefault(row.queue_id, []).append(row)
         for queue_id, rows in by_queue.items():
             self._partitions.fill(queue_id, rows)
-            if taken := [row for row in rows if row.taken]:
-                runs = runs_of(row.seq for row in taken)
-                self._taken.add(runs, sum(row.size for row in taken))
+            taken = Pieces(
+                [run for row in rows for run in row.taken.whole],
+                [part for row in rows for part in row.taken.parts],
+            )
+            if taken.whole or taken.parts:
+                self._taken.add(taken, sum(row.taken_bytes() for row in rows))
 
     async def stop(self) -> None:
         """Expire, delete and reload no more."""
@@ -146,7 +151,7 @@ class QueueService:
             partition.last_put = None
         if _has_failed(commit):
             for item in new:
-                item.is_lost = True
+                item.pack.is_lost = True
             self._reload(partition.queue_id)
 
     # ── get ─────────────────────────────────────────────────────────────────────────────────
@@ -211,15 +216,19 @@ class QueueService:
 
     def _take(self, partition: Partition, count: int, operation: str) -> Taken:
         items = self._partitions.take(partition, count)
-        runs = runs_of(item.seq for item in items)
-        record = self._operations.record(operation, _runs_encoder.encode(runs))
-        commit = self._store.take(runs, record)
-        commit.add_done_callback(
-            lambda done: self._reload(partition.queue_id) if _has_failed(done) else None
-        )
+        pieces = pieces_of(items)
+        record = self._operations.record(operation, _runs_encoder.encode(pieces.runs()))
+        commit = self._store.take(pieces, record)
         partition.taking += 1
-        batch = self._taken.add(runs, sum(item.size for item in items))
-        return Taken(partition, items, record, commit, batch)
+        batch = self._taken.add(pieces, sum(item.size for item in items))
+        taken = Taken(partition, items, pieces, record, commit, batch)
+        commit.add_done_callback(lambda done: self._take_ended(taken, done))
+        return taken
+
+    def _take_ended(self, taken: Taken, commit: asyncio.Future[None]) -> None:
+        if _has_failed(commit):
+            self._taken.forget(taken.batch)
+            self._reload(taken.partition.queue_id)
 
     async def _delivered(self, taken: Taken) -> list[bytes]:
         """The values, once they are the caller's."""
@@ -239,11 +248,13 @@ class QueueService:
         partition = taken.partition
         kept = [item for item in taken.items if item.seq > partition.cleared_seq]
         if kept:
-            gone = runs_of(item.seq for item in taken.items if item.seq <= partition.cleared_seq)
-            taken.batch.runs = gone
-            runs = runs_of(item.seq for item in kept)
-            self._store.give_back(runs, self._operations.undo(taken.record))
-            if partition.queue_id in self._reloads or any(item.is_lost for item in kept):
+            gone = [item for item in taken.items if item.seq <= partition.cleared_seq]
+            self._taken.forget(taken.batch)
+            if gone:
+                self._taken.add(pieces_of(gone), sum(item.size for item in gone))
+            undo = self._operations.undo(taken.record)
+            self._store.give_back(taken.pieces, pieces_of(gone), undo)
+            if partition.queue_id in self._reloads or any(item.pack.is_lost for item in kept):
                 self._reload(partition.queue_id)
             else:
                 self._partitions.give_back(partition, kept)
@@ -256,8 +267,11 @@ class QueueService:
 
     async def _values(self, items: Sequence[Item]) -> list[bytes]:
         """The values of committed items."""
-        if any(item.is_lost for item in items):
+        if any(item.pack.is_lost for item in items):
             raise UnavailableError("the items could not be written; try again")
+        values = [item.value for item in items if item.value is not None]
+        if len(values) == len(items):
+            return values
         return [value for _, value in await self._with_values(items)]
 
     async def _with_values(self, items: Sequence[Item]) -> list[tuple[Item, bytes]]:
@@ -297,7 +311,7 @@ class QueueService:
                 await self._watch(queue_id, key, deadline)
 
     async def _scanned(self, items: Sequence[Item]) -> list[tuple[str, bytes]]:
-        kept = [item for item in items if not item.is_lost]
+        kept = [item for item in items if not item.pack.is_lost]
         return [(str(item.seq), value) for item, value in await self._with_values(kept)]
 
     async def _watch(self, queue_id: str, key: bytes, deadline: float) -> None:
@@ -340,23 +354,31 @@ class QueueService:
         else:
             found = self._partitions.find(queue_id, key)
             partitions = [] if found is None else [found]
-        runs: list[Run] = []
+        items: list[Item] = []
         for partition in partitions:
-            runs.extend(runs_of(item.seq for item in self._partitions.drain(partition)))
+            items.extend(self._partitions.drain(partition))
             self._partitions.close_if_idle(partition)
-        if runs:
+        if items:
             try:
-                await asyncio.shield(self._store.delete(runs))
+                await asyncio.shield(self._discard(items))
             except Exception:
                 self._reload(queue_id)
                 raise
 
     def _expired(self, partition: Partition, items: list[Item]) -> None:
         log.info("a partition has expired", queue_id=partition.queue_id, items=len(items))
-        commit = self._store.delete(runs_of(item.seq for item in items))
+        commit = self._discard(items)
         commit.add_done_callback(
             lambda done: self._reload(partition.queue_id) if _has_failed(done) else None
         )
+
+    def _discard(self, items: list[Item]) -> asyncio.Future[list[None]]:
+        """Delete items that nobody took."""
+        items.sort(key=lambda item: item.seq)
+        pieces = pieces_of(items)
+        if pieces.parts:  # the others of their packs are still kept
+            self._taken.add(Pieces(parts=pieces.parts), 0)
+        return self._store.delete_rest(pieces)
 
     # ── when a commit failed ────────────────────────────────────────────────────────────────
 

@@ -25,11 +25,19 @@ from homeport.queues import store as queue_store
 from homeport.queues.model import (
     ITEM_BYTES_MAX,
     KEY_BYTES_MAX,
+    PACK_BYTES,
     PARTITION_BYTES_MAX,
     PARTITION_ITEMS_MAX,
     QUEUE,
+    Item,
+    Pack,
+    Part,
+    Pieces,
+    Run,
     check_put,
+    packs_of,
     parse_entry_id,
+    pieces_of,
     runs_of,
 )
 from homeport.queues.service import QueueService
@@ -65,7 +73,7 @@ class Here:
         return self.queues.len(self.queue_id, key)
 
     def rows(self) -> Awaitable[int]:
-        query = sa.select(sa.func.count()).select_from(queue_store.items)
+        query = sa.select(sa.func.count()).select_from(queue_store.packs)
         return self.home.database.read(lambda c: c.execute(query).scalar_one())
 
 
@@ -488,20 +496,23 @@ def test_taken_items_are_deleted_after_a_while(monkeypatch: pytest.MonkeyPatch) 
     async def main() -> None:
         monkeypatch.setattr("homeport.queues.taken.RETENTION_S", 0.2)
         monkeypatch.setattr("homeport.queues.taken._TOGETHER_S", 0.1)
-        gone: list[tuple[int, int]] = []
+        gone: list[tuple[list[Run], list[Run]]] = []
         done = asyncio.Event()
 
-        def delete(runs: Sequence[tuple[int, int]]) -> None:
-            gone.extend(runs)
+        def delete(whole: Sequence[Run], rests: Sequence[Run]) -> None:
+            gone.append((list(whole), list(rests)))
             done.set()
 
         taken = TakenItems(delete)
-        taken.add([(1, 2)], 10)
-        back = taken.add([(3, 9)], 10)
-        back.runs = [(4, 4)]
+        first, second = Pack(10, 19), Pack(20, 29)
+        taken.add(Pieces([(1, 2)]), 10)
+        taken.add(Pieces([(5, 6)], [Part(first, 10, 11)]), 10)
+        back = taken.add(Pieces([(3, 4)], [Part(first, 12, 12), Part(second, 20, 20)]), 10)
+        taken.add(Pieces(parts=[Part(first, 13, 19)]), 10)
+        taken.forget(back)
         async with asyncio.timeout(20):
             await done.wait()
-        assert gone == [(1, 2), (4, 4)]
+        assert gone == [([(1, 2), (5, 6)], [(10, 19)])]
         taken.stop()
 
     asyncio.run(main())
@@ -512,3 +523,149 @@ def test_runs(seqs: set[int]) -> None:
     runs = runs_of(sorted(seqs))
     assert [n for first, last in runs for n in range(first, last + 1)] == sorted(seqs)
     assert all(last + 1 < first for (_, last), (first, _) in pairwise(runs))
+
+
+@given(st.lists(st.integers(0, 2 * PACK_BYTES), max_size=8), st.integers(1, 9))
+def test_packs(sizes: list[int], first: int) -> None:
+    packs = packs_of(first, sizes)
+    assert [n for pack in packs for n in range(pack.first, pack.last + 1)] == list(
+        range(first, first + len(sizes))
+    )
+    for pack in packs:
+        inside = sizes[pack.first - first : pack.last - first + 1]
+        assert len(inside) == 1 or sum(inside) <= PACK_BYTES
+
+
+@given(st.lists(st.integers(1, 6), max_size=8), st.data())
+def test_pieces(counts: list[int], data: st.DataObject) -> None:
+    items: list[Item] = []
+    for count in counts:
+        seq = len(items)
+        pack = Pack(seq, seq + count - 1)
+        items.extend(Item(n, 0, b"", pack) for n in range(seq, seq + count))
+    chosen = data.draw(st.sets(st.sampled_from(items)) if items else st.just(set[Item]()))
+    taken = sorted(chosen, key=lambda item: item.seq)
+    pieces = pieces_of(taken)
+    runs = pieces.runs()
+    assert [n for a, b in runs for n in range(a, b + 1)] == [item.seq for item in taken]
+    for part in pieces.parts:
+        assert part.pack.first <= part.first <= part.last <= part.pack.last
+        assert (part.first, part.last) != (part.pack.first, part.pack.last)
+    for begin, end in pieces.whole:
+        inside = {item.pack for item in items if begin <= item.seq <= end}
+        assert min(pack.first for pack in inside) == begin
+        assert max(pack.last for pack in inside) == end
+
+
+def test_a_pack_goes_when_all_of_it_was_taken_long_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("homeport.queues.taken.RETENTION_S", 0.1)
+    monkeypatch.setattr("homeport.queues.taken._TOGETHER_S", 0.0)
+
+    async def emptied(here: Here) -> None:
+        async with asyncio.timeout(30):
+            while await here.rows() or await taken_rows(here):
+                await asyncio.sleep(0.02)
+
+    def taken_rows(here: Here) -> Awaitable[int]:
+        query = sa.select(sa.func.count()).select_from(queue_store.parts)
+        return here.home.database.read(lambda c: c.execute(query).scalar_one())
+
+    async def first(home: Home) -> None:
+        here = await opened(home)
+        await here.put(*(b"%d" % n for n in range(5)))
+        assert await here.rows() == 1
+        assert await here.get(2) == [b"0", b"1"]
+        async with asyncio.timeout(30):  # until what was taken is due
+            while here.queues._taken._batches:
+                await asyncio.sleep(0.02)
+        await home.database.write(lambda _: None)
+        assert await here.rows() == 1  # three of its items still wait
+        assert [await here.get() for _ in range(3)] == [[b"2"], [b"3"], [b"4"]]
+        await emptied(here)
+        await here.put(b"a", b"b", b"c")
+        await here.get()
+        await here.queues.clear(here.queue_id, b"", all_partitions=True)
+        await emptied(here)
+        await here.put(b"d", b"e", b"f")
+        await here.get()
+
+    async def second(home: Home) -> None:
+        here = await opened(home)
+        assert await here.get(9) == [b"e", b"f"]
+        await emptied(here)
+        await here.put(b"g", b"h")
+        await here.get()
+        await here.queues.objects.delete(here.queue_id)
+        await emptied(here)
+
+    run(tmp_path, first, second)
+
+
+@pytest.mark.parametrize("value_bytes_max", [0, MIB])
+def test_a_large_put_taken_in_pieces_over_restarts(tmp_path: Path, value_bytes_max: int) -> None:
+    values = [b"%d" % n + bytes(n % 700) for n in range(1500)]  # four packs or so
+    left = list(values)
+    choice = random.Random(1)
+    repeats: list[tuple[str, int, list[bytes]]] = []
+
+    async def life(home: Home) -> None:
+        here = await opened(home, value_bytes_max=value_bytes_max)
+        if not repeats:
+            await here.put(*values)
+            assert 2 < await here.rows() < 10
+        assert here.len() == len(left)
+        for op, count, found in repeats:
+            assert await here.get(count, op=op) == found
+        for _ in range(12):
+            count = choice.choice((1, 1, 7, 100))
+            op = f"get {len(repeats)}"
+            found = await here.get(count, op=op)
+            assert found == left[:count]
+            del left[:count]
+            repeats.append((op, count, found))
+            with stalled(home):
+                getters = [here.waiting(choice.choice((1, 30))) for _ in range(3)]
+                await settle()
+                choice.shuffle(getters)
+                for getter in getters:
+                    getter.cancel()
+                await asyncio.gather(*getters, return_exceptions=True)
+            assert here.len() == len(left)
+
+    run(tmp_path, life, life, life)
+    assert len(left) < len(values)
+
+
+def test_a_take_that_fails_to_commit_is_not_deleted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("homeport.queues.taken.RETENTION_S", 0.1)
+    monkeypatch.setattr("homeport.queues.taken._TOGETHER_S", 0.0)
+
+    async def first(home: Home) -> None:
+        here = await opened(home)
+        await here.put(b"kept", b"kept too")
+        append = home.database.append_all
+
+        def fail(steps: object) -> asyncio.Future[None]:
+            monkeypatch.setattr(home.database, "append_all", append)
+            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failed.set_exception(OSError("broken"))
+            return failed
+
+        monkeypatch.setattr(home.database, "append_all", fail)
+        with pytest.raises(OSError, match="broken"):
+            await here.get(2)
+        async with asyncio.timeout(30):
+            while here.queues._taken._batches:
+                await asyncio.sleep(0.02)
+        await home.database.write(lambda _: None)
+        assert await here.get(1) == [b"kept"]
+
+    async def second(home: Home) -> None:
+        here = await opened(home)
+        assert await here.get(9) == [b"kept too"]
+
+    run(tmp_path, first, second)
