@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -48,6 +48,7 @@ parts = sa.Table(
 )
 """Items that were taken from packs of which others stayed; each row is of one pack."""
 
+
 _of_run = packs.c.first.between(sa.bindparam("run_first"), sa.bindparam("run_last"))
 _in_run = parts.c.first.between(sa.bindparam("run_first"), sa.bindparam("run_last"))
 _INSERT: Final = sa.insert(packs)
@@ -66,32 +67,23 @@ _DELETE_IF_TAKEN: Final = (
     .where(packs.c.first == sa.bindparam("run_first"))
     .where(packs.c.last - packs.c.first + 1 <= _taken_of_pack)
 )
-_DELETE_PARTS: Final = sa.delete(parts).where(_in_run)
-_DELETE_PARTS_IF_GONE: Final = _DELETE_PARTS.where(
-    ~sa.exists().where(packs.c.first == sa.bindparam("run_first"))
-)
-_before = (
-    sa.select(sa.func.max(packs.c.first))
-    .where(packs.c.first <= sa.bindparam("run_first"))
-    .scalar_subquery()
-)
-_VALUES: Final = (
-    sa.select(packs.c.first, packs.c.sizes, packs.c["items"])
-    .where(packs.c.first >= sa.func.coalesce(_before, sa.bindparam("run_first")))
-    .where(packs.c.first <= sa.bindparam("run_last"))
-)
-_ERASE: Final = sa.delete(packs).where(packs.c.queue_id == sa.bindparam("of_queue"))
-_HEADS: Final = sa.select(
-    packs.c.first,
-    packs.c.last,
-    packs.c.queue_id,
-    packs.c.partition,
-    packs.c.expires_at,
-    packs.c.taken,
-    packs.c.sizes,
-    packs.c.size,
-).order_by(packs.c.first)
-_PARTS: Final = sa.select(parts.c.first, parts.c.last).order_by(parts.c.first)
+_DELETE_PARTS: Final = sa.select(parts.c.first, parts.c.last).order_by(parts.c.first)
+
+
+class _Head(NamedTuple):
+    """A row without its values."""
+
+    first: int
+    last: int
+    queue_id: str
+    partition: bytes
+    expires_at: float
+    taken: int
+    sizes: bytes
+    size: int
+
+
+_HEADS: Final = sa.select(*(packs.c[name] for name in _Head._fields)).order_by(packs.c.first)
 
 
 @dataclass(slots=True, eq=False)
@@ -236,23 +228,24 @@ async def _done(commit: asyncio.Future[list[None]] | asyncio.Future[None]) -> No
     await commit
 
 
-def _load(connection: Connection, query: sa.Select[tuple[int, ...]]) -> list[StoredPack]:
-    gone = connection.execute(_PARTS).all()
+def _load(connection: Connection, query: sa.Select[Any]) -> list[StoredPack]:
+    gone: list[Run] = [(row[0], row[1]) for row in connection.execute(_PARTS)]
     position = 0
     found: list[StoredPack] = []
-    for first, last, queue_id, partition, expires_at, taken, sizes, size in connection.execute(
-        query
-    ):
-        pack = Pack(first, last)
-        while position < len(gone) and gone[position].first < first:
+    for row in connection.execute(query):
+        head = _Head(*row)
+        pack = Pack(head.first, head.last)
+        while position < len(gone) and gone[position][0] < pack.first:
             position += 1
         taken_parts: list[Part] = []
-        while position < len(gone) and gone[position].first <= last:
+        while position < len(gone) and gone[position][0] <= pack.last:
             taken_parts.append(Part(pack, *gone[position]))
             position += 1
-        pieces = Pieces([(first, last)] if taken else [], taken_parts)
-        each = _unpacked_sizes(sizes) if sizes else [size]
-        found.append(StoredPack(pack, queue_id, partition, expires_at, each, pieces))
+        pieces = Pieces([(pack.first, pack.last)] if head.taken else [], taken_parts)
+        sizes = _unpacked_sizes(head.sizes) if head.sizes else [head.size]
+        found.append(
+            StoredPack(pack, head.queue_id, head.partition, head.expires_at, sizes, pieces)
+        )
     return found
 
 
