@@ -67,7 +67,22 @@ _DELETE_IF_TAKEN: Final = (
     .where(packs.c.first == sa.bindparam("run_first"))
     .where(packs.c.last - packs.c.first + 1 <= _taken_of_pack)
 )
-_DELETE_PARTS: Final = sa.select(parts.c.first, parts.c.last).order_by(parts.c.first)
+_DELETE_PARTS: Final = sa.delete(parts).where(_in_run)
+_DELETE_PARTS_IF_GONE: Final = _DELETE_PARTS.where(
+    ~sa.exists().where(packs.c.first == sa.bindparam("run_first"))
+)
+_before = (
+    sa.select(sa.func.max(packs.c.first))
+    .where(packs.c.first <= sa.bindparam("run_first"))
+    .scalar_subquery()
+)
+_VALUES: Final = (
+    sa.select(packs.c.first, packs.c.sizes, packs.c["items"])
+    .where(packs.c.first >= sa.func.coalesce(_before, sa.bindparam("run_first")))
+    .where(packs.c.first <= sa.bindparam("run_last"))
+)
+_ERASE: Final = sa.delete(packs).where(packs.c.queue_id == sa.bindparam("of_queue"))
+_PARTS: Final = sa.select(parts.c.first, parts.c.last).order_by(parts.c.first)
 
 
 class _Head(NamedTuple):

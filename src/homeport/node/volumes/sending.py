@@ -66,6 +66,8 @@ class Sender:
                     size += block.size
                     hashes.append(block.sha256)
                     self._keep(block)
+                    if block.size < BLOCK_BYTES:
+                        break  # the end as of now: what somebody adds meanwhile is no new block
                     if self._pending_bytes >= PENDING_BYTES_MAX:
                         await self._flush()
                 if mark_of(os.fstat(descriptor), FILE) != marks.get(item.path):
