@@ -21,6 +21,7 @@ from aiohttp import web
 
 from homeport import __version__
 from homeport.apps.deployments import Deployments
+from homeport.apps.model import App
 from homeport.apps.retention import EndedApps
 from homeport.apps.rpc import AppsRpc
 from homeport.apps.service import AppService
@@ -46,6 +47,7 @@ from homeport.functions.service import FunctionService
 from homeport.functions.store import FunctionStore
 from homeport.functions.variant_wire import rebound
 from homeport.gateway.access import Access
+from homeport.gateway.acme import AcmeCertificates
 from homeport.gateway.direct import Direct
 from homeport.gateway.http import create_http_app
 from homeport.gateway.http1 import Http1
@@ -64,9 +66,9 @@ from homeport.images.store import ImageNameStore, ImageStore
 from homeport.images.upkeep import ImageUpkeep
 from homeport.images.wire import metadata as image_metadata
 from homeport.kernel.certificates import Authority
-from homeport.kernel.clock import SystemClock
+from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.descriptors import raise_limit
-from homeport.kernel.errors import HomeportError
+from homeport.kernel.errors import HomeportError, InvalidError
 from homeport.kernel.logs import configure_logging
 from homeport.kernel.resources import Limits
 from homeport.kernel.signing import Signer
@@ -321,7 +323,7 @@ class Server:
             workspace=settings.workspace,
             domain=settings.web_domain,
             port=lambda: self._port,
-            scheme="https" if settings.tls_certificate else "http",
+            scheme="https" if settings.tls_certificate or settings.acme_directory else "http",
         )
         signer = Signer.from_file(home / "signing.key", clock)
         self._proxy_tokens = ProxyTokens(self._database, self._environments, signer, clock)
@@ -473,12 +475,16 @@ class Server:
         )
         self._web = Http1(self._gateway)
         self._splice = Splice(direct, lambda host: self._web_protocol(host) or self._http_protocol)
+        self._acme = _acme_certificates(settings, clock, self._leads_somewhere)
+        if self._acme is not None:
+            self._apps.on_change(self._certify)
         self._certificates = Certificates(
             authority,
             clock,
             hosts=[*sorted(LOCAL_HOSTS), settings.host, socket.gethostname(), settings.web_domain],
             is_ours=self._web_routes.is_ours,
             given=_given_certificate(settings),
+            public=self._acme,
         )
         self._listener: Listener | None = None
         self._housekeeping = Housekeeping(
@@ -601,6 +607,11 @@ class Server:
         await self._schedules.start()
         await self._http.setup()
         await self._relay.start()
+        if self._acme is not None:
+            self._acme.start()
+            self._acme.want([self.settings.web_domain])
+            for app in self._apps.all_live():
+                await self._certify(app)
         self._listener = Listener(
             self.settings.host,
             self.settings.port,
@@ -627,6 +638,14 @@ class Server:
             "apps": sum(1 for _ in self._apps.all_live()),
             "containers": len(self._tasks.list()),
         }
+
+    def _leads_somewhere(self, name: str) -> bool:
+        return name == self.settings.web_domain or self._web_routes.find(name) is not None
+
+    async def _certify(self, app: App) -> None:
+        """Have certificates for the names of the app's web functions."""
+        if self._acme is not None and app.is_live:
+            self._acme.want(self._web_routes.names_of(app))
 
     def _app_page(self, app_id: str) -> str:
         return f"{self.url}/apps/{app_id}"
@@ -657,6 +676,8 @@ class Server:
         """Stop accepting, end polls, commit what is queued."""
         if self._listener is not None:
             await self._listener.stop()
+        if self._acme is not None:
+            await self._acme.stop()
         await self._housekeeping.stop()
         await self._schedules.stop()
         await asyncio.gather(self._web.stop(STOP_GRACE_S), self._splice.stop(STOP_GRACE_S))
@@ -685,6 +706,22 @@ def _given_certificate(settings: Settings) -> GivenCertificate | None:
         return None
     certificate, key = Path(settings.tls_certificate), Path(settings.tls_key)
     return GivenCertificate(certificate, key if settings.tls_key else None)
+
+
+def _acme_certificates(
+    settings: Settings, clock: Clock, is_served: Callable[[str], bool]
+) -> AcmeCertificates | None:
+    if not settings.acme_directory:
+        return None
+    try:
+        from homeport.gateway.acme_orders import Orders
+    except ImportError:
+        raise InvalidError(
+            "the setting acme_directory needs a package more: pip install 'homeport[acme]'"
+        ) from None
+    folder = settings.home / "acme"
+    orders = Orders(settings.acme_directory, settings.acme_email, folder)
+    return AcmeCertificates(folder, orders, clock, is_served=is_served)
 
 
 async def serve(

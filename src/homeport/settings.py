@@ -120,6 +120,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tls_certificate: str = ""
     """File with a certificate (PEM, with its chain) for the names web functions have here; renewed
     files are taken up by themselves. Empty = the installation's own authority vouches for them."""
+    acme_directory: str = ""
+    """Directory of an ACME authority that vouches for the names of web functions and ``web_domain``;
+    empty = none."""
+    acme_email: str = ""
+    """Whom the authority may write to."""
     tls_key: str = ""
     """File with its key; empty = it is in the certificate's file."""
     web_wait_s: float = 150.0

@@ -148,10 +148,14 @@ def test_rollover_and_staged(runner: Runner, client: Client) -> None:
     second = runner.script(client, "deployed_edition.py", name, "one", "0", "task").succeeded()
     assert first.stdout != second.stdout
     assert versions(runner, client, name) == ["v2", "v1"]
-    deploy(runner, client, name, "three", "--staged")
-    assert edition(runner, client, name, "one") == "one"
-    runner.cli(client, "app", "promote", name, "v3").succeeded()
-    assert edition(runner, client, name, "three") == "three"
+    if client.release >= (
+        1,
+        6,
+    ):  # those before can stage a version, and have no command to promote it
+        deploy(runner, client, name, "three", "--staged")
+        assert edition(runner, client, name, "one") == "one"
+        runner.cli(client, "app", "promote", name, "v3").succeeded()
+        assert edition(runner, client, name, "three") == "three"
     deploy(runner, client, name, "four", "--strategy", "recreate")
     assert edition(runner, client, name, "four") == "four"
     runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()

@@ -23,7 +23,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ProtocolFactory = Callable[[], asyncio.Protocol]
 LinkFactory = Callable[[str], asyncio.Protocol | None]
 WebFactory = Callable[[str], ProtocolFactory | None]
-TlsFactory = Callable[[str], ssl.SSLContext]
+TlsFactory = Callable[[str, bytes], ssl.SSLContext]
 
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LINK_REQUEST = b"GET /_node/link "
@@ -43,7 +43,7 @@ class Listener:
     the token of a node and answers the protocol of its link, or ``None`` if the token is wrong.
     ``web`` is given the ``Host`` of a connection's first HTTP/1 request and answers who makes its
     protocol, if not ``http``. ``tls`` is given the local address of a connection that begins with TLS
-    and answers what to greet it with; what is inside is looked at in the same way.
+    and its first message, and answers what to greet it with; what is inside is looked at likewise.
     ``sock`` listens already and is used in place of ``host`` and ``port``.
     """
 
@@ -237,7 +237,7 @@ class _Sniffer(asyncio.Protocol):
         work = _secure(
             self._transport,
             hello,
-            tls("" if isinstance(address, str) else str(address[0])),
+            tls("" if isinstance(address, str) else str(address[0]), hello),
             self._secured(),
             self._silence_s,
         )

@@ -10,7 +10,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 from cryptography import x509
@@ -24,10 +24,19 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 WEB_PROTOCOLS: Final = ["h2", "http/1.1"]
 SERVER_PROTOCOLS: Final = ["http/1.1", "h2"]
 """Under the server's own names HTTP/2 is for the clients that speak nothing else: those of gRPC."""
+PROOF_PROTOCOL: Final = "acme-tls/1"
+"""ALPN of a connection by which a public authority looks whether a name is ours (RFC 8737)."""
 NAMES_MAX: Final = 1000
 """Certificates of our own that are kept; the ones longest unused go, and are made again."""
 RENEW_S: Final = 200 * 86400.0
 """Our own are made anew after that time; they hold longer."""
+
+
+class PublicCertificates(Protocol):
+    """Certificates by which a public authority vouches for names."""
+
+    def find(self, name: str) -> GivenCertificate | None: ...
+    def proof(self, name: str) -> ssl.SSLContext | None: ...
 
 
 class _Made(NamedTuple):
@@ -39,7 +48,7 @@ class Certificates:
     """What the port shows to those who ask for TLS.
 
     ``hosts`` are the server's own names and addresses; ``is_ours`` says which other names it
-    serves. ``given`` is the user's certificate.
+    serves. ``given`` is the user's certificate, ``public`` are those of a public authority.
     """
 
     def __init__(
@@ -50,16 +59,26 @@ class Certificates:
         hosts: Iterable[str],
         is_ours: Callable[[str], bool],
         given: GivenCertificate | None = None,
+        public: PublicCertificates | None = None,
     ) -> None:
         self._authority = authority
         self._clock = clock
         self._hosts = tuple(dict.fromkeys(hosts))
         self._is_ours = is_ours
         self._given = given
+        self._public = public
+        self._proving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._proving.set_alpn_protocols([PROOF_PROTOCOL])
+        self._proving.sni_callback = self._proved
         self._made: OrderedDict[str, _Made] = OrderedDict()
 
-    def context(self, address: str) -> ssl.SSLContext:
-        """What to greet a connection with that came to ``address``, an address of this machine."""
+    def context(self, address: str, hello: bytes = b"") -> ssl.SSLContext:
+        """What to greet a connection with that came to ``address``, an address of this machine.
+
+        ``hello`` is what it began with: an authority that wants a proof says so in there.
+        """
+        if self._public is not None and PROOF_PROTOCOL.encode() in hello:
+            return self._proving
         context = self._own("" if address in self._hosts else address)
         if self._given is not None and self._given.covers(address):
             context = self._given.context()
@@ -72,8 +91,17 @@ class Certificates:
         name = name.lower().rstrip(".")
         if self._given is not None and self._given.covers(name):
             connection.context = self._given.context(is_web=self._is_ours(name))
+        elif self._public is not None and (kept := self._public.find(name)) is not None:
+            connection.context = kept.context(is_web=self._is_ours(name))
         elif name not in self._hosts and self._is_ours(name):
             connection.context = self._own(name)
+
+    def _proved(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+        proof = self._public.proof((name or "").lower()) if self._public is not None else None
+        if proof is None:
+            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+        connection.context = proof
+        return None
 
     def _own(self, name: str) -> ssl.SSLContext:
         """For the server's own names, and ``name``."""

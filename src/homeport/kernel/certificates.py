@@ -42,8 +42,8 @@ class Authority:
             return cls(x509.load_pem_x509_certificate(certificate_file.read_bytes()), key)
         home.mkdir(parents=True, exist_ok=True)
         made = cls._new()
-        _write(key_file, made._key_pem(made._key).encode(), 0o600)
-        _write(certificate_file, made.certificate.encode(), 0o644)
+        write_file(key_file, key_pem(made._key).encode(), 0o600)
+        write_file(certificate_file, made.certificate.encode(), 0o644)
         return made
 
     @classmethod
@@ -107,15 +107,16 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-        return pem, self._key_pem(key)
+        return pem, key_pem(key)
 
-    @staticmethod
-    def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-        return key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ).decode()
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """The key as text, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
 
 
 def server_context(certificate: str, key: str, protocols: list[str]) -> ssl.SSLContext:
@@ -128,7 +129,7 @@ def server_context(certificate: str, key: str, protocols: list[str]) -> ssl.SSLC
     context.set_alpn_protocols(protocols)
     with tempfile.TemporaryDirectory() as folder:  # the ssl module reads files only
         path = Path(folder) / "pem"
-        _write(path, (key + certificate).encode(), 0o600)
+        write_file(path, (key + certificate).encode(), 0o600)
         context.load_cert_chain(path)
     return context
 
@@ -140,7 +141,8 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def write_file(path: Path, data: bytes, mode: int) -> None:
+    """Whole or not at all, with the permissions ``mode`` from its first byte on."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(fd, "wb") as file:

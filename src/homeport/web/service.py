@@ -110,6 +110,14 @@ class WebRoutes:
         target = self.find(f"{host}.{self._domain}")
         return target is not None and target.app.app_id != app_id
 
+    def names_of(self, app: App) -> list[str]:
+        """All host names that lead to functions of the app's present version."""
+        records = map(self._functions.find, app.layout.function_ids.values())
+        specs = [
+            record.spec for record in records if record is not None and record.spec is not None
+        ]
+        return [host for spec in specs for point in spec.web for host in self._hosts(point)]
+
     # ── resolving ───────────────────────────────────────────────────────────────────────────
 
     def is_ours(self, host: str) -> bool:

@@ -23,10 +23,11 @@ STOP_S = 90.0
 
 
 class Server:
-    """``homeport up`` on a free port; its state in ``home``, its output in ``<home>/up.log``."""
+    """``homeport up`` on ``port``, or on a free one; its state in ``home``, its output in ``<home>/up.log``."""
 
-    def __init__(self, home: Path, environ: dict[str, str] | None = None) -> None:
+    def __init__(self, home: Path, environ: dict[str, str] | None = None, *, port: int = 0) -> None:
         self.home = home
+        self._port = port
         self.log = home / "up.log"
         self.url = ""
         self._environ = environ or {}
@@ -37,7 +38,7 @@ class Server:
         """Start it and wait until it says that it is ready; fails with the end of its log."""
         self.home.mkdir(parents=True, exist_ok=True)
         mark = self.log.stat().st_size if self.log.exists() else 0
-        port = self.url.rpartition(":")[2] or "0"
+        port = self.url.rpartition(":")[2] or str(self._port)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_homeport("up"), "--home", str(self.home), "--port", port],
@@ -128,9 +129,9 @@ class Server:
 
 
 @contextmanager
-def server_with(home: Path, environ: dict[str, str]) -> Generator[Server]:
+def server_with(home: Path, environ: dict[str, str], *, port: int = 0) -> Generator[Server]:
     """A server in ``home`` with the settings in ``environ``; nothing of it may be left afterwards."""
-    server = Server(home, environ)
+    server = Server(home, environ, port=port)
     server.start()
     try:
         yield server
