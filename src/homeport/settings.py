@@ -111,7 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     layers_bytes_max: int = 0
     """Image layers kept on a node; 0 = a third of the disk they are on. The least recently used
     ones that nothing needs go first."""
-    templates_max: int = 0
+    templates_max: int = 8
     """Containers a node keeps waiting, with the client imported, for tasks like those it ran lately;
     each takes some 40 MiB. 0 = none: every container starts from nothing."""
     web_domain: str = "localhost"
