@@ -231,7 +231,7 @@ class Task:
                 self._opening.cancel()
             if self._templates is not None:
                 if self._template is not None:
-                    self._templates.discard(self._template, "")
+                    self._templates.discard(self._template)
                 self._templates.ended(self.task_id)
 
     async def _run(self) -> None:
@@ -263,7 +263,7 @@ class Task:
             except (ContainerStartError, OSError) as error:
                 # it ended in this moment, or cannot be used: the task does without
                 self._template = None
-                self._templates.discard(template, str(error))
+                self._templates.refused(self.task_id, template, str(error))
         if note := self._templates.note(self.task_id):
             self._pump.system(note)
         return await self._preparer.prepare(self._start)

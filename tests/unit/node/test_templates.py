@@ -26,7 +26,7 @@ from homeport.link.messages import (
 from homeport.node.runtime.port import ContainerStartError
 from homeport.node.templates import memory, pool
 from homeport.node.templates.key import template_key
-from homeport.node.templates.template import MEMORY_MB
+from homeport.node.templates.template import MEMORY_MB, Template
 
 from .harness import WAIT_S, Node, PlainContainer, function, item, start_task, value
 
@@ -348,6 +348,26 @@ def test_one_that_cannot_be_made_is_not_tried_for_ever(run) -> None:
         for _ in range(5):
             await used(node, task(), [])
         assert len(refused) == 3
+
+    run(scenario)
+
+
+def test_one_that_can_never_be_used_is_not_made_for_ever(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any) -> None:
+        raise ContainerStartError("no volume can be mounted here")
+
+    monkeypatch.setattr(Template, "hand_over", refuse)
+
+    async def scenario(node: Node) -> None:
+        for _ in range(3):
+            await used(node, task(), [])
+            await waits(node)
+        for _ in range(2):
+            await used(node, task(), [])
+        assert len([spec for spec in node.runtime.specs if spec.id.startswith("tp-")]) == 3
+        await until(lambda: not waiting(node))
 
     run(scenario)
 

@@ -204,11 +204,18 @@ class Templates:
             kind.used_at = self._clock.monotonic()
             self._wake.set()
 
-    def discard(self, template: Template, reason: str) -> None:
-        """A template that was taken and could not be used."""
+    def refused(self, task_id: str, template: Template, reason: str) -> None:
+        """The template that the task took could not be used; it starts without."""
+        self._served.discard(task_id)
         kind = self._kinds.get(template.key)
-        if reason and kind is not None and takes_snapshot(kind.start):
-            kind.note = reason
+        if kind is not None:
+            kind.failures += 1
+            if takes_snapshot(kind.start):
+                kind.note = reason
+        self._throw_away(template)
+
+    def discard(self, template: Template) -> None:
+        """A template that was taken, by a task that ended before it went on."""
         self._throw_away(template)
 
     def note(self, task_id: str) -> str:
