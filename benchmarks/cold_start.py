@@ -106,7 +106,7 @@ def side(folder: Path, home: Path, templates: int, starts: int, kinds: list[str]
         subprocess.run(deploy, env=client, check=True, stdout=subprocess.DEVNULL)
         for kind in kinds:
             if kind == "web":
-                target = Side("web", port, "bench-cold-start-web.localhost", started.pid)
+                target = Side("web", port, "homeport--bench-cold-start-web.localhost", started.pid)
 
                 def request(target: Side = target) -> float:
                     began = time.perf_counter()
