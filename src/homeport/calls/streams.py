@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from homeport.kernel.errors import NotFoundError
 
 READ_OUT_MAX_S = 2.0
 """How long a failure waits for a reader to take what was yielded before it."""
+LINGER_S = 0.1
+"""How much longer, for the reader to do something with the last of it."""
 CHANNEL_BYTES_MAX = 256 * 1024 * 1024
 """Bytes in one channel before its writer has to wait for the reader."""
 TAIL_BYTES = 16 * 1024 * 1024
@@ -45,7 +48,9 @@ class _Channel:
     last: int = 0
     """The highest index there is."""
     read_to: int = 0
-    """The highest index that was given to a reader."""
+    """The highest index that was given to a reader …"""
+    read_at: float = -math.inf
+    """… and when, in seconds of the event loop's clock."""
     size: int = 0
     read_size: int = 0
     """The part of ``size`` that was read."""
@@ -78,6 +83,7 @@ class _Channel:
         """A reader was given the chunk."""
         if chunk.index > self.read_to:
             self.read_to = chunk.index
+            self.read_at = asyncio.get_running_loop().time()
             self.read_size += chunk.size
         was_full = self.is_full
         if was_full or self.is_finished:
@@ -138,7 +144,7 @@ class DataStreams:
         """Wait for a reader to be given everything there is, at most ``READ_OUT_MAX_S``.
 
         A client that learns of a failure raises it at once, before the values that it has not
-        received by then.
+        received by then; if both come to it in one piece, before those too.
         """
         channel = self._channels.get(call_id)
         if channel is None:
@@ -147,6 +153,9 @@ class DataStreams:
             async with asyncio.timeout(READ_OUT_MAX_S):
                 while channel.read_to < channel.last and not channel.is_dropped:
                     await channel.changed.wait()
+                since = asyncio.get_running_loop().time() - channel.read_at
+                if since < LINGER_S:
+                    await asyncio.sleep(LINGER_S - since)
 
     def finish(self, call_id: str) -> None:
         """The caller has the result of the call; it may still be reading, or about to begin."""

@@ -80,6 +80,25 @@ def test_a_failure_waits_until_a_reader_has_what_was_yielded(
     run(scenario())
 
 
+def test_a_failure_does_not_come_together_with_what_was_yielded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        streams = DataStreams()
+        await streams.put(CALL, chunks(1, 3))
+        assert await read(streams, 3) == [1, 2, 3]
+        monkeypatch.setattr(module, "LINGER_S", 60.0)
+        waiting = asyncio.create_task(streams.read_out(CALL))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+        monkeypatch.setattr(module, "LINGER_S", 0.0)
+        await streams.read_out(CALL)
+
+    run(scenario())
+
+
 def test_a_failure_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READ_OUT_MAX_S", 0.01)
 
