@@ -18,6 +18,7 @@ ADDED_MS = 2.0
 KEPT = 0.8
 FIRST_S = 1.0
 OUTPUT_MS = 60.0
+OVER_GVISOR_MS = 30
 EXEC_MS = 8.0
 LIVE = 500
 CREATES = 5000
@@ -134,9 +135,13 @@ def sandbox_bars(figures: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """(what, bar, found, reached) of one runtime."""
     first = figures["first_p50_ms"]
     added = figures["exec_p50_ms"] - figures["floor"]["exec_p50_ms"]
+    most = OUTPUT_MS
+    what = "from create to the first output of a program, p50"
+    if "alone_ms" in figures:
+        most = figures["alone_ms"] + OVER_GVISOR_MS
+        what += f" (gVisor alone: {figures['alone_ms']:.0f} ms)"
     rows = [
-        ("from create to the first output of a program, p50", f"≤ {OUTPUT_MS:g} ms",
-         f"{first:.1f} ms", first <= OUTPUT_MS),
+        (what, f"≤ {most:.0f} ms", f"{first:.1f} ms", first <= most),
         ("a program in it (start, output, end) takes longer than the floor's by",
          f"≤ {EXEC_MS:g} ms", f"{added:.1f} ms", added <= EXEC_MS),
     ]  # fmt: skip
