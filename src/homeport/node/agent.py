@@ -35,7 +35,7 @@ from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer
 from homeport.node.room import LayerRoom, default_bound
 from homeport.node.router.service import CommandRouter
-from homeport.node.runtime.create import AUTO, create_runtime
+from homeport.node.runtime.create import AUTO, check_default, create_runtime
 from homeport.node.runtime.port import Runtime
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.sidecars import Sidecars
@@ -121,6 +121,7 @@ class Agent:
     ) -> tuple[str, ClosableRuntime, ClosableRuntime]:
         """Be this home's only node, with nothing of an earlier one about; ``stack`` undoes it."""
         root = self._config.root
+        check_default(self._config.runtime)
         root.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, lock(root / "lock"))
         node_id = read_node_id(root / "id")

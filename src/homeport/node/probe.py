@@ -20,7 +20,7 @@ from homeport.node.agent import capacity
 from homeport.node.builder.debian import KEYRING
 from homeport.node.cgroups import CgroupError, Layout, detect
 from homeport.node.leaks import find_leaks
-from homeport.node.runtime.create import AUTO, DEFAULT, NAMES
+from homeport.node.runtime.create import AUTO, DEFAULT, NAMES, check_default
 from homeport.node.runtime.handshake import program
 from homeport.node.runtime.port import (
     ContainerStartError,
@@ -203,6 +203,7 @@ async def container(home: Path, runtime: str) -> Check:
     """Start a container as a function's is started and let it end."""
     name = runtime or DEFAULT
     try:
+        check_default(name)
         async with trial_folder(home) as folder:
             seconds, code = await run_container(folder, runtime)
     except (RuntimeUnavailableError, ContainerStartError, CgroupError, ExecError) as error:

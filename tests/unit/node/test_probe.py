@@ -79,3 +79,9 @@ def test_names_that_programs_do_not_find_are_a_warning_with_a_fix(
     assert (check.state, "libnss-myhostname" in check.fix) == (
         ("ok", False) if known else ("warning", True)
     )
+
+
+def test_gvisor_is_for_sandboxes(tmp_path: Path) -> None:
+    check = asyncio.run(probe.container(tmp_path, "runsc"))
+    assert check.state == "failed"
+    assert "set sandbox_runtime" in check.found

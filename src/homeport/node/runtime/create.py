@@ -20,6 +20,16 @@ AUTO = "auto"
 NAMES = ("bubblewrap", "runc", "crun", "runsc")
 
 
+def check_default(name: str) -> None:
+    """Raises ``RuntimeUnavailableError`` if functions cannot run in containers of this runtime."""
+    if name == "runsc":
+        raise RuntimeUnavailableError(
+            "runsc (gVisor) is for sandboxes: containers of functions are served by listeners in "
+            "their network, which gVisor's have none of; set sandbox_runtime instead of "
+            "default_runtime"
+        )
+
+
 async def create_runtime(
     name: str, run_dir: Path, node_id: str, name_servers: Sequence[str] = ()
 ) -> StagedRuntime:
