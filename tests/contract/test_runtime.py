@@ -902,6 +902,20 @@ def test_what_listens_in_it_is_reached(in_box: InBox) -> None:
     in_box(check)
 
 
+def test_files_move_between_directories(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        # a link is of one file system, so these are
+        script = "ls -A /tmp | wc -l; echo x >/tmp/a && ln /tmp/a /root/a && ln /root/a /var/tmp/a"
+        result = await box.sh(f"{script} && cat /var/tmp/a")
+        assert (result.exit.returncode, result.output) == (0, "0\nx\n")
+        for changes in ({"tmpfs": ("/tmp/in",)}, {"workdir": "/tmp/work"}):
+            result = await box.sh("pwd; echo x >/tmp/in/a || echo y >/tmp/b", **changes)
+            assert result.exit.returncode == 0
+        assert (result.upper / "tmp/b").read_text() == "y\n"
+
+    in_box(check)
+
+
 def test_programs_with_long_arguments_and_many_at_once(in_box: InBox) -> None:
     async def check(box: Box) -> None:
         container = await box.start("sleep", "1000")

@@ -157,7 +157,7 @@ class StagedRuntime:
     def clean(self, container_id: str) -> None:
         """See ``launch.Tool``."""
 
-    def files_process(self, init: int, outer: int) -> int:
+    def files_process(self, launch: Launch, init: int, outer: int) -> int:
         """See ``launch.Tool``."""
         return init
 

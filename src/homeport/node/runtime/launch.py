@@ -88,8 +88,11 @@ class Tool(Protocol):
         """Undo what the tool itself keeps about a container; its processes are gone."""
         ...
 
-    def files_process(self, init: int, outer: int) -> int:
-        """Pid of the process whose mounts are the container's, when init is there."""
+    def files_process(self, launch: Launch, init: int, outer: int) -> int:
+        """Pid of the process whose mounts are the container's, when init is there.
+
+        Nothing else runs in the container yet.
+        """
         ...
 
     @property
@@ -237,7 +240,7 @@ class Launch:
     def _attach(self, pid: int, outer: int) -> None:
         if self.cgroup is not None:
             self.cgroup.attach(pid)
-        self.files_pid = self._tool.files_process(pid, outer)
+        self.files_pid = self._tool.files_process(self, pid, outer)
         if self.files_pid != pid:
             self.files_fd = os.pidfd_open(self.files_pid)
         for overlay in self.spec.overlays:

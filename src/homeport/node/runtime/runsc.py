@@ -73,6 +73,8 @@ _OWN_MEMORY_MB: Final = 96
 """What gVisor's own processes need beside the container's."""
 _OWN_PIDS: Final = 512
 """Threads of gVisor's own processes on the host."""
+_TMP: Final = "/tmp"  # noqa: S108
+_STARTING: Final = f"{_TMP}/.homeport-starting"
 _GOFER: Final = b"runsc-gofer"
 _INSTALL: Final = (
     "install a release of 2024 or newer: gvisor.dev/docs/user_guide/install, or Debian's package "
@@ -181,6 +183,8 @@ class RunscRuntime(StagedRuntime):
         with self._stage.root(launch.lowers(), spec.upper, launch.work) as root:
             user = launch.user = resolve_user(root, spec.user)
             workdir = working_directory(spec, root)
+            if not _uses_tmp(spec):
+                _occupy_tmp(root)
             _mount_data(spec, root)
             bundle = launch.directory.path / "bundle"
             bundle.mkdir(mode=0o700)
@@ -204,8 +208,14 @@ class RunscRuntime(StagedRuntime):
     def clean(self, container_id: str) -> None:
         shutil.rmtree(self._state / self._short_name(container_id), ignore_errors=True)
 
-    def files_process(self, init: int, outer: int) -> int:
+    def files_process(self, launch: Launch, init: int, outer: int) -> int:
         """The gofer: as the kernel in the container, a child of the process that we started."""
+        pid = self._gofer(outer)
+        if not _uses_tmp(launch.spec):
+            self._stage.delete_inside(pid, _STARTING)
+        return pid
+
+    def _gofer(self, outer: int) -> int:
         for thread in os.listdir(f"/proc/{outer}/task"):
             children = Path(f"/proc/{outer}/task/{thread}/children").read_text().split()
             for child in children:
@@ -226,7 +236,7 @@ class RunscRuntime(StagedRuntime):
         mode = {"none": "none", "host": "host"}.get(network, "sandbox")
         return [
             *("--root", str(state), f"--network={mode}", "--ignore-cgroups"),
-            *("--overlay2=none", "--file-access=shared", "--host-uds=open", "--dcache=0"),
+            *("--overlay2=none", "--file-access=shared", "--dcache=0"),
         ]
 
     def _short_name(self, container_id: str) -> str:
@@ -300,7 +310,7 @@ def _config(
             },
             "noNewPrivileges": True,
         },
-        "mounts": _mounts(root),
+        "mounts": _mounts(spec, root),
         "linux": {"namespaces": namespaces},
     }
 
@@ -323,7 +333,31 @@ def _terminal(fd: int) -> str:
     return f"{rows},{columns}"
 
 
-def _mounts(root: Path) -> list[dict[str, Any]]:
+def _uses_tmp(spec: ContainerSpec) -> bool:
+    """Whether something of the container is at or below ``/tmp`` when it starts."""
+    targets = [*spec.tmpfs, *(bind.target for bind in spec.binds), spec.workdir]
+    return any(f"{target}/".startswith(f"{_TMP}/") for target in targets)
+
+
+def _occupy_tmp(root: Path) -> None:
+    """Put a file into ``/tmp``, for as long as gVisor starts.
+
+    If the directory were empty, gVisor would mount a tmpfs of its own there for good, which no
+    snapshot sees.
+    """
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = linux.open_in_root(fd, _TMP, os.O_PATH | os.O_DIRECTORY)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(os.path.basename(_STARTING), flags, 0o600, dir_fd=place))
+        finally:
+            os.close(place)
+    finally:
+        os.close(fd)
+
+
+def _mounts(spec: ContainerSpec, root: Path) -> list[dict[str, Any]]:
     def mount(target: str, kind: str, *options: str, source: str = "") -> dict[str, Any]:
         return {
             "destination": target,
@@ -339,7 +373,6 @@ def _mounts(root: Path) -> list[dict[str, Any]]:
         mount("/dev/shm", "tmpfs", "mode=1777"),  # noqa: S108
         mount("/sys", "sysfs", "noexec", "ro"),
     ]
-    # Else gVisor mounts a tmpfs of its own there if the directory is empty, which no snapshot has.
-    if not (root / "tmp").is_symlink():
+    if _uses_tmp(spec) and not (root / "tmp").is_symlink():  # else see _occupy_tmp
         mounts.append(mount("/tmp", "bind", "rbind", "rw", source=str(root / "tmp")))  # noqa: S108
     return mounts

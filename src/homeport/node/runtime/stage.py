@@ -173,6 +173,11 @@ class Stage:
         with self._inside(pid):
             return linux.unmount_unused(target)
 
+    def delete_inside(self, pid: int, path: str) -> None:
+        """Delete a file as process ``pid`` of a container sees it. Raises ``OSError``."""
+        with self._inside(pid):
+            os.unlink(path)
+
     def mount_image_inside(self, pid: int, tree: ImageTree) -> MountedImage:
         """Mount an image where process ``pid`` of a container sees it.
 
