@@ -119,7 +119,7 @@ def test_the_file_server_is_not_seen_and_not_broken(checks: Checks) -> None:
 def test_bombs_go_off_inside(checks: Checks) -> None:
     if GVISOR:  # no limit of its own: the bomb may end its sandbox, and does no more
         assert checks.value("fork_bomb")
-        assert checks.value("memory_bomb") == 137
+        assert checks.value("memory_bomb") in (1, 137)  # a MemoryError, or killed
         return
     (count, number), refused, files = checks.value("fork_bomb")
     assert (int(count) < PIDS_MAX, int(number)) == (True, errno.EAGAIN)
