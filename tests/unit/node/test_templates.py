@@ -165,8 +165,9 @@ def test_functions_of_one_image_are_one_kind() -> None:
         {"volumes": [VolumeRef("vo-1", "/root", False, "")]},
         {"volumes": [VolumeRef("vo-1", "/lib/", False, "")], "env": {"PYTHONPATH": "/lib/python"}},
         {"buckets": [BucketRef(bucket="b", path="/b")]},
+        {"runtime": "runsc"},
     ],
-    ids=["entry point", "layer", "volume over source", "volume over path", "bucket"],
+    ids=["entry point", "layer", "volume over source", "volume over path", "bucket", "gVisor"],
 )
 def test_what_no_waiting_container_can_serve(changes: dict[str, Any]) -> None:
     assert template_key(task(**changes)) == ""
