@@ -69,6 +69,7 @@ from homeport.kernel.certificates import Authority
 from homeport.kernel.clock import Clock, SystemClock
 from homeport.kernel.descriptors import raise_limit
 from homeport.kernel.errors import HomeportError, InvalidError
+from homeport.kernel.gpus import listed
 from homeport.kernel.logs import configure_logging
 from homeport.kernel.resources import Limits
 from homeport.kernel.signing import Signer
@@ -635,6 +636,10 @@ class Server:
         return {
             "version": __version__,
             "nodes": len(self._nodes.nodes()),
+            "gpus": "; ".join(
+                sorted(listed(node.gpus) for node in self._nodes.nodes().values() if node.gpus)
+            )
+            or "none",
             "apps": sum(1 for _ in self._apps.all_live()),
             "containers": len(self._tasks.list()),
         }

@@ -18,7 +18,7 @@ from homeport.kernel.errors import InvalidError
 from homeport.kernel.logs import Format, Level
 
 DEFAULT_PORT = 7460
-_MAPPINGS = frozenset({"registry_mirrors", "blob_store_options", "price_gpu_hour"})
+_MAPPINGS = frozenset({"registry_mirrors", "blob_store_options", "price_gpu_hour", "gpu_types"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +114,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     templates_max: int = 8
     """Containers a node keeps waiting, with the client imported, for tasks like those it ran lately;
     each takes some 40 MiB. 0 = none: every container starts from nothing."""
+    gpu_cdi_folders: str = "/etc/cdi,/var/run/cdi"
+    """Folders with CDI specifications (``nvidia-ctk cdi generate``), with commas between: how GPUs get
+    into containers. Of a device in several, the last one counts. Empty = no GPU is offered."""
+    gpu_types: dict[str, str] = {}
+    """The type of a GPU, as programs ask for it, by its UUID, its number or its model's name:
+    ``NVIDIA GeForce RTX 4090`` → ``A10``. As a variable: ``name=type,name=type``. Others have the
+    type of their model."""
     web_domain: str = "localhost"
     """Domain of web functions: each has a name directly under it, which must lead to this machine
     (those under ``localhost`` always do)."""

@@ -78,7 +78,7 @@ class Nodes:
     def __init__(self, world: World, number: int, capacity: Resources) -> None:
         self._world = world
         self._sessions: dict[str, Any] = {
-            f"no-{n}": SimpleNamespace(capacity=capacity, gpu_type="") for n in range(number)
+            f"no-{n}": SimpleNamespace(capacity=capacity, gpus=()) for n in range(number)
         }
         self.containers: dict[str, Container] = {}
         self._seq = count(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from homeport.kernel.errors import InvalidError
+from homeport.kernel.gpus import GpuWish
 from homeport.link.messages import BucketRef
 from homeport.schedules.model import Schedule
 
@@ -131,6 +132,14 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True):
     buckets: list[BucketRef] = []
     memory_snapshot: bool = False
     """``enable_memory_snapshot``."""
+    gpu_fallbacks: list[GpuWish] = []
+    """What will do where ``gpu_count`` of ``gpu_type`` are not to be had, the best first."""
+
+    @property
+    def gpus(self) -> list[GpuWish]:
+        """The GPUs that a container may have, the wanted ones first; none without."""
+        first = [GpuWish(self.gpu_type, self.gpu_count)] if self.gpu_count else []
+        return [*first, *self.gpu_fallbacks]
 
     @property
     def is_direct(self) -> bool:

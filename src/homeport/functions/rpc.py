@@ -28,6 +28,7 @@ from homeport.functions.wire import (
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import InvalidError, NotFoundError, UnimplementedError
+from homeport.kernel.gpus import wished
 from homeport.rpc.context import Context
 from homeport.web.service import WebRoutes
 from homeport.web.wire import announce, describe, mark_taken, settle, taken
@@ -108,7 +109,7 @@ class FunctionsRpc:
         self, request: api_pb2.FunctionCreateRequest, ctx: Context
     ) -> api_pb2.FunctionCreateResponse:
         app = self._apps.require_live(request.app_id)
-        function = function_of(request)
+        function, gpu_fallbacks = function_of(request)
         _refuse_unbuilt(function)
         web = settle(function, app, self._routes)
         stolen = taken(web, app, self._routes)
@@ -123,11 +124,15 @@ class FunctionsRpc:
             client_version=ctx.client_version,
             schedule=schedule_of(schedule),
             web=web,
+            gpu_fallbacks=gpu_fallbacks,
         )
         warnings = self._pools.check_placeable(spec)
-        handle = created_handle(function, app.app_id, await self._secret_mark(spec.secret_ids))
+        salt = await self._secret_mark(spec.secret_ids)
+        if gpu_fallbacks:
+            salt += f"/{wished(gpu_fallbacks)}".encode()
+        handle = created_handle(function, app.app_id, salt)
         describe(handle, function)
-        data = function_data(function)
+        data = function_data(function, gpu_fallbacks)
         record = FunctionRecord(
             function_id=function_id,
             app_id=app.app_id,

@@ -27,6 +27,8 @@ def bound(
     base_spec = base.require_spec()
     parsed = api_pb2.FunctionOptions.FromString(options)
     definition = with_options(api_pb2.Function.FromString(base.definition), parsed)
+    chosen = parsed.resources.gpu_config.count > 0
+    gpu_fallbacks = [] if chosen else base_spec.gpu_fallbacks
     function_id = ids.derive(
         ids.FUNCTION,
         base.function_id,
@@ -50,9 +52,10 @@ def bound(
             base_function_id=base.function_id,
             serialized_params=serialized_params,
             web=base_spec.web,
+            gpu_fallbacks=gpu_fallbacks,
         ),
         definition=definition.SerializeToString(),
-        data=function_data(definition).SerializeToString(),
+        data=function_data(definition, gpu_fallbacks).SerializeToString(),
         definition_id=definition_id(definition, base.definition_id.encode()),
         options=options,
     )
@@ -88,8 +91,9 @@ def pinned(version: FunctionRecord) -> FunctionRecord:
             function_id=function_id,
             app_id=version.app_id,
             client_version=spec.client_version,
+            gpu_fallbacks=spec.gpu_fallbacks,
         ),
         definition=function.SerializeToString(),
-        data=function_data(function).SerializeToString(),
+        data=function_data(function, spec.gpu_fallbacks).SerializeToString(),
         definition_id=version.definition_id,
     )

@@ -24,6 +24,7 @@ from homeport.functions.model import (
     WebPoint,
 )
 from homeport.kernel.errors import InvalidError, UnimplementedError
+from homeport.kernel.gpus import GpuWish
 from homeport.link.messages import BucketRef
 from homeport.schedules.model import Cron, Period, Schedule
 from homeport.volumes.places import SYSTEM_PATHS, check_places, place
@@ -38,8 +39,13 @@ _SHARED_FIELDS = [
 ]
 
 
-def function_data(function: api_pb2.Function) -> api_pb2.FunctionData:
-    """``FunctionData`` as clients from 1.6 read it: shared fields and one ranked function."""
+def function_data(
+    function: api_pb2.Function, fallbacks: Sequence[GpuWish] = ()
+) -> api_pb2.FunctionData:
+    """``FunctionData`` as clients from 1.6 read it: shared fields and the ranked functions.
+
+    There is one for the definition itself, and one for each other GPU that would do.
+    """
     data = api_pb2.FunctionData()
     for field in _SHARED_FIELDS:
         value = getattr(function, field.name)
@@ -61,21 +67,28 @@ def function_data(function: api_pb2.Function) -> api_pb2.FunctionData:
             setattr(data, field.name, value)
     ranked = data.ranked_functions.add(rank=0)
     ranked.function.CopyFrom(function)
+    for rank, wish in enumerate(fallbacks, 1):
+        other = data.ranked_functions.add(rank=rank).function
+        other.CopyFrom(function)
+        other.resources.gpu_config.CopyFrom(api_pb2.GPUConfig(gpu_type=wish.type, count=wish.count))
     return data
 
 
-def function_of(request: api_pb2.FunctionCreateRequest) -> api_pb2.Function:
-    """The definition in a create request, whichever of the two shapes it came in.
+def function_of(
+    request: api_pb2.FunctionCreateRequest,
+) -> tuple[api_pb2.Function, list[GpuWish]]:
+    """The definition in a create request, and what GPUs would do as well.
 
-    A list of GPU alternatives arrives as ``function_data`` with ranked functions; the first
-    is taken as the definition.
+    A list of GPUs (``gpu=["H100", "A100"]``) arrives as ``function_data`` with ranked functions that
+    differ in their resources; the first is taken as the definition.
     """
     if request.HasField("function"):
-        return request.function
+        return request.function, []
     ranked = sorted(request.function_data.ranked_functions, key=lambda item: item.rank)
     if not ranked:
         raise InvalidError("FunctionCreate carries no function definition")
-    return ranked[0].function
+    others = [item.function.resources.gpu_config for item in ranked[1:]]
+    return ranked[0].function, [GpuWish(gpu.gpu_type, gpu.count) for gpu in others if gpu.count]
 
 
 def precreated_handle(
@@ -159,8 +172,9 @@ def spec_of(
     base_function_id: str = "",
     serialized_params: bytes = b"",
     web: Sequence[WebPoint] = (),
+    gpu_fallbacks: Sequence[GpuWish] = (),
 ) -> FunctionSpec:
-    """What the scheduler needs of a definition."""
+    """What the scheduler needs of a definition. Raises ``InvalidError``."""
     timeout_s = float(function.timeout_secs or 300)
     resources = function.resources
     volumes = _volumes(function)
@@ -184,6 +198,7 @@ def spec_of(
         memory_mb_max=resources.memory_mb_max,
         gpu_type=resources.gpu_config.gpu_type,
         gpu_count=resources.gpu_config.count,
+        gpu_fallbacks=list(gpu_fallbacks),
         timeout_s=timeout_s,
         startup_timeout_s=_startup_timeout_s(function, timeout_s),
         retry_policy=_retry_policy(function),
@@ -468,8 +483,8 @@ def function_summary(
 ) -> None:
     """Fill in what a listing shows of a function."""
     function = api_pb2.Function.FromString(record.definition)
-    if function.resources.gpu_config.count:
-        summary.gpu_config.add().CopyFrom(function.resources.gpu_config)
+    for wish in record.spec.gpus if record.spec is not None else ():
+        summary.gpu_config.add(gpu_type=wish.type, count=wish.count)
     if function.HasField("schedule"):
         summary.schedule.CopyFrom(function.schedule)
     webhooks = [

@@ -76,6 +76,8 @@ class BuildInputs(msgspec.Struct, frozen=True, array_like=True):
     """The sandbox whose files it is: nothing can build it again."""
     expires_at: float = 0.0
     """When nobody wants it any more (Unix seconds); 0 = never."""
+    gpu: str = ""
+    """The GPU that its RUN steps were to have."""
 
 
 class ImageRequest(msgspec.Struct, frozen=True):

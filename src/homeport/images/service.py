@@ -48,6 +48,9 @@ _NODE_RETRY_S: Final = 1.0
 _MESSAGE_ENTRIES_MAX: Final = 500
 _FORCED_MAX: Final = 4_096
 
+_WITHOUT_GPU = (
+    "commands of an image run without a GPU on Homeport; Image.run_function(gpu=) has one"
+)
 LogSink = Callable[[ImageRecord, list[LogEntry]], None]
 
 
@@ -412,6 +415,9 @@ class ImageService:
             if record.recipe.function is not None:
                 outcome = await self._run_function(record, live, no_cache)
             else:
+                if record.inputs.gpu:
+                    text = f"gpu={record.inputs.gpu!r}: {_WITHOUT_GPU}\n"
+                    live.append([LogEntry(3, time.time_ns(), text)])
                 message = await self._message(record, env, no_cache)
                 finished = await self._build(message, live)
                 outcome = self._outcome(record, finished)

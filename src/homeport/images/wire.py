@@ -47,6 +47,7 @@ def image_request(request: api_pb2.ImageGetOrCreateRequest) -> ImageRequest:
             request.build_function_id,
             _REGISTRY_KINDS.get(image.image_registry_config.registry_auth_type, ""),
             image.image_registry_config.secret_id,
+            gpu=image.gpu_config.gpu_type if image.gpu_config.count else "",
         ),
     )
 

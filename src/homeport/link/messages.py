@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import msgspec
 
+from homeport.kernel.gpus import Gpu
 from homeport.kernel.resources import Limits, Resources
 
-PROTOCOL = 2
+PROTOCOL = 3
 RELAY_HOST = "127.77.77.77"
 """Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
 network namespace, so that client-side checks of blob hosts accept it."""
@@ -228,6 +229,8 @@ class RunningTask(msgspec.Struct, array_like=True):
     inputs: list[tuple[str, int]]
     """``(input_id, retry_count)`` of inputs delivered and not yet reported as outputs."""
     address: str = ""
+    gpus: list[str] = []
+    """UUIDs of the GPUs it has."""
 
 
 # ── node → server ─────────────────────────────────────────────────────────────────────────────
@@ -241,7 +244,8 @@ class Hello(Message):
     version: str
     capacity: Resources
     runtimes: list[str]
-    gpu_type: str
+    gpus: list[Gpu]
+    """Those that containers may be given."""
     running: list[RunningTask]
     layers: list[str] = []
     """The image layers it has."""
@@ -538,6 +542,8 @@ class StartTask(Message):
     """A server is ready when this port of its container takes connections."""
     memory_snapshot: bool = False
     """Its program may be run up to its memory snapshot before there is a task for it."""
+    gpus: list[str] = []
+    """UUIDs of the GPUs of the node that it has."""
     commit_layer: str = ""
     """If set: when its input succeeded and it ended well, what it wrote becomes this layer."""
     deployed: bool = False
@@ -580,6 +586,8 @@ class StartSandbox(Message):
     """The image that its files are to be when it has ended (told by ``SandboxSnapshot``)."""
     exit_image_s: float = 0.0
     """How long that is wanted."""
+    gpus: list[str] = []
+    """As in ``StartTask``."""
 
 
 class WriteStdin(Message):

@@ -29,6 +29,8 @@ from homeport.node.builder.builder import ImageBuilder
 from homeport.node.builds import NodeBuilds
 from homeport.node.bytecode import BytecodeStore
 from homeport.node.fetch import FileSource
+from homeport.node.gpus.devices import NodeGpus
+from homeport.node.gpus.inventory import NO_GPUS, GpuOptions, discover
 from homeport.node.layers import LayerStore
 from homeport.node.link import NodeLink, Wire
 from homeport.node.mounts import MountStore
@@ -79,6 +81,8 @@ class NodeConfig:
 
     templates_max: int = 0
     """Containers that wait ahead of their tasks; 0 = none."""
+    gpus: GpuOptions = NO_GPUS
+    """Where GPUs are looked for; the default: nowhere."""
 
     @property
     def root(self) -> Path:
@@ -205,6 +209,9 @@ class Agent:
             return supervisor.find(task_id)
 
         snapshots = Snapshots(layers, link, SystemClock())
+        inventory = await asyncio.to_thread(discover, self._config.gpus)
+        gpus = NodeGpus(inventory, root / "gpus")
+        await asyncio.to_thread(gpus.ready)
         preparer = Preparer(
             root / "tasks",
             {runtime.name: runtime, sandboxes.name: sandboxes},
@@ -214,6 +221,7 @@ class Agent:
             BytecodeStore(mounts),
             volumes,
             sandboxes.name,
+            gpus,
         )
         sidecars = Sidecars(link, preparer, SystemClock())
         router = CommandRouter(
@@ -243,9 +251,9 @@ class Agent:
             stack.push_async_callback(templates.close)
         supervisor = Supervisor(
             node_id=node_id,
-            capacity=capacity(),
+            capacity=capacity(len(gpus.gpus)),
             runtimes=sorted({runtime.name, sandboxes.name}),
-            gpu_type="",
+            gpus=gpus.gpus,
             link=link,
             preparer=preparer,
             relay=relay,
@@ -338,8 +346,8 @@ def read_token(path: Path) -> str:
     return token
 
 
-def capacity() -> Resources:
-    """What of this machine may be given to containers."""
+def capacity(gpus: int = 0) -> Resources:
+    """What of this machine may be given to containers, with so many GPUs."""
     cores = len(os.sched_getaffinity(0))
     total_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
-    return Resources(cores * 1000, total_mb - min(RESERVE_MB, total_mb // 10), 0)
+    return Resources(cores * 1000, total_mb - min(RESERVE_MB, total_mb // 10), gpus)

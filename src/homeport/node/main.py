@@ -14,6 +14,7 @@ from homeport.kernel.descriptors import raise_limit
 from homeport.kernel.errors import HomeportError, InvalidError
 from homeport.kernel.logs import configure_logging
 from homeport.node.agent import Agent, NodeConfig, read_token
+from homeport.node.gpus.options import gpu_options
 from homeport.node.runtime.port import RuntimeUnavailableError
 from homeport.settings import load
 
@@ -51,6 +52,7 @@ def main(
             router_host=settings.router_host,
             name_servers=name_servers(settings.name_servers),
             templates_max=settings.templates_max,
+            gpus=gpu_options(settings),
         )
         run(config, sweep=sweep)
     except (HomeportError, RuntimeUnavailableError) as error:

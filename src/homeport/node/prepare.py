@@ -13,6 +13,7 @@ from typing import Protocol
 from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.link.messages import MountRef, StartSandbox, StartTask
 from homeport.node.buckets import ContainerBuckets, mount_buckets
+from homeport.node.gpus.devices import NONE, GpuChanges, NodeGpus, check_runtime
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 from homeport.node.snapshot import clean
@@ -71,6 +72,7 @@ class Prepared:
     layers: tuple[Path, ...]
     volumes: ContainerVolumes
     buckets: ContainerBuckets
+    gpus: GpuChanges = NONE
 
     @property
     def upper(self) -> Path:
@@ -86,7 +88,7 @@ class Prepared:
         directories = (
             Bind(Path(ref.source), ref.path, read_only=False) for ref in self.start.directories
         )
-        return (*directories, *self.buckets.binds(), *self.volumes.binds())
+        return (*directories, *self.buckets.binds(), *self.volumes.binds(), *self.gpus.binds)
 
     def spec(self, start: StartTask, stdout_fd: int, stderr_fd: int) -> ContainerSpec:
         """The function container to start, with its output going to these descriptors."""
@@ -105,6 +107,10 @@ class Prepared:
             ),
             overlays=self.volumes.overlays(),
             trees=self.buckets.trees(),
+            tmpfs=self.gpus.tmpfs,
+            devices=self.gpus.devices,
+            hooks=self.gpus.hooks,
+            groups=self.gpus.groups,
             network="none" if start.block_network else "nat",
             stdout_fd=stdout_fd,
             stderr_fd=stderr_fd,
@@ -124,6 +130,7 @@ class Preparer:
         bytecode: Bytecode | None = None,
         volumes: NodeVolumes | None = None,
         sandbox_runtime: str = "",
+        gpus: NodeGpus | None = None,
     ) -> None:
         self._root = root.absolute()
         self._runtimes = runtimes
@@ -133,6 +140,7 @@ class Preparer:
         self._mounts = mounts
         self._bytecode = bytecode
         self._volumes = volumes
+        self._gpus = gpus
 
     @property
     def layers(self) -> Layers:
@@ -148,17 +156,42 @@ class Preparer:
         """Raises a ``HomeportError`` that says what is missing. Ends with ``discard``."""
         self._layers.pin(start.layers)
         try:
-            return await self._prepare(start)
+            runtime = self._runtime(start.runtime or self._own_runtime(start))
+            await self._hold_gpus(start, runtime)
+            try:
+                return await self._prepare(start, runtime)
+            except BaseException:
+                self._release_gpus(start)
+                raise
         except BaseException:
             self._layers.unpin(start.layers)
             raise
 
-    async def _prepare(self, start: Start) -> Prepared:
-        own = self._default_runtime if isinstance(start, StartTask) else self._sandbox_runtime
-        runtime = self._runtime(start.runtime or own)
+    def _own_runtime(self, start: Start) -> str:
+        return self._default_runtime if isinstance(start, StartTask) else self._sandbox_runtime
+
+    async def _hold_gpus(self, start: Start, runtime: Runtime) -> None:
+        if not start.gpus:
+            return
+        if self._gpus is None:
+            raise UnavailableError("this node has no GPUs")
+        check_runtime(runtime.name)
+        await self._gpus.hold(start.gpus)
+        # in the start itself: programs that are run in the container later get it from there
+        added = self._gpus.environment(start.gpus, start.env, runtime.name)
+        start.env = {**start.env, **added}
+
+    def _release_gpus(self, start: Start) -> None:
+        if start.gpus and self._gpus is not None:
+            self._gpus.release(start.gpus)
+
+    async def _prepare(self, start: Start, runtime: Runtime) -> Prepared:
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
         await asyncio.to_thread(_check_directories, start)
+        gpus = NONE
+        if start.gpus and self._gpus is not None:
+            gpus = await asyncio.to_thread(self._gpus.changes, start.gpus, runtime.name)
         folder = self._root / start.task_id
         making = asyncio.ensure_future(asyncio.to_thread(self._make, folder, start))
         try:
@@ -173,7 +206,7 @@ class Preparer:
             await asyncio.wait([making])  # the thread goes on: nobody else would delete its folder
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
-        return Prepared(start, runtime, folder, layers, volumes, buckets)
+        return Prepared(start, runtime, folder, layers, volumes, buckets, gpus)
 
     async def adopt(self, prepared: Prepared, start: StartTask) -> Prepared:
         """The same for ``start``, whose container was prepared before it was known.
@@ -209,10 +242,13 @@ class Preparer:
 
     async def discard(self, prepared: Prepared) -> None:
         """Delete the task's folder; the runtime removed its own part of it."""
-        await prepared.volumes.close()
-        await prepared.buckets.close()
-        await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
-        self._layers.unpin(prepared.start.layers)
+        try:
+            await prepared.volumes.close()
+            await prepared.buckets.close()
+            await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
+        finally:
+            self._layers.unpin(prepared.start.layers)
+            self._release_gpus(prepared.start)
 
     def _runtime(self, name: str) -> Runtime:
         runtime = self._runtimes.get(name)

@@ -19,6 +19,10 @@ import msgspec
 from homeport.node.agent import capacity
 from homeport.node.builder.debian import KEYRING
 from homeport.node.cgroups import CgroupError, Layout, detect
+from homeport.node.gpus.devices import RUN_HOOKS
+from homeport.node.gpus.inventory import NO_GPUS, GpuOptions, Inventory, discover
+from homeport.node.gpus.libraries import missed
+from homeport.node.gpus.options import gpu_options
 from homeport.node.leaks import find_leaks
 from homeport.node.runtime.create import AUTO, DEFAULT, NAMES, check_default
 from homeport.node.runtime.handshake import program
@@ -29,6 +33,7 @@ from homeport.node.runtime.port import (
 )
 from homeport.node.trial import PROGRAM, run_container, trial_folder, works
 from homeport.pythons import host_pythons
+from homeport.settings import load
 
 DISK_FREE_MIN_BYTES = 5 * 1024**3
 """Below that a warning: a Debian base, a Python and a few packages are about one GiB."""
@@ -48,13 +53,16 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-async def probe(home: Path, runtime: str = "", sandbox_runtime: str = "") -> list[Check]:
+async def probe(
+    home: Path, runtime: str = "", sandbox_runtime: str = "", options: GpuOptions = NO_GPUS
+) -> list[Check]:
     """All checks for a node of ``home`` with these settings (empty = the default one)."""
     checks = [*system_checks(), control_groups(detect()), disk(home)]
     left = left_overs(home)
     if left is not None:
         checks.append(left)
     checks += [runtimes(), bases(), await pythons(), await names()]
+    checks += gpus(await asyncio.to_thread(discover, options), runtime)
     if all(check.state != "failed" for check in checks):
         checks.append(await container(home, runtime))
         checks.append(await sandboxes(home, runtime, sandbox_runtime))
@@ -199,6 +207,26 @@ async def names() -> Check:
     return Check("web names", "ok", "names under localhost lead to this machine")
 
 
+def gpus(found: Inventory, runtime: str) -> list[Check]:
+    """Which GPUs containers can be given, and what is in the way of others."""
+    cards = "; ".join(f"{gpu.index}: {gpu.name} as {gpu.type}" for gpu in found.gpus)
+    checks = [Check("GPUs", "ok", cards or "none")] if cards or not found.problems else []
+    checks += [Check("GPUs", "warning", each.found, each.fix) for each in found.problems]
+    if (runtime or DEFAULT) not in RUN_HOOKS:
+        hooks = [hook for device in found.devices.values() for hook in device.hooks]
+        if names := missed(hooks):
+            checks.append(
+                Check(
+                    "GPUs",
+                    "warning",
+                    f"{runtime or DEFAULT} does not run these hooks of the CDI specification: "
+                    f"{', '.join(names)}",
+                    "choose runc or crun with the setting default_runtime, if programs need them",
+                )
+            )
+    return checks
+
+
 async def container(home: Path, runtime: str) -> Check:
     """Start a container as a function's is started and let it end."""
     name = runtime or DEFAULT
@@ -229,7 +257,8 @@ def _fix(error: Exception) -> str:
 def main() -> None:
     """Print the checks as a JSON array."""
     home, *runtime = sys.argv[1:]
-    checks = asyncio.run(probe(Path(home).absolute(), *runtime))
+    settings = load(Path(home).absolute())
+    checks = asyncio.run(probe(settings.home, *runtime, options=gpu_options(settings)))
     sys.stdout.buffer.write(msgspec.json.encode(checks) + b"\n")
 
 

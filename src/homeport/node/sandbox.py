@@ -250,7 +250,11 @@ class Sandbox:
 
     def running(self) -> RunningTask:
         """What ``Hello`` says of it."""
-        return RunningTask(self.task_id, self._running.is_set(), [])
+        return RunningTask(self.task_id, self._running.is_set(), [], gpus=self._gpus())
+
+    def _gpus(self) -> list[str]:
+        """The GPUs that it has."""
+        return [] if self._is_over else list(self.start.gpus)
 
     def stop(self, *, graceful: bool, grace_s: float, reason: str = "") -> None:
         """End it at once: nobody asks a sandbox's program."""
@@ -390,6 +394,10 @@ class Sandbox:
             binds=binds,
             overlays=prepared.volumes.overlays(),
             trees=prepared.buckets.trees(),
+            tmpfs=prepared.gpus.tmpfs,
+            devices=prepared.gpus.devices,
+            hooks=prepared.gpus.hooks,
+            groups=prepared.gpus.groups,
             network="none" if start.block_network else "nat",
             egress=_egress(start),
             stdin_fd=stdin,

@@ -19,6 +19,7 @@ from homeport.kernel.errors import (
     NotFoundError,
     UnavailableError,
 )
+from homeport.kernel.gpus import Gpu
 from homeport.kernel.resources import Resources
 from homeport.kernel.signing import Signer
 from homeport.link.messages import (
@@ -157,7 +158,7 @@ class Supervisor:
         node_id: str,
         capacity: Resources,
         runtimes: list[str],
-        gpu_type: str,
+        gpus: Sequence[Gpu],
         link: NodeLink,
         preparer: Preparer,
         relay: Relay | None,
@@ -173,7 +174,7 @@ class Supervisor:
         self._node_id = node_id
         self._capacity = capacity
         self._runtimes = runtimes
-        self._gpu_type = gpu_type
+        self._gpus = gpus
         self._link = link
         self._preparer = preparer
         self._relay = relay
@@ -223,7 +224,7 @@ class Supervisor:
             version=__version__,
             capacity=self._capacity,
             runtimes=self._runtimes,
-            gpu_type=self._gpu_type,
+            gpus=list(self._gpus),
             running=running,
             layers=self._room.keys() if self._room is not None else [],
             router_port=self._router.port if self._router is not None else 0,

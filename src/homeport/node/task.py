@@ -172,7 +172,8 @@ class Task:
     def running(self) -> RunningTask:
         """What ``Hello`` says of this task."""
         held = self._work.held()
-        return RunningTask(self.task_id, self._work.is_ready, held, self._address)
+        gpus = [] if self._exited else list(self._start.gpus)
+        return RunningTask(self.task_id, self._work.is_ready, held, self._address, gpus)
 
     def deliver(self, items: Sequence[InputItem]) -> None:
         """Queue attempts (``DeliverInputs``)."""

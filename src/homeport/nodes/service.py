@@ -12,6 +12,7 @@ import structlog
 
 from homeport.kernel import ids
 from homeport.kernel.errors import Code, UnavailableError, error_of
+from homeport.kernel.gpus import Gpu
 from homeport.kernel.resources import Resources
 from homeport.link.framing import FrameProtocol, LinkClosedError
 from homeport.link.messages import (
@@ -136,7 +137,7 @@ class Session:
     def __init__(self, service: NodeService) -> None:
         self.node_id = ""
         self.capacity = Resources()
-        self.gpu_type = ""
+        self.gpus: tuple[Gpu, ...] = ()
         self.runtimes: list[str] = []
         self.last_heard = 0.0
         self.router: RouterAddress | None = None
@@ -270,7 +271,7 @@ class NodeService:
         old = self._sessions.pop(hello.node_id, None)
         session.node_id = hello.node_id
         session.capacity = hello.capacity
-        session.gpu_type = hello.gpu_type
+        session.gpus = tuple(hello.gpus)
         session.runtimes = hello.runtimes
         session.layers = set(hello.layers)
         if hello.router_port:

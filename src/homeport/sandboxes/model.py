@@ -11,6 +11,7 @@ import msgspec
 
 from homeport.kernel import ids
 from homeport.kernel.errors import InvalidError
+from homeport.kernel.gpus import GpuWish
 from homeport.link.messages import (
     STATUS_FAILURE,
     STATUS_IDLE_TIMEOUT,
@@ -105,6 +106,11 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = ""
     exit_snapshot: bool = False
     """Its files become an image when it ends."""
+
+    @property
+    def gpus(self) -> list[GpuWish]:
+        """The GPUs it is to have; none without."""
+        return [GpuWish(self.gpu_type, self.gpu_count)] if self.gpu_count else []
 
 
 class SandboxResult(msgspec.Struct, frozen=True, array_like=True):

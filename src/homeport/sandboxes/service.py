@@ -91,6 +91,21 @@ Source = str | Mapping[str, str]
 """A secret's id, or variables themselves."""
 
 
+class Spot(Protocol):
+    """A place for a sandbox."""
+
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def amount(self) -> Resources: ...
+
+    @property
+    def gpus(self) -> Sequence[str]:
+        """UUIDs of the GPUs of the node that it has."""
+        ...
+
+
 class Room(Protocol):
     """What nodes have room for (the scheduler)."""
 
@@ -98,12 +113,12 @@ class Room(Protocol):
         """Raise ``InvalidError`` for what no node can give."""
         ...
 
-    def reserve(self, task_id: str, spec: SandboxSpec) -> tuple[str, Resources] | None:
+    def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
         """A node with room for it, and what of that it takes; ``None`` if none has any."""
         ...
 
-    def count(self, task_id: str, spec: SandboxSpec, node_id: str) -> Resources:
-        """It runs there already: count it."""
+    def count(self, task_id: str, spec: SandboxSpec, node_id: str, gpus: Sequence[str]) -> Spot:
+        """It runs there already, with these GPUs: count it."""
         ...
 
     def free(self, task_id: str) -> None:
@@ -112,8 +127,8 @@ class Room(Protocol):
 
     def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int: ...
 
-    def wanted(self) -> None:
-        """Somebody waits for room."""
+    def wanted(self, spec: SandboxSpec) -> None:
+        """Such a sandbox waits for room."""
         ...
 
     def work_finished(self, app_id: str) -> None:
@@ -162,7 +177,7 @@ class _Live:
     """Its node has been told of it: it can be asked about it."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    reserved: Resources | None = None
+    spot: Spot | None = None
 
 
 class SandboxService:
@@ -286,9 +301,9 @@ class SandboxService:
             log_position=self._logs.position,
         )
         live = self._add(record)
-        if self._waiting or not self._place(live):
+        if self._is_behind(spec) or not self._place(live):
             self._waiting[sandbox_id] = live
-            self._room.wanted()
+            self._room.wanted(spec)
         try:
             await self._store.save(live.record)
         except Exception:
@@ -328,7 +343,7 @@ class SandboxService:
         spot = self._room.reserve(record.task_id, record.spec)
         if spot is None:
             return False
-        node_id, live.reserved = spot
+        node_id, live.spot = spot.node_id, spot
         live.record = msgspec.structs.replace(record, node_id=node_id)
         self._tasks.created(
             TaskRecord(
@@ -344,12 +359,34 @@ class SandboxService:
         return True
 
     def serve_waiting(self) -> None:
-        """There may be room: place those that wait, in their order."""
+        """There may be room: place those that wait, in their order.
+
+        One that waits for a GPU is in the way of those alone that want the same type.
+        """
+        missing: set[str] = set()
         for sandbox_id, live in list(self._waiting.items()):
+            spec = live.record.spec
+            if spec.gpus and spec.gpu_type in missing:
+                continue
             if not self._place(live):
-                return
+                if not spec.gpus:
+                    return
+                missing.add(spec.gpu_type)
+                continue
             del self._waiting[sandbox_id]
             self._store.save(live.record)
+
+    def waiting_for_gpus(self) -> list[SandboxSpec]:
+        """Those that wait and are to have a GPU."""
+        specs = (live.record.spec for live in self._waiting.values())
+        return [spec for spec in specs if spec.gpus]
+
+    def _is_behind(self, spec: SandboxSpec) -> bool:
+        """Whether others waited before it for what it needs."""
+        waiting = [live.record.spec for live in self._waiting.values()]
+        return any(
+            not other.gpus or (spec.gpus and other.gpu_type == spec.gpu_type) for other in waiting
+        )
 
     async def sent_to_node(self, task_id: str) -> None:
         """Returns when a node has been told about the sandbox of that task, if it is alive."""
@@ -365,10 +402,11 @@ class SandboxService:
 
     async def _start(self, live: _Live) -> None:
         record = live.record
-        assert live.reserved is not None
+        assert live.spot is not None
         memory_mb = self._room.memory_limit_mb(record.spec, record.node_id)
         try:
-            message = await self._launcher.prepare(record, memory_mb, live.reserved.milli_cpu)
+            message = await self._launcher.prepare(record, memory_mb, live.spot.amount.milli_cpu)
+            message.gpus = list(live.spot.gpus)
         except asyncio.CancelledError:
             raise
         except HomeportError as error:
@@ -649,7 +687,7 @@ class SandboxService:
     def limits(self, record: SandboxRecord) -> Resources:
         """What a running sandbox may use on its node."""
         live = self._live.get(record.sandbox_id)
-        reserved = live.reserved if live is not None else None
+        reserved = live.spot.amount if live is not None and live.spot is not None else None
         memory_mb = self._room.memory_limit_mb(record.spec, record.node_id)
         return Resources(reserved.milli_cpu if reserved else record.spec.milli_cpu, memory_mb, 0)
 
@@ -810,13 +848,14 @@ class SandboxService:
 
     def joined(self, node_id: str, hello: Hello) -> set[str]:
         """A node came (back): agree on its sandboxes; those of its tasks that are live ones."""
-        running = {task.task_id for task in hello.running}
+        running = {task.task_id: task.gpus for task in hello.running}
         self._connected.add(node_id)
         mine = [live for live in self._live.values() if live.record.node_id == node_id]
         for live in mine:
             record = live.record
-            if live.reserved is None:
-                live.reserved = self._room.count(record.task_id, record.spec, node_id)
+            if live.spot is None and (record.task_id in running or not record.spec.gpus):
+                gpus = running.get(record.task_id, [])
+                live.spot = self._room.count(record.task_id, record.spec, node_id, gpus)
             if record.task_id in running:
                 live.sent.set()
                 if record.terminated_at:
@@ -825,10 +864,13 @@ class SandboxService:
                 self._finish(live, SandboxResult(STATUS_TERMINATED, EXIT_KILLED))
             elif record.started_at:
                 self._finish(live, lost("its node was restarted"))
+            elif live.spot is None:  # placed, but nobody knows any more on which GPU
+                live.record = msgspec.structs.replace(record, node_id="")
+                live.placed.clear()
+                self._waiting[record.sandbox_id] = live
             else:
                 self._launch(live)
-        self.serve_waiting()
-        return running & {live.record.task_id for live in mine}
+        return running.keys() & {live.record.task_id for live in mine}
 
     def node_lost(self, node_id: str) -> None:
         """The node did not come back in time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Callable, Iterable
 
 from homeport.calls.lease import Place
 from homeport.calls.model import CallType, Input, InputState
@@ -20,6 +21,7 @@ from homeport.scheduler.autoscale import IdleTask, PoolView, plan
 from homeport.scheduler.board import Board
 from homeport.scheduler.fairness import richest, share
 from homeport.scheduler.fleet import Fleet
+from homeport.scheduler.placement import Want
 from homeport.scheduler.pool import STUCK_S, Pool, Task
 
 SCALE_LINGER_S = 0.02
@@ -37,6 +39,8 @@ class Dispatch:
         self._starved: dict[str, Pool] = {}
         self._given: dict[str, Task] = {}
         """The container that another app last gave up for a starved function."""
+        self.waiting_elsewhere: Callable[[], Iterable[Want]] = tuple
+        """What sandboxes want that wait for a GPU (set while wiring)."""
         board.step = self.step
         board.lease = self.lease
 
@@ -147,7 +151,7 @@ class Dispatch:
             if pool.tally.outdated:
                 self._retire(pool, 1)
             else:
-                self.reclaim(pool)
+                self.reclaim(self._fleet.want(pool), pool)
         else:
             self._starved.pop(pool.record.function_id, None)
         if decision.check_at is not None:
@@ -172,31 +176,32 @@ class Dispatch:
         pool.timer = None
         self._scale(pool)
 
-    def reclaim(self, starved: Pool | None = None) -> None:
+    def reclaim(self, want: Want, starved: Pool | None = None) -> None:
         """The machine is full: end the longest idle container that another function can spare.
 
         If there is none, an app that has more of the machine than the starved one gives a container
         up when that has done what it runs.
         """
         for task in self._board.idle():
-            if task.pool is not starved and not task.pool.waiting and task.pool.can_spare:
+            if task.pool is starved or task.pool.waiting or not task.pool.can_spare:
+                continue
+            if self._fleet.helps(want, task):
                 self._fleet.stop(task, graceful=True)
                 return
         if starved is not None and starved.waiting:
-            self._share(starved)
+            self._share(want, starved)
 
-    def _share(self, starved: Pool) -> None:
+    def _share(self, want: Want, starved: Pool) -> None:
         function_id = starved.record.function_id
         given = self._given.get(function_id)
         if given is not None and not given.gone.is_set():
             return  # one after the other: the next may not be needed
         app_id = starved.record.app_id
-        demand = self._fleet.demand(starved)
-        for richer in richest(self._board.used, app_id, demand, self._fleet.capacity()):
+        for richer in richest(self._board.used, app_id, want.demand, self._fleet.capacity()):
             pools = [pool for pool in self._board.pools_of(richer) if pool.can_spare]
             for pool in sorted(pools, key=lambda pool: -len(pool.tasks)):
                 task = pool.least_busy()
-                if task is not None:
+                if task is not None and self._fleet.helps(want, task):
                     self._given[function_id] = task
                     self._fleet.stop(task, graceful=True)
                     return
@@ -239,7 +244,11 @@ class Dispatch:
         """An idle container makes room for functions that found the machine full."""
         for pool in self._starved.values():
             if pool is not idle.pool:
-                self.reclaim(pool)
+                self.reclaim(self._fleet.want(pool), pool)
+                return
+        for want in self.waiting_elsewhere():
+            if self._fleet.helps(want, idle):
+                self.reclaim(want)
                 return
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
+from homeport.kernel.errors import InvalidError
+from homeport.kernel.gpus import fitness
 from homeport.kernel.resources import Resources
 from homeport.link.messages import (
     STATUS_INIT_FAILURE,
@@ -19,7 +23,15 @@ from homeport.nodes.service import NodeService
 from homeport.scheduler.board import Board
 from homeport.scheduler.build_functions import BuildFunctions
 from homeport.scheduler.launcher import Launcher, start_error
-from homeport.scheduler.placement import demand_of, place, place_many
+from homeport.scheduler.placement import (
+    Spot,
+    Want,
+    check_gpus,
+    clamp,
+    demand_of,
+    lacks_only_gpus,
+    place_many,
+)
 from homeport.scheduler.pool import Pool, Task, TaskStatus
 from homeport.scheduler.reservations import Reservations
 from homeport.scheduler.settler import Settler
@@ -75,11 +87,26 @@ class Fleet:
         reservations = self._reservations
         demand = demand_of(pool.spec, reservations.defaults)
         places = place_many(
-            demand, pool.spec.gpu_type, count, reservations.views(), reservations.defaults
+            demand, pool.spec.gpus, count, reservations.views(), reservations.defaults
         )
-        for node_id, reserved in places:
-            self._start_at(pool, node_id, reserved)
+        for spot in places:
+            self._start_at(pool, spot)
+        if len(places) < count and pool.spec.gpus:
+            self._tell_what_is_missing(pool)
         return len(places)
+
+    def _tell_what_is_missing(self, pool: Pool) -> None:
+        """Calls of a deployed function wait for a GPU that was taken away: they say so once."""
+        try:
+            what = f"Function {pool.spec.display_name!r}"
+            check_gpus(what, pool.spec.gpus, self._reservations.views())
+        except InvalidError as error:
+            if not pool.is_told:
+                pool.is_told = True
+                text = f"{error.message} Its calls wait until there is one.\n"
+                self._logs.system(pool.record.app_id, text)
+        else:
+            pool.is_told = False
 
     def capacity(self) -> Resources:
         """What all nodes together have."""
@@ -93,8 +120,26 @@ class Fleet:
         """What a container of the function is counted with."""
         return demand_of(pool.spec, self._reservations.defaults)
 
-    def _start_at(self, pool: Pool, node_id: str, reserved: Resources) -> None:
-        task = self._task(pool, node_id, ids.new(ids.TASK), reserved)
+    def want(self, pool: Pool) -> Want:
+        """What one more container of the function needs."""
+        return Want(self.demand(pool), pool.spec.gpus)
+
+    def helps(self, want: Want, task: Task) -> bool:
+        """Whether the end of ``task`` may make the place that was not found.
+
+        What only lacks a GPU has no use for the room of containers without.
+        """
+        demand, wishes = want
+        if not wishes:
+            return True
+        views = self._reservations.views()
+        if not lacks_only_gpus(demand, wishes, views, self._reservations.defaults):
+            return True
+        held = [gpu for view in views for gpu in view.gpus if gpu.uuid in task.gpus]
+        return any(fitness(wish.type, gpu) is not None for wish in wishes for gpu in held)
+
+    def _start_at(self, pool: Pool, spot: Spot) -> None:
+        task = self._task(pool, ids.new(ids.TASK), spot)
         task.inputs_left = 1 if pool.spec.single_use else -1
         self._admit(task)
         self._task_records.created(
@@ -102,7 +147,7 @@ class Fleet:
                 task_id=task.task_id,
                 function_id=pool.record.function_id,
                 app_id=pool.record.app_id,
-                node_id=node_id,
+                node_id=spot.node_id,
                 enqueued_at=self._clock.now(),
                 edition=task.edition,
             )
@@ -111,11 +156,21 @@ class Fleet:
         self._launches.add(launch)
         launch.add_done_callback(self._launches.discard)
 
-    def adopt(self, pool: Pool, node_id: str, task_id: str, *, ready: bool, edition: str) -> Task:
-        """Take a container back that a former server process started."""
-        whole = self._reservations.whole(node_id)
-        spot = place(pool.spec, [whole], self._reservations.defaults)
-        task = self._task(pool, node_id, task_id, spot[1] if spot else Resources())
+    def adopt(
+        self,
+        pool: Pool,
+        node_id: str,
+        task_id: str,
+        *,
+        ready: bool,
+        edition: str,
+        gpus: Sequence[str] = (),
+    ) -> Task:
+        """Take a container back that a former server process started, with the GPUs it has."""
+        defaults = self._reservations.defaults
+        demand = msgspec.structs.replace(demand_of(pool.spec, defaults), gpus=len(gpus))
+        amount = clamp(demand, self._reservations.whole(node_id).capacity)
+        task = self._task(pool, task_id, Spot(node_id, amount, tuple(gpus)))
         task.status = TaskStatus.READY if ready else TaskStatus.STARTING
         if edition:
             task.outdated = edition != task.edition
@@ -124,22 +179,23 @@ class Fleet:
         self._admit(task)
         return task
 
-    def _task(self, pool: Pool, node_id: str, task_id: str, reserved: Resources) -> Task:
+    def _task(self, pool: Pool, task_id: str, spot: Spot) -> Task:
         return Task(
             task_id=task_id,
             pool=pool,
-            node_id=node_id,
+            node_id=spot.node_id,
             edition=self._board.edition(pool.record),
-            reserved=reserved,
+            reserved=spot.amount,
+            gpus=spot.gpus,
             memory_limit_mb=self._reservations.memory_limit_mb(
-                node_id, pool.spec.memory_mb, pool.spec.memory_mb_max
+                spot.node_id, pool.spec.memory_mb, pool.spec.memory_mb_max
             ),
             created_at=self._clock.monotonic(),
         )
 
     def _admit(self, task: Task) -> None:
         self._board.admit(task)
-        self._reservations.take(task.node_id, task.reserved)
+        self._reservations.take(Spot(task.node_id, task.reserved, task.gpus))
 
     async def _launch(self, task: Task) -> None:
         try:
@@ -159,6 +215,7 @@ class Fleet:
             self.remove(task)
             self._board.step(task.pool)
             return
+        message.gpus = list(task.gpus)
         message.commit_layer = self._build_functions.layer_of(message.function_id)
         if not self._nodes.send(task.node_id, message):
             self.remove(task)
@@ -202,7 +259,7 @@ class Fleet:
         if task.leaving is not None:
             task.leaving.cancel()
         if self._board.drop(task):
-            self._reservations.give_back(task.node_id, task.reserved)
+            self._reservations.give_back(Spot(task.node_id, task.reserved, task.gpus))
         self._task_records.finished(task.task_id)
         task.gone.set()
         self._board.room_made()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import msgspec
 
 from homeport.functions.model import FunctionSpec
 from homeport.kernel.errors import InvalidError
+from homeport.kernel.gpus import Gpu, GpuWish, can_have, choose, listed, wished
 from homeport.kernel.resources import Resources
 
 
@@ -18,8 +22,17 @@ class NodeView:
     node_id: str
     capacity: Resources
     free: Resources
-    gpu_type: str
     tasks: int
+    gpus: tuple[Gpu, ...] = ()
+    free_gpus: tuple[Gpu, ...] = ()
+
+
+class Spot(NamedTuple):
+    """A place for a container: where, what it takes there, and which of the GPUs."""
+
+    node_id: str
+    amount: Resources
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +44,25 @@ class Defaults:
     containers_max: int
 
 
+class Want(NamedTuple):
+    """What a container needs that found no place: room, and one of these numbers of GPUs."""
+
+    demand: Resources
+    wishes: Sequence[GpuWish]
+
+
 def demand_of(spec: FunctionSpec, defaults: Defaults) -> Resources:
     """What a container of ``spec`` is counted with."""
     return Resources(
         milli_cpu=spec.milli_cpu or defaults.milli_cpu,
         memory_mb=spec.memory_mb or defaults.memory_mb,
-        gpus=spec.gpu_count,
+        gpus=fewest(spec.gpus),
     )
+
+
+def fewest(wishes: Sequence[GpuWish]) -> int:
+    """The least number of GPUs that one of the wishes asks for."""
+    return min((wish.count for wish in wishes), default=0)
 
 
 def clamp(demand: Resources, capacity: Resources) -> Resources:
@@ -53,35 +78,62 @@ def clamp(demand: Resources, capacity: Resources) -> Resources:
     )
 
 
-def place(
-    spec: FunctionSpec, nodes: Sequence[NodeView], defaults: Defaults
-) -> tuple[str, Resources] | None:
+def place(spec: FunctionSpec, nodes: Sequence[NodeView], defaults: Defaults) -> Spot | None:
     """The node with room that is least used, and what to reserve there."""
-    return place_demand(demand_of(spec, defaults), spec.gpu_type, nodes, defaults)
+    return place_demand(demand_of(spec, defaults), spec.gpus, nodes, defaults)
 
 
 def place_demand(
-    demand: Resources, gpu_type: str, nodes: Sequence[NodeView], defaults: Defaults
-) -> tuple[str, Resources] | None:
-    """As ``place``, for what a container is counted with."""
-    best: tuple[int, str, Resources] | None = None
+    demand: Resources, wishes: Sequence[GpuWish], nodes: Sequence[NodeView], defaults: Defaults
+) -> Spot | None:
+    """As ``place``, for what a container is counted with, and the GPUs it would do with.
+
+    The wish that comes first is granted if any node can.
+    """
+    if not wishes:
+        return _place_one(demand, None, nodes, defaults)
+    for wish in wishes:
+        spot = _place_one(demand, wish, nodes, defaults)
+        if spot is not None:
+            return spot
+    return None
+
+
+def _place_one(
+    demand: Resources, wish: GpuWish | None, nodes: Sequence[NodeView], defaults: Defaults
+) -> Spot | None:
+    best: tuple[int, Spot] | None = None
+    count = wish.count if wish is not None else 0
     for node in nodes:
-        if demand.gpus and not _has_gpu(demand.gpus, gpu_type, node):
-            continue
-        needed = clamp(demand, node.capacity)
+        needed = msgspec.structs.replace(clamp(demand, node.capacity), gpus=count)
         if node.tasks >= defaults.containers_max or not needed.fits_in(node.free):
+            continue
+        chosen = choose(wish, node.free_gpus) if wish is not None else ()
+        if chosen is None:
             continue
         score = node.free.milli_cpu - needed.milli_cpu
         if best is None or score > best[0]:
-            best = (score, node.node_id, needed)
-    return None if best is None else (best[1], best[2])
+            best = (score, Spot(node.node_id, needed, tuple(gpu.uuid for gpu in chosen)))
+    return None if best is None else best[1]
+
+
+def taken(node: NodeView, spot: Spot) -> NodeView:
+    """The node when a container has that place."""
+    free_gpus = tuple(gpu for gpu in node.free_gpus if gpu.uuid not in spot.gpus)
+    return replace(node, free=node.free - spot.amount, free_gpus=free_gpus, tasks=node.tasks + 1)
 
 
 def place_many(
-    demand: Resources, gpu_type: str, count: int, nodes: Sequence[NodeView], defaults: Defaults
-) -> list[tuple[str, Resources]]:
+    demand: Resources,
+    wishes: Sequence[GpuWish],
+    count: int,
+    nodes: Sequence[NodeView],
+    defaults: Defaults,
+) -> list[Spot]:
     """The places of up to ``count`` containers, as ``place_demand`` would give them one by one."""
-    cpu, memory, gpus = demand.milli_cpu, demand.memory_mb, demand.gpus
+    if wishes:
+        return _place_many_on_gpus(demand, wishes, count, nodes, defaults)
+    cpu, memory = demand.milli_cpu, demand.memory_mb
     heap: list[tuple[int, int]] = []  # (what is needed less what is free, number of the node)
     for index, node in enumerate(nodes):
         free, whole = node.free, node.capacity
@@ -90,12 +142,11 @@ def place_many(
             needed <= free.milli_cpu
             and min(memory, whole.memory_mb) <= free.memory_mb
             and node.tasks < defaults.containers_max
-            and (not gpus or (gpus <= free.gpus and _has_gpu(gpus, gpu_type, node)))
         ):
             heap.append((needed - free.milli_cpu, index))
     heapq.heapify(heap)
     left: dict[int, tuple[Resources, int]] = {}
-    places: list[tuple[str, Resources]] = []
+    places: list[Spot] = []
     while heap and len(places) < count:
         _, index = heapq.heappop(heap)
         node = nodes[index]
@@ -103,10 +154,41 @@ def place_many(
         free, tasks = left.get(index, (node.free, node.tasks))
         free, tasks = free - needs, tasks + 1
         left[index] = (free, tasks)
-        places.append((node.node_id, needs))
+        places.append(Spot(node.node_id, needs))
         if tasks < defaults.containers_max and needs.fits_in(free):
             heapq.heappush(heap, (needs.milli_cpu - free.milli_cpu, index))
     return places
+
+
+def _place_many_on_gpus(
+    demand: Resources,
+    wishes: Sequence[GpuWish],
+    count: int,
+    nodes: Sequence[NodeView],
+    defaults: Defaults,
+) -> list[Spot]:
+    """There are few GPUs, so one by one is quick."""
+    views = {node.node_id: node for node in nodes}
+    places: list[Spot] = []
+    while len(places) < count:
+        spot = place_demand(demand, wishes, list(views.values()), defaults)
+        if spot is None:
+            break
+        views[spot.node_id] = taken(views[spot.node_id], spot)
+        places.append(spot)
+    return places
+
+
+def lacks_only_gpus(
+    demand: Resources, wishes: Sequence[GpuWish], nodes: Sequence[NodeView], defaults: Defaults
+) -> bool:
+    """Whether a container that found no place would have one if GPUs were free."""
+    free = [replace(node, free_gpus=node.gpus, free=_with_all_gpus(node)) for node in nodes]
+    return bool(wishes) and place_demand(demand, wishes, free, defaults) is not None
+
+
+def _with_all_gpus(node: NodeView) -> Resources:
+    return msgspec.structs.replace(node.free, gpus=len(node.gpus))
 
 
 def check_placeable(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
@@ -117,18 +199,19 @@ def check_placeable(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
     if not nodes:
         return []
     what = f"Function {spec.display_name!r}"
-    check_gpu(what, spec.gpu_count, spec.gpu_type, nodes)
+    check_gpus(what, spec.gpus, nodes)
     return _shortages(spec, nodes)
 
 
-def check_gpu(what: str, count: int, gpu_type: str, nodes: Sequence[NodeView]) -> None:
-    """Raise ``InvalidError`` for GPUs that no node has."""
-    if not count or not nodes or any(_has_gpu(count, gpu_type, node) for node in nodes):
+def check_gpus(what: str, wishes: Sequence[GpuWish], nodes: Sequence[NodeView]) -> None:
+    """Raise ``InvalidError`` for GPUs that no node has, whoever uses them now."""
+    if not wishes or not nodes or any(can_have(wishes, node.gpus) for node in nodes):
         return
-    have = ", ".join(sorted({node.gpu_type for node in nodes if node.gpu_type})) or "none"
+    have = "; ".join(sorted(listed(node.gpus) for node in nodes if node.gpus)) or "none"
     raise InvalidError(
-        f"{what} asks for {count} GPU(s) of type {gpu_type!r}, and no node has that (GPUs here: "
-        f"{have}). Remove gpu=, or add a machine that has one."
+        f"{what} asks for the GPU {wished(wishes)}, and no node has that (GPUs here: {have}). "
+        "Ask for one of these or remove gpu=; homeport doctor says why a GPU of the machine is "
+        "not among them."
     )
 
 
@@ -147,10 +230,3 @@ def _shortages(spec: FunctionSpec, nodes: Sequence[NodeView]) -> list[str]:
             f"largest node has {memory_max} MiB and gives it all of it."
         )
     return warnings
-
-
-def _has_gpu(count: int, gpu_type: str, node: NodeView) -> bool:
-    wanted = gpu_type.upper()
-    return node.capacity.gpus >= count and (
-        wanted in ("", "ANY") or wanted == node.gpu_type.upper()
-    )

@@ -64,6 +64,7 @@ class Task:
         "created_at",
         "edition",
         "gone",
+        "gpus",
         "graceful",
         "held",
         "idle_since",
@@ -90,6 +91,7 @@ class Task:
         reserved: Resources,
         memory_limit_mb: int,
         created_at: float,
+        gpus: tuple[str, ...] = (),
     ) -> None:
         self.task_id = task_id
         self.pool = pool
@@ -97,6 +99,8 @@ class Task:
         self.edition = edition
         """Which definition it runs (see ``Board.edition``)."""
         self.reserved = reserved
+        self.gpus = gpus
+        """UUIDs of the GPUs of its node that it has."""
         self.memory_limit_mb = memory_limit_mb
         self.created_at = created_at
         self.idle_since = 0.0
@@ -203,6 +207,8 @@ class Pool:
         self.not_before = 0.0
         """No container is started before this time (back-off after failed starts)."""
         self.keep_min = False
+        self.is_told = False
+        """Its app's log says that no node has the GPU it wants."""
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = 0.0
         self.scaling: asyncio.TimerHandle | None = None

@@ -108,20 +108,21 @@ class Recovery:
             if item.task_id in sandboxes:
                 continue
             task = self._board.tasks.get(item.task_id) or self._adopt(
-                node_id, item.task_id, item.ready
+                node_id, item.task_id, item.ready, item.gpus
             )
             if task is None:
                 adoption.lost_tasks.append(item.task_id)
                 continue
             task.address = item.address
             self._match_inputs(task, item.inputs, adoption)
+        self._sandboxes.serve_waiting()  # only now is all that runs there counted
         if not self._nodes_awaited - set(self._nodes.nodes()):
             asyncio.get_running_loop().call_soon(self._end)
         for pool in list(self._board.pools.values()):
             asyncio.get_running_loop().call_soon(self._board.step, pool)
         return adoption
 
-    def _adopt(self, node_id: str, task_id: str, ready: bool) -> Task | None:
+    def _adopt(self, node_id: str, task_id: str, ready: bool, gpus: Sequence[str]) -> Task | None:
         """Take a container back that a former server process started."""
         record = self._task_records.alive(task_id)
         function = self._functions.find(record.function_id) if record else None
@@ -130,7 +131,9 @@ class Recovery:
         if not self._board.may_run(function):
             return None
         pool = self._board.pool(function)
-        return self._fleet.adopt(pool, node_id, task_id, ready=ready, edition=record.edition)
+        return self._fleet.adopt(
+            pool, node_id, task_id, ready=ready, edition=record.edition, gpus=gpus
+        )
 
     def _match_inputs(self, task: Task, held: list[tuple[str, int]], adoption: Adoption) -> None:
         """Agree with a node on which inputs of a task are still wanted."""

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from homeport.kernel.gpus import Gpu
 from homeport.kernel.resources import Resources
 from homeport.nodes.service import NodeService
-from homeport.scheduler.placement import Defaults, NodeView
+from homeport.scheduler.placement import Defaults, NodeView, Spot
 from homeport.settings import Settings
 
 _ANY: Final = 1 << 62
@@ -23,6 +24,8 @@ class Reservations:
         self._nodes = nodes
         self._reserved: dict[str, Resources] = {}
         self._placed = Counter[str]()
+        self._gpus: dict[str, Counter[str]] = {}
+        """GPUs in use, by node."""
         self._known: tuple[tuple[str, object], ...] = ()
         self._views: dict[str, NodeView] = {}
         self._capacity = Resources()
@@ -53,8 +56,9 @@ class Reservations:
                 node_id=node_id,
                 capacity=session.capacity,
                 free=session.capacity - self._reserved.get(node_id, Resources()),
-                gpu_type=session.gpu_type,
                 tasks=self._placed[node_id],
+                gpus=session.gpus,
+                free_gpus=self._free_gpus(node_id, session.gpus),
             )
         self._room = None
 
@@ -86,15 +90,26 @@ class Reservations:
     def whole(self, node_id: str) -> NodeView:
         """A connected node as if nothing ran there."""
         session = self._nodes.nodes()[node_id]
-        return NodeView(node_id, session.capacity, session.capacity, session.gpu_type, 0)
+        gpus = session.gpus
+        return NodeView(node_id, session.capacity, session.capacity, 0, gpus, gpus)
 
-    def take(self, node_id: str, amount: Resources) -> None:
+    def take(self, spot: Spot) -> None:
         """A container more."""
+        node_id, amount, gpus = spot
+        if gpus:
+            self._gpus.setdefault(node_id, Counter()).update(gpus)
         self._change(node_id, self._reserved.get(node_id, Resources()) + amount, 1)
 
-    def give_back(self, node_id: str, amount: Resources) -> None:
+    def give_back(self, spot: Spot) -> None:
         """A container less."""
+        node_id, amount, gpus = spot
+        if gpus:
+            self._gpus[node_id].subtract(gpus)
         self._change(node_id, self._reserved.get(node_id, Resources()) - amount, -1)
+
+    def _free_gpus(self, node_id: str, gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+        used = self._gpus.get(node_id)
+        return tuple(gpu for gpu in gpus if used[gpu.uuid] <= 0) if used else gpus
 
     def _change(self, node_id: str, reserved: Resources, tasks: int) -> None:
         self._reserved[node_id] = reserved
@@ -102,7 +117,12 @@ class Reservations:
         view = self._views.get(node_id)
         if view is not None:
             free = view.capacity - reserved
-            self._views[node_id] = replace(view, free=free, tasks=self._placed[node_id])
+            self._views[node_id] = replace(
+                view,
+                free=free,
+                tasks=self._placed[node_id],
+                free_gpus=self._free_gpus(node_id, view.gpus),
+            )
             self._room = None
 
     def memory_limit_mb(self, node_id: str, asked_mb: int, asked_max_mb: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from homeport.kernel.resources import Resources
 from homeport.sandboxes.model import SandboxSpec
-from homeport.scheduler.placement import check_gpu, clamp, place_demand
+from homeport.scheduler.placement import Spot, Want, check_gpus, clamp, fewest, place_demand
 from homeport.scheduler.reservations import Reservations
 
 
@@ -22,45 +24,51 @@ class SandboxRoom:
         reservations: Reservations,
         *,
         room_made: Callable[[], None],
-        room_wanted: Callable[[], None],
+        room_wanted: Callable[[Want], None],
         work_finished: Callable[[str], None],
     ) -> None:
         self._reservations = reservations
         self._room_made = room_made
         self._room_wanted = room_wanted
         self._work_finished = work_finished
-        self._places: dict[str, tuple[str, Resources]] = {}
+        self._places: dict[str, Spot] = {}
 
     def check(self, spec: SandboxSpec) -> None:
-        check_gpu("The sandbox", spec.gpu_count, spec.gpu_type, self._reservations.views())
+        check_gpus("The sandbox", spec.gpus, self._reservations.views())
 
-    def reserve(self, task_id: str, spec: SandboxSpec) -> tuple[str, Resources] | None:
+    def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
         reservations = self._reservations
         nodes = reservations.views()
-        spot = place_demand(self._demand(spec), spec.gpu_type, nodes, reservations.defaults)
+        spot = place_demand(self._demand(spec), spec.gpus, nodes, reservations.defaults)
         if spot is not None:
-            self._take(task_id, *spot)
+            self._take(task_id, spot)
         return spot
 
-    def count(self, task_id: str, spec: SandboxSpec, node_id: str) -> Resources:
+    def count(self, task_id: str, spec: SandboxSpec, node_id: str, gpus: Sequence[str]) -> Spot:
         known = self._places.get(task_id)
         if known is not None:
-            return known[1]
-        amount = clamp(self._demand(spec), self._reservations.whole(node_id).capacity)
-        self._take(task_id, node_id, amount)
-        return amount
+            return known
+        demand = msgspec.structs.replace(self._demand(spec), gpus=len(gpus))
+        amount = clamp(demand, self._reservations.whole(node_id).capacity)
+        spot = Spot(node_id, amount, tuple(gpus))
+        self._take(task_id, spot)
+        return spot
 
     def free(self, task_id: str) -> None:
         place = self._places.pop(task_id, None)
         if place is not None:
-            self._reservations.give_back(*place)
+            self._reservations.give_back(place)
             self._room_made()
 
     def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int:
         return self._reservations.memory_limit_mb(node_id, spec.memory_mb, spec.memory_mb_max)
 
-    def wanted(self) -> None:
-        self._room_wanted()
+    def want(self, spec: SandboxSpec) -> Want:
+        """What such a sandbox needs."""
+        return Want(self._demand(spec), spec.gpus)
+
+    def wanted(self, spec: SandboxSpec) -> None:
+        self._room_wanted(self.want(spec))
 
     def work_finished(self, app_id: str) -> None:
         self._work_finished(app_id)
@@ -70,9 +78,9 @@ class SandboxRoom:
         return Resources(
             milli_cpu=spec.milli_cpu or defaults.milli_cpu,
             memory_mb=spec.memory_mb or defaults.memory_mb,
-            gpus=spec.gpu_count,
+            gpus=fewest(spec.gpus),
         )
 
-    def _take(self, task_id: str, node_id: str, amount: Resources) -> None:
-        self._places[task_id] = (node_id, amount)
-        self._reservations.take(node_id, amount)
+    def _take(self, task_id: str, spot: Spot) -> None:
+        self._places[task_id] = spot
+        self._reservations.take(spot)

@@ -118,6 +118,7 @@ class Scheduler:
             work_finished=self.work_finished,
         )
         self._sandboxes.use(apps, room)
+        dispatch.waiting_elsewhere = lambda: map(room.want, self._sandboxes.waiting_for_gpus())
         self._reports = Reports(
             clock,
             tasks,

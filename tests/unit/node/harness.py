@@ -332,7 +332,7 @@ class Node:
             node_id="no-test",
             capacity=Resources(2000, 1024),
             runtimes=["plain"],
-            gpu_type="",
+            gpus=(),
             link=self.link,
             preparer=preparer,
             relay=None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from tests.unit.feature_home import Home, run
 
@@ -32,6 +33,7 @@ from homeport.link.messages import (
 from homeport.sandboxes.model import SandboxRecord, SandboxSpec
 from homeport.sandboxes.service import SandboxService
 from homeport.sandboxes.store import SandboxStore
+from homeport.scheduler.placement import Spot
 from homeport.tasks.service import TaskService
 from homeport.tasks.store import TaskStore
 
@@ -46,19 +48,22 @@ class FakeRoom:
     def __init__(self, size: int) -> None:
         self.size = size
         self.taken: set[str] = set()
+        self.counted: dict[str, list[str]] = {}
+        """The GPUs of sandboxes that ran already."""
         self.idle: list[str] = []
 
     def check(self, spec: SandboxSpec) -> None: ...
 
-    def reserve(self, task_id: str, spec: SandboxSpec) -> tuple[str, Resources] | None:
+    def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
         if len(self.taken) >= self.size:
             return None
         self.taken.add(task_id)
-        return NODE, Resources(50, 128, 0)
+        return Spot(NODE, Resources(50, 128, spec.gpu_count), ("GPU-new",) * spec.gpu_count)
 
-    def count(self, task_id: str, spec: SandboxSpec, node_id: str) -> Resources:
+    def count(self, task_id: str, spec: SandboxSpec, node_id: str, gpus: Sequence[str]) -> Spot:
         self.taken.add(task_id)
-        return Resources(50, 128, 0)
+        self.counted[task_id] = list(gpus)
+        return Spot(node_id, Resources(50, 128, len(gpus)), tuple(gpus))
 
     def free(self, task_id: str) -> None:
         self.taken.discard(task_id)
@@ -66,7 +71,7 @@ class FakeRoom:
     def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int:
         return 256
 
-    def wanted(self) -> None: ...
+    def wanted(self, spec: SandboxSpec) -> None: ...
 
     def work_finished(self, app_id: str) -> None:
         self.idle.append(app_id)
@@ -140,10 +145,12 @@ class World:
         apps = SimpleNamespace(require_live=lambda app_id: None)
         self.service.use(cast("Any", apps), self.room)
 
-    async def create(self, key: str = "", *, name: str = "", repeat: bool = False) -> SandboxRecord:
+    async def create(
+        self, key: str = "", *, name: str = "", repeat: bool = False, spec: SandboxSpec = SPEC
+    ) -> SandboxRecord:
         record = await self.service.create(
             APP,
-            SPEC,
+            spec,
             name=name,
             tags={},
             sources=[{"SECRET": "value"}],
@@ -162,7 +169,7 @@ class World:
 
 def hello(running: Sequence[SandboxRecord]) -> Hello:
     tasks = [RunningTask(each.task_id, True, []) for each in running]
-    return Hello(PROTOCOL, NODE, "", Resources(), [], "", tasks)
+    return Hello(PROTOCOL, NODE, "", Resources(), [], [], tasks)
 
 
 def world(path: Path, scenario: Callable[[World], Awaitable[None]], *, room: int = 10) -> None:
@@ -286,6 +293,49 @@ def test_a_restarted_server_takes_its_sandboxes_back(tmp_path: Path) -> None:
         await before.service.stop()
 
     run(tmp_path, check)
+
+
+WITH_GPU = SandboxSpec(image_id="im-1", gpu_type="T4", gpu_count=1)
+
+
+def test_a_restarted_server_is_told_which_gpus_are_in_use(tmp_path: Path) -> None:
+    async def check(home: Home) -> None:
+        before = World(home)
+        runs, never_sent = [await before.create(name=name, spec=WITH_GPU) for name in ("a", "b")]
+        before.service.said(SandboxStarted(1, runs.task_id, 1.0))
+
+        after = World(home)
+        await after.tasks.start()
+        await after.service.start()
+        running = RunningTask(runs.task_id, True, [], gpus=["GPU-1"])
+        after.service.joined(NODE, Hello(PROTOCOL, NODE, "", Resources(), [], [], [running]))
+        assert after.room.counted == {runs.task_id: ["GPU-1"]}
+        await asyncio.sleep(0)
+        assert after.nodes.of(StartSandbox) == [], "its GPU may be another's now"
+        after.service.serve_waiting()
+        await after.service.placed(never_sent.sandbox_id, 1.0)
+        await asyncio.sleep(0)
+        (start,) = (each for each in after.nodes.sent if isinstance(each, StartSandbox))
+        assert (start.task_id, start.gpus) == (never_sent.task_id, ["GPU-new"])
+        await after.service.stop()
+        await before.service.stop()
+
+    run(tmp_path, check)
+
+
+def test_who_waits_for_a_gpu_is_in_nobody_elses_way(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.room.size = 0
+        first = await world.create("1", spec=WITH_GPU)
+        other = msgspec.structs.replace(WITH_GPU, gpu_type="L4")
+        world.room.size = 2
+        behind = await world.create("2", spec=WITH_GPU)
+        plain, elsewhere = await world.create("3"), await world.create("4", spec=other)
+        assert (first.node_id, behind.node_id) == ("", "")
+        assert (plain.node_id, elsewhere.node_id) == (NODE, NODE)
+        assert [spec.gpu_type for spec in world.service.waiting_for_gpus()] == ["T4", "T4"]
+
+    world(tmp_path, scenario)
 
 
 @pytest.mark.parametrize("how", ["restarted", "lost"])

@@ -34,7 +34,7 @@ def test_container_that_is_stopped_before_it_is_launched() -> None:
         board.step = board.room_made = MagicMock()
         nodes.send.side_effect = lambda _, message: sent.append(message) or True
         capacity = Resources(1000, 1000)
-        reservations.views.return_value = [NodeView("no-1", capacity, capacity, "", 0)]
+        reservations.views.return_value = [NodeView("no-1", capacity, capacity, 0)]
         reservations.defaults = DEFAULTS
         launcher = MagicMock(prepare=prepare)
         others: list[Any] = [MagicMock() for _ in range(4)]
@@ -64,3 +64,20 @@ def test_container_that_is_stopped_before_it_is_launched() -> None:
         reservations.give_back.assert_called_once()
 
     asyncio.run(scenario())
+
+
+def test_a_gpu_that_was_taken_away_is_told_once() -> None:
+    reservations, logs = MagicMock(), MagicMock()
+    capacity = Resources(1000, 1000)
+    reservations.views.return_value = [NodeView("no-1", capacity, capacity, 0)]
+    reservations.defaults = DEFAULTS
+    others: list[Any] = [MagicMock() for _ in range(6)]
+    fleet = Fleet(SystemClock(), *others[:2], logs, *others[2:], reservations)
+    wanted = spec(gpu_type="T4", gpu_count=1)
+    record = FunctionRecord(
+        function_id="fu-1", app_id="ap-1", tag="f", handle=b"", created_at=0.0, spec=wanted
+    )
+    pool = Pool(record, 0.0)
+    assert fleet.start(pool, 1) == fleet.start(pool, 1) == 0
+    logs.system.assert_called_once()
+    assert "no node has that" in logs.system.call_args.args[1]

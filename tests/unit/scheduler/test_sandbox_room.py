@@ -15,7 +15,7 @@ class Nodes:
     """One connected node of two cores and 24 GiB."""
 
     def __init__(self) -> None:
-        self._session = SimpleNamespace(capacity=Resources(2000, 24_000), gpu_type="")
+        self._session = SimpleNamespace(capacity=Resources(2000, 24_000), gpus=())
 
     def nodes(self) -> dict[str, Any]:
         return {"no-1": self._session}
@@ -26,7 +26,7 @@ def room_of(settings: Settings) -> SandboxRoom:
     return SandboxRoom(
         Reservations(settings, nodes),
         room_made=lambda: None,
-        room_wanted=lambda: None,
+        room_wanted=lambda _: None,
         work_finished=lambda _: None,
     )
 

@@ -44,6 +44,8 @@ def sandbox_arguments(spec: ContainerSpec, root: Path, sys: Path | None, user: U
         elif os.path.exists(path):
             arguments += ["--ro-bind", "/dev/null", path]
     arguments += _mounts(spec, root)
+    for device in spec.devices:
+        arguments += ["--dev-bind", str(device.source), device.target]
     arguments += ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]
     arguments += ["--hostname", hostname(spec)]
     arguments += ["--chdir", working_directory(spec, root), "--clearenv"]

@@ -71,7 +71,7 @@ class BubblewrapRuntime(StagedRuntime):
             self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
             self._stage.network(launch.lease.netns_fd) as sys,
         ):
-            user = launch.user = resolve_user(root, spec.user)
+            user = launch.user = resolve_user(root, spec.user).within(spec.groups)
             arguments = sandbox_arguments(spec, root, sys, user)
             arguments += ["--seccomp", str(_FILTER_FD)]
             arguments += ["--argv0", init_name(self._token, spec.id)]

@@ -87,7 +87,7 @@ class OciRuntime(StagedRuntime):
             self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
             self._stage.network(launch.lease.netns_fd),
         ):
-            user = launch.user = resolve_user(root, spec.user)
+            user = launch.user = resolve_user(root, spec.user).within(spec.groups)
             config = self._config(spec, root, user)
             bundle = launch.directory.path / "bundle"
             bundle.mkdir(mode=0o700)
@@ -125,7 +125,7 @@ class OciRuntime(StagedRuntime):
 
     def _config(self, spec: ContainerSpec, root: Path, user: User) -> dict[str, Any]:
         env = environment(spec, user)
-        return {
+        config = {
             "ociVersion": _SPECIFICATION,
             "root": {"path": str(root), "readonly": False},
             "hostname": hostname(spec),
@@ -140,16 +140,19 @@ class OciRuntime(StagedRuntime):
                 },
                 "noNewPrivileges": True,
             },
-            "mounts": [*_SYSTEM_MOUNTS, *_mounts(spec, root)],
+            "mounts": [*_SYSTEM_MOUNTS, *_mounts(spec, root), *_device_mounts(spec)],
             "linux": {
                 "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
                 "maskedPaths": list(MASKED),
                 "readonlyPaths": list(READ_ONLY),
                 "cgroupsPath": self._group_path(spec.id),
-                "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+                "resources": {"devices": _device_rules(spec)},
                 "seccomp": _seccomp(),
             },
         }
+        if spec.hooks:
+            config["hooks"] = _hooks(spec)
+        return config
 
     def _group_path(self, container_id: str) -> str:
         """The tool's own control group, which keeps devices out.
@@ -221,6 +224,48 @@ def _mounts(spec: ContainerSpec, root: Path) -> list[dict[str, Any]]:
                 }
             )
     return mounts
+
+
+def _device_mounts(spec: ContainerSpec) -> list[dict[str, Any]]:
+    return [
+        {
+            "destination": device.target,
+            "type": "bind",
+            "source": str(device.source),
+            "options": ["bind", "nosuid", "noexec"],
+        }
+        for device in spec.devices
+    ]
+
+
+def _device_rules(spec: ContainerSpec) -> list[dict[str, Any]]:
+    """None, but for those of the container; the tool itself adds the harmless ones."""
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    for device in spec.devices:
+        rules.append(
+            {
+                "allow": True,
+                "type": device.kind,
+                "major": device.major,
+                "minor": device.minor,
+                "access": device.access,
+            }
+        )
+    return rules
+
+
+def _hooks(spec: ContainerSpec) -> dict[str, Any]:
+    stages: dict[str, Any] = {}
+    for hook in spec.hooks:
+        entry: dict[str, Any] = {"path": hook.path}
+        if hook.args:
+            entry["args"] = list(hook.args)
+        if hook.env:
+            entry["env"] = list(hook.env)
+        if hook.timeout_s is not None:
+            entry["timeout"] = hook.timeout_s
+        stages.setdefault(hook.stage, []).append(entry)
+    return stages
 
 
 def _seccomp() -> dict[str, Any]:

@@ -37,6 +37,32 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """A device file of the host at ``target`` in the container.
+
+    ``kind`` (``c`` or ``b``) and the numbers are the host's; ``access`` is of ``r``, ``w``, ``m``.
+    """
+
+    source: Path
+    target: str
+    kind: str
+    major: int
+    minor: int
+    access: str = "rw"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program of the host that an OCI runtime runs at ``stage`` of a start."""
+
+    stage: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Overlay:
     """Directories of data at ``target`` in a container, as one tree; more can come while it runs.
 
@@ -130,6 +156,11 @@ class ContainerSpec:
     tmpfs: tuple[str, ...] = ()
     overlays: tuple[Overlay, ...] = ()
     trees: tuple[Tree, ...] = ()
+    devices: tuple[Device, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    """Only OCI runtimes run them."""
+    groups: tuple[int, ...] = ()
+    """Numbers of further groups that its command is in."""
 
 
 @dataclass(frozen=True, slots=True)

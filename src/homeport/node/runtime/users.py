@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from homeport.node.runtime import linux
@@ -20,6 +20,11 @@ class User:
     gid: int = 0
     groups: tuple[int, ...] = ()
     home: str = "/root"
+
+    def within(self, groups: tuple[int, ...]) -> User:
+        """The same one, in these groups too."""
+        more = tuple(group for group in groups if group not in self.groups)
+        return replace(self, groups=(*self.groups, *more)) if more else self
 
 
 def resolve_user(root: Path, asked: str) -> User:

@@ -35,8 +35,8 @@ def template_key(start: StartTask) -> str:
         return ""  # an image's own entry point is the user's code, and may ask who it is
     if start.runtime == "runsc":
         return ""  # a kernel for each that waits, and nothing can be mounted in it later
-    if start.commit_layer or start.buckets:
-        return ""  # runs once; or has file systems that a running container cannot be given
+    if start.commit_layer or start.buckets or start.gpus:
+        return ""  # runs once; or has what a running container cannot be given
     searched = [part for part in start.env.get("PYTHONPATH", "").split(":") if part]
     for ref in start.volumes:
         place = ref.path.rstrip("/") + "/"
