@@ -57,7 +57,7 @@ def all_containers(home: Path) -> int:
 
 def settle(home: Path, templates: int) -> None:
     """Until nothing but what waits is left, and one waits if any should."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     seen, since = -1, time.monotonic()
     while time.monotonic() < deadline:
         now = all_containers(home)
@@ -66,7 +66,8 @@ def settle(home: Path, templates: int) -> None:
         if time.monotonic() - since > 1.0:
             return
         time.sleep(0.05)
-    raise RuntimeError("the machine does not settle")
+    left = "\n".join(find_leaks(home))
+    raise RuntimeError(f"the containers do not settle; {waiting(home)} wait; there are\n{left}")
 
 
 def measured(calls: Callable[[], float], starts: int, home: Path, templates: int) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def measured(calls: Callable[[], float], starts: int, home: Path, templates: int
         settle(home, templates)
         times.append(calls() * 1000)
     times.sort()
+    print(f"{statistics.median(times):.1f} ms of {starts}", file=sys.stderr)
     return {
         "p50_ms": round(statistics.median(times), 1),
         "min_ms": round(times[0], 1),

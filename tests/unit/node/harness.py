@@ -327,6 +327,7 @@ class Node:
                 upstream=self.link,
                 attach=unattached,
                 short=lambda: self.memory_is_short,
+                tight=lambda: self.memory_is_short,
             )
         self.supervisor = Supervisor(
             node_id="no-test",

@@ -238,8 +238,10 @@ def test_all_is_given_back_when_memory_runs_short(run) -> None:
         assert node.templates is not None
         await used(node, task(), [])
         await waits(node)
+        node.templates.pressed()  # by a container that has reached its own limit
+        assert node.templates.count == 1
         node.memory_is_short = True
-        node.templates.give_back()  # what the kernel's notice calls
+        node.templates.pressed()
         await waits(node, 0)
         await until(lambda: not waiting(node))
         cold = len(node.runtime.containers)
@@ -280,6 +282,8 @@ def test_what_the_kernel_says_of_memory() -> None:
     available, total = memory.memory_mb()
     assert 0 < available <= total
     assert not memory.is_short(lambda: (500, 1000))
+    assert memory.is_tight(lambda: (2400, 10_000))
+    assert not memory.is_tight(lambda: (2600, 10_000))
     assert memory.is_short(lambda: (255, 1000))
     assert not memory.is_short(lambda: (0, 0))
     assert memory.is_short(lambda: (500, 6000))

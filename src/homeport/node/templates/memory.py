@@ -19,6 +19,7 @@ RESERVE_SHARE: Final = 0.1
 RESERVE_MB_MIN: Final = 256
 """More than what the server keeps free itself (``memory_reserve_mb``): what waits goes first."""
 RESERVE_MB_MAX: Final = 2048
+TIGHT_SHARE: Final = 0.25
 
 
 def memory_mb() -> tuple[int, int]:
@@ -37,6 +38,15 @@ def is_short(read: Callable[[], tuple[int, int]] = memory_mb) -> bool:
     available, total = read()
     reserve = max(RESERVE_MB_MIN, min(RESERVE_MB_MAX, int(total * RESERVE_SHARE)))
     return total > 0 and available < reserve
+
+
+def is_tight(read: Callable[[], tuple[int, int]] = memory_mb) -> bool:
+    """Whether it can be the machine's memory that work stands still for.
+
+    The kernel counts containers too that want more than their own limit; nothing is gained for those.
+    """
+    available, total = read()
+    return available < max(RESERVE_MB_MIN, int(total * TIGHT_SHARE))
 
 
 class PressureWatch:

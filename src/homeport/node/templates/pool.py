@@ -21,7 +21,7 @@ from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import ContainerStartError, RuntimeUnavailableError
 from homeport.node.templates.checkpoint import Attach, CheckpointError, make_checkpointed
 from homeport.node.templates.key import takes_snapshot, template_key
-from homeport.node.templates.memory import PressureWatch, is_short, memory_mb
+from homeport.node.templates.memory import PressureWatch, is_short, is_tight, memory_mb
 from homeport.node.templates.template import MEMORY_MB, Template, make_template
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -102,6 +102,7 @@ class Templates:
         attach: Attach,
         count_max: int = COUNT_MAX,
         short: Callable[[], bool] = is_short,
+        tight: Callable[[], bool] = is_tight,
     ) -> None:
         self._preparer = preparer
         self._clock = clock
@@ -109,6 +110,7 @@ class Templates:
         self._upstream = upstream
         self._attach = attach
         self._short = short
+        self._tight = tight
         self._machine_mb = memory_mb()[1]
         self._rehearsal: asyncio.Task[None] | None = None
         self._kinds: OrderedDict[str, Kind] = OrderedDict()
@@ -119,7 +121,7 @@ class Templates:
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
-        self._watch = PressureWatch(self.give_back)
+        self._watch = PressureWatch(self.pressed)
         self._expiry: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -226,6 +228,11 @@ class Templates:
         return f"This container starts from nothing, not from its memory snapshot: {kind.note}"
 
     # ── how many ──────────────────────────────────────────────────────────────────────────────
+
+    def pressed(self) -> None:
+        """The kernel says that work stands still for want of memory."""
+        if self._tight():
+            self.give_back()
 
     def give_back(self) -> None:
         """Memory runs short: end all that wait. Others follow as kinds are used again."""
