@@ -67,7 +67,7 @@ def test_sidecars_are_refused_with_what_to_change(checks: Checks) -> None:
 
 
 def test_it_ends(checks: Checks) -> None:
-    assert checks.value("end")[1] == 137
+    assert checks.value("end")[2] == 137
 
 
 def test_what_does_not_work_is_replaced_only_if_that_was_asked(

@@ -81,7 +81,7 @@ def main():
     report.check("no_program", lambda: raised(lambda: box.exec("no-such-program").wait())[0])
     for call in (files, terminal, tunnel, snapshot, volume, sidecar):
         report.check(call.__name__, call)
-    report.check("end", lambda: [box.terminate(), box.wait(raise_on_termination=False)])
+    report.check("end", lambda: [box.terminate(), box.wait(raise_on_termination=False), box.poll()])
 
 
 if __name__ == "__main__":
