@@ -8,7 +8,7 @@ import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.internet import Internet
 from tests.conformance.harness.programs import Checks, Runner
-from tests.conformance.harness.server import server_with
+from tests.conformance.harness.server import GVISOR, server_with
 
 pytestmark = [pytest.mark.root, pytest.mark.since("1.5.0")]
 NAMES = {
@@ -58,7 +58,11 @@ def checks(runner: Runner, client: Client, internet: Internet) -> Checks:
     ],
 )
 def test_listed_domains_are_reached(checks: Checks, way: str, expected: object) -> None:
-    assert checks.value("ways_out")[way] == expected
+    found = checks.value("ways_out")[way]
+    if GVISOR and way in ("quic", "names_at_other_port"):
+        assert found in (expected, "TimeoutError")  # its UDP does not hear of a refusal
+    else:
+        assert found == expected
 
 
 @pytest.mark.parametrize(
