@@ -20,6 +20,7 @@ from homeport.node.leaks import find_leaks
 from homeport.node.network import interface_names, network_tag
 from homeport.node.peers import connect
 from homeport.node.router.files import FileTools
+from homeport.node.runtime import keeper
 from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import (
     Bind,
@@ -950,3 +951,33 @@ def test_gvisors_containers_are_not_linked(
                 await connect(one, "one", other, "other", 1)
 
     asyncio.run(main())
+
+
+def test_gvisors_containers_outlive_a_stopped_keeper_no_longer_than_asked(
+    gvisor_failure: str, tmp_path: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gvisor_failure:
+        pytest.skip(gvisor_failure)
+    monkeypatch.setattr(keeper, "_TIMEOUT_S", 1.0)
+
+    async def main() -> None:
+        async with open_box("runsc", tmp_path, layer) as box:
+            container = await box.start("sleep", "1000")
+            running = await container.exec(ExecSpec(("sh", "-c", "kill -STOP 1; sleep 1000")))
+            assert "does not answer" in await refusal(container)
+            with pytest.raises(TimeoutError):
+                await container.connect(80)
+            container.kill()
+            assert (await container.wait()).returncode == -signal.SIGKILL
+            assert await running.wait() == -signal.SIGKILL
+
+    asyncio.run(main())
+
+
+async def refusal(container: Container) -> str:
+    """Start programs until one is refused: what is said then."""
+    while True:
+        try:
+            await container.exec(ExecSpec(("true",)))
+        except ExecError as error:
+            return str(error)

@@ -23,6 +23,7 @@ _PACKET_MAX: Final = 1 << 20
 _TEXTS_MAX: Final = 30_000
 _SEND_BUFFER: Final = 4 << 20
 _SO_SNDBUFFORCE: Final = 32
+_TIMEOUT_S: Final = 60.0
 _ANSWER_MAX: Final = 16
 _HEAD: Final = 5
 """A letter and an id of four bytes."""
@@ -102,9 +103,12 @@ class Keeper:
                 raise ContainerEndedError()
             raise ExecError(f"{spec.command[0]}: {os.strerror(errno.E2BIG)}", errno.E2BIG)
         try:
-            await asyncio.shield(started)
-        except asyncio.CancelledError:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await asyncio.shield(started)
+        except (asyncio.CancelledError, TimeoutError) as error:
             started.add_done_callback(lambda ended: _undo(process, ended))
+            if isinstance(error, TimeoutError):  # a program may have stopped it
+                raise ExecError("the container's first process does not answer") from error
             raise
         return process
 
@@ -119,7 +123,8 @@ class Keeper:
             ours.close()
             raise ConnectionResetError(errno.ECONNRESET, "the container has ended")
         try:
-            error = await answer
+            async with asyncio.timeout(_TIMEOUT_S):
+                error = await answer
         except BaseException:
             ours.close()
             raise

@@ -212,7 +212,8 @@ class RunscRuntime(StagedRuntime):
         """The gofer: as the kernel in the container, a child of the process that we started."""
         pid = self._gofer(outer)
         if not _uses_tmp(launch.spec):
-            self._stage.delete_inside(pid, _STARTING)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._stage.delete_inside(pid, _STARTING)
         return pid
 
     def _gofer(self, outer: int) -> int:
@@ -347,7 +348,10 @@ def _occupy_tmp(root: Path) -> None:
     """
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        place = linux.open_in_root(fd, _TMP, os.O_PATH | os.O_DIRECTORY)
+        try:
+            place = linux.open_in_root(fd, _TMP, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return  # an image without one
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(os.path.basename(_STARTING), flags, 0o600, dir_fd=place))
