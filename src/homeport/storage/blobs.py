@@ -90,7 +90,10 @@ class FileStore(ContentStore):
             raise not_stored(sha256) from None
 
     async def part(self, sha256: str, offset: int, length: int) -> bytes:
-        return await self.run(_read, await self.open(sha256), offset, length)
+        try:
+            return await self.run(_read, self.path(sha256), offset, length)
+        except FileNotFoundError:
+            raise not_stored(sha256) from None
 
     async def stream(self, sha256: str) -> AsyncIterator[bytes]:
         with await self.open(sha256) as file:
@@ -245,8 +248,8 @@ def _touch(path: Path) -> int | None:
     return status.st_size
 
 
-def _read(file: BinaryIO, offset: int, length: int) -> bytes:
-    with file:
+def _read(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
         file.seek(offset)
         return file.read(length)
 
