@@ -19,7 +19,7 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 CONFORMANCE := \
 	hello calls classes deploy entrypoints generators failures nested examples scaling \
 	lifecycle stress recovery lost_answers ephemeral schedules serve images images_registry images_rebuilt \
-	images_agree image_volumes images_recovery dicts queues queue_crowd volumes volumes_mounted \
+	images_agree image_volumes images_recovery dicts queues queue_crowd storage_errors volumes volumes_mounted \
 	network_file_systems buckets workspace lookups secrets web servers sandboxes sandboxes_recovery sandbox_images \
 	sidecars exec escapes \
 	egress tunnels acme templates object_store postgresql javascript
