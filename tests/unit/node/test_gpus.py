@@ -15,6 +15,7 @@ import yaml
 from tests.conformance.harness.gpus import FakeGpus
 
 from homeport.kernel.errors import UnavailableError
+from homeport.node import probe
 from homeport.node.gpus.cdi import CdiError, parse, read_folders
 from homeport.node.gpus.devices import NodeGpus, check_runtime
 from homeport.node.gpus.inventory import GpuOptions, Inventory, combine, nvidia_cards
@@ -185,6 +186,22 @@ def test_cards_are_counted_on_the_bus(tmp_path: Path) -> None:
         (tmp_path / name / "vendor").write_text(vendor + "\n")
         (tmp_path / name / "class").write_text(kind + "\n")
     assert nvidia_cards(tmp_path) == 1
+
+
+def test_the_doctor_lists_them_and_says_what_is_in_the_way(tmp_path: Path) -> None:
+    hooks = SPECIFICATION["containerEdits"]["hooks"]
+    (tmp_path / "nvidia.json").write_text(json.dumps(SPECIFICATION))
+    driver = [NvmlDevice(0, "GPU-a", "Tesla T4", 15_360), NvmlDevice(9, "GPU-b", "Tesla T4", 1)]
+    found = offered(tmp_path, driver)
+    listed, missing, unrun = probe.gpus(found, "")
+    assert (listed.state, listed.found) == ("ok", "0: Tesla T4 as T4")
+    assert (missing.state, missing.found.split()[-1]) == ("warning", str(tmp_path))
+    assert "nvidia-ctk" in missing.fix
+    assert hooks[0]["args"][1] in unrun.found
+    assert "runc or crun" in unrun.fix
+    assert probe.gpus(found, "runc") == [listed, missing]
+    (nothing,) = probe.gpus(Inventory(), "")
+    assert (nothing.state, nothing.found) == ("ok", "none")
 
 
 # ── into containers ─────────────────────────────────────────────────────────────────────────────
