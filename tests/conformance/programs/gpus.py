@@ -156,7 +156,7 @@ def sandbox_after_call():
 
 def holding(check):
     """Work on the only T4 while server or node are killed: nobody else may get it meanwhile."""
-    running = first.spawn(10)
+    running = first.spawn(8)
     other = second.spawn(0.1)
     check("running", lambda: running.get(timeout=200), 210)
     check("other", lambda: other.get(timeout=200), 210)
