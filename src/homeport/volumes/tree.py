@@ -71,13 +71,10 @@ class Tree:
         """What is at these paths; missing ones are left out."""
         wanted = [split(path) for path in paths if path]
         table, parent, name = pairs(self._connection, wanted)
-        query = (
-            sa.select(volume_files)
-            .select_from(table)
-            .join(
-                volume_files,
-                sa.and_(self._live, _columns.parent == parent, _columns.name == name),
-            )
+        # Not a join: without statistics SQLite may read the whole volume for each of the paths.
+        given = sa.select(parent, name).select_from(table)
+        query = sa.select(volume_files).where(
+            self._live, sa.tuple_(_columns.parent, _columns.name).in_(given)
         )
         entries = map(_entry, self._connection.execute(query))
         return {entry.path: entry for entry in entries}

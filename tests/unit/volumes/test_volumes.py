@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from modal_proto import api_pb2
 from tests.unit.feature_home import Home, run
 
@@ -28,11 +29,13 @@ from homeport.link.volumes import (
     VolumeEntry,
 )
 from homeport.settings import Settings
+from homeport.storage.dialects import create_engine
 from homeport.storage.inspection import inspect
 from homeport.storage.opening import open_reader
 from homeport.volumes import fsck
 from homeport.volumes.model import TOMBSTONE_S
 from homeport.volumes.rpc import VolumeRpc
+from homeport.volumes.tree import Tree, volume_files
 
 CREATE, FAIL, EPHEMERAL = 1, 2, 5
 
@@ -397,3 +400,28 @@ def test_thousands_of_files_are_listed_once_each(tmp_path: Path) -> None:
         assert {path for path in entries if "x" in path} == set(wanted)
 
     run(tmp_path, scenario)
+
+
+def test_paths_are_looked_up_by_the_key_however_many_files_there_are(tmp_path: Path) -> None:
+    """Whole volumes were once read for each path: a million files took hours."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    plans: list[str] = []
+
+    def explain(
+        connection: sa.Connection, _: object, statement: str, parameters: object, *_more: object
+    ) -> None:
+        if "json_each" in statement and not statement.startswith("EXPLAIN"):
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[arg-type]
+            plans.extend(row[3] for row in rows)
+
+    with engine.begin() as connection:
+        volume_files.create(connection)
+        tree = Tree(connection, "vo-1", 1)
+        tree.put([VolumeEntry(f"a/{n}", FILE, 1, hashes=bytes(32)) for n in range(300)])
+        sa.event.listen(connection, "before_cursor_execute", explain)
+        found = tree.get_many(["a/7", "a/no", "b/7", "a/299"])
+    engine.dispose()
+    assert sorted(found) == ["a/299", "a/7"]
+    searches = [plan for plan in plans if "volume_files" in plan]
+    assert searches
+    assert all("parent=? AND name=?" in plan for plan in searches), plans
