@@ -128,6 +128,8 @@ def _storage(parts: dict[str, Any]) -> list[str]:
             f"{machine['client']}; load of the machine at the end: {machine['load_before']:.1f}. "
             f"The best of {results['runs']} runs.",
         ]
+        if since := results.get("since"):
+            lines += ["", since]
     return [*lines, ""]
 
 

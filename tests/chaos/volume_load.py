@@ -63,7 +63,15 @@ class Worker:
                     data = self.content(file, number)[:number]
                     batch.put_file(io.BytesIO(data), f"{self.folder}/{file}")
 
-        await self.change(put(), number)
+        async def put_at_last():
+            """The client gives a block up after some tries, if the server was dead at each."""
+            while True:
+                try:
+                    return await put()
+                except OSError:
+                    await asyncio.sleep(0.1)
+
+        await self.change(put_at_last(), number)
         self.number = number
 
     async def change(self, work, size):
