@@ -696,7 +696,9 @@ def test_exec_ends_are_reported_exactly(in_box: InBox) -> None:
 def test_exec_on_a_terminal(in_box: InBox) -> None:
     async def check(box: Box) -> None:
         container = await box.start("sleep", "1000", user="worker")
-        script = "tty; stty size; read line </dev/tty; echo got $line"
+        # gVisor of that release opens no /dev/tty: the standard streams are the terminal there.
+        source = "" if box.runtime.name == "runsc" else " </dev/tty"
+        script = f"tty; stty size; read line{source}; echo got $line"
         process = await container.exec(ExecSpec(("sh", "-c", script), terminal=(33, 99)))
         os.write(process.terminal_fd, b"word\n")
         assert await process.wait() == 0
