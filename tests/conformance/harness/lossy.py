@@ -48,7 +48,8 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(30)
+        self._thread.join(150)
+        assert not self._thread.is_alive()
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -61,6 +62,8 @@ class Proxy:
         await self._stopping.wait()
         listener.close()
         await server.stop(0)
+        # A crash that is under way goes on to the server's new start: whoever stops it comes after.
+        await self._loop.shutdown_default_executor()
 
     # ── homeport.transport.dispatch.Dispatcher ──────────────────────────────────────────────
 
