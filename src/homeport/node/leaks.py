@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -46,17 +47,23 @@ find = find_leaks
 
 def _tags(home: Path) -> set[str]:
     """Names that nodes with their state under ``home`` use; each run directory has a note of it."""
-    return {
-        path.read_text().strip()
-        for path in home.absolute().glob("**/network-tag")
-        if path.is_file()
-    }
+    found: set[str] = set()
+    for path in _notes(home):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(path.read_text().strip())
+    return found
 
 
 def _tokens(home: Path) -> set[str]:
     from homeport.node.runtime.records import run_token
 
-    return {run_token(path.parent) for path in home.absolute().glob("**/network-tag")}
+    return {run_token(path.parent) for path in _notes(home)}
+
+
+def _notes(home: Path) -> list[Path]:
+    """What is under ``home`` may go meanwhile: unlike a glob, a walk does not mind."""
+    walk = os.walk(home.absolute())
+    return [Path(folder, "network-tag") for folder, _, files in walk if "network-tag" in files]
 
 
 def _containers(home: Path | None) -> Iterator[str]:
