@@ -856,10 +856,11 @@ def test_two_containers_are_linked_by_name(in_box: InBox) -> None:
         one, other = await box.start("sleep", "1000"), await box.start("sleep", "1000")
         third = await box.start("sleep", "1000")
         await connect(one, "one", other, "other", 1)
-        listen = await other.exec(ExecSpec(("sh", "-c", "echo hello | nc -l -p 80")))
-        script = "until echo | nc other 80; do sleep 0.1; done"
+        # busybox's nc may end before it has heard the other: both try until it has.
+        serve = "while true; do echo hello | nc -l -p 80; done"
+        listening = await other.exec(ExecSpec(("sh", "-c", serve)))
+        script = "until echo | nc other 80 2>&1 | grep hello; do sleep 0.1; done"
         assert await execute(one, "sh", "-c", script) == (0, "hello\n")
-        await listen.wait()
         assert "one" in (await execute(other, "cat", "/etc/hosts"))[1]
         assert (await execute(third, "sh", "-c", "nc -w 1 198.18.0.4 80"))[0] != 0
         # a name once more: one line, the new address; no link is followed
@@ -872,6 +873,7 @@ def test_two_containers_are_linked_by_name(in_box: InBox) -> None:
             await connect(one, "one", third, "third", 3)
         for container in (one, other, third):
             await container.remove()
+        await listening.wait()
 
     in_box(check)
 
