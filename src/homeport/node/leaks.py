@@ -30,8 +30,9 @@ def find_leaks(home: Path | None = None) -> list[str]:
     With ``home`` only what can be told to belong to that installation's node; without, everything
     of any Homeport on the machine.
     """
-    tags = None if home is None else _tags(home)
-    found = [*_containers(home), *_services(home), *_mounts(home)]
+    notes = None if home is None else _notes(home)
+    tags = None if notes is None else _tags(notes)
+    found = [*_containers(notes), *_services(home), *_mounts(home)]
     found += [f"control group {path}" for path in all_groups(DEFAULT_ROOT) if _is_group(path, tags)]
     for name in interface_names():
         if _INTERFACE.match(name) and (tags is None or name[len(INTERFACE_PREFIX) :][:6] in tags):
@@ -45,29 +46,32 @@ def find_leaks(home: Path | None = None) -> list[str]:
 find = find_leaks
 
 
-def _tags(home: Path) -> set[str]:
-    """Names that nodes with their state under ``home`` use; each run directory has a note of it."""
+def _tags(notes: list[Path]) -> set[str]:
+    """The names in these notes."""
     found: set[str] = set()
-    for path in _notes(home):
+    for path in notes:
         with contextlib.suppress(FileNotFoundError):
             found.add(path.read_text().strip())
     return found
 
 
-def _tokens(home: Path) -> set[str]:
+def _tokens(notes: list[Path]) -> set[str]:
     from homeport.node.runtime.records import run_token
 
-    return {run_token(path.parent) for path in _notes(home)}
+    return {run_token(path.parent) for path in notes}
 
 
 def _notes(home: Path) -> list[Path]:
-    """What is under ``home`` may go meanwhile: unlike a glob, a walk does not mind."""
+    """Notes of the names that nodes with their state under ``home`` use, one a run directory.
+
+    What is there may go meanwhile: unlike a glob, a walk does not mind.
+    """
     walk = os.walk(home.absolute())
     return [Path(folder, "network-tag") for folder, _, files in walk if "network-tag" in files]
 
 
-def _containers(home: Path | None) -> Iterator[str]:
-    tokens = None if home is None else _tokens(home)
+def _containers(notes: list[Path] | None) -> Iterator[str]:
+    tokens = None if notes is None else _tokens(notes)
     for pid, name in find_processes(INIT_PREFIX, OUTER_PREFIX).items():
         if tokens is None or name.split(":")[1] in tokens:
             yield f"container process {pid} ({name})"

@@ -383,7 +383,7 @@ class SandboxService:
 
     def _is_behind(self, spec: SandboxSpec) -> bool:
         """Whether others waited before it for what it needs."""
-        waiting = [live.record.spec for live in self._waiting.values()]
+        waiting = (live.record.spec for live in self._waiting.values())
         return any(
             not other.gpus or (spec.gpus and other.gpu_type == spec.gpu_type) for other in waiting
         )

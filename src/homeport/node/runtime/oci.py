@@ -16,15 +16,13 @@ from typing import Any, Final
 from homeport.node.cgroups import INNER_GROUP, OCI_SUFFIX, CgroupProvider
 from homeport.node.network import NetworkProvider
 from homeport.node.runtime.arguments import (
-    CAPABILITIES,
     MASKED,
     READ_ONLY,
-    environment,
-    hostname,
     mount_plan,
     working_directory,
 )
 from homeport.node.runtime.base import StagedRuntime
+from homeport.node.runtime.bundle import bundle_config
 from homeport.node.runtime.launch import (
     FIRST_FREE_FD,
     INIT_PATH,
@@ -39,7 +37,6 @@ from homeport.node.runtime.records import remove_tree
 from homeport.node.runtime.seccomp import DENIED, DENIED_FAMILIES, NAMESPACE_FLAGS
 from homeport.node.runtime.users import User, resolve_user
 
-_SPECIFICATION: Final = "1.0.2"
 _CLEAN_TIMEOUT_S: Final = 30
 
 
@@ -124,31 +121,20 @@ class OciRuntime(StagedRuntime):
         return contextlib.nullcontext()
 
     def _config(self, spec: ContainerSpec, root: Path, user: User) -> dict[str, Any]:
-        env = environment(spec, user)
-        config = {
-            "ociVersion": _SPECIFICATION,
-            "root": {"path": str(root), "readonly": False},
-            "hostname": hostname(spec),
-            "process": {
-                "terminal": False,
-                "user": {"uid": 0, "gid": 0},
-                "args": [INIT_PATH, *init_arguments(user, spec.command)],
-                "env": [f"{name}={value}" for name, value in env.items()],
-                "cwd": working_directory(spec, root),
-                "capabilities": {
-                    kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
-                },
-                "noNewPrivileges": True,
-            },
-            "mounts": [*_SYSTEM_MOUNTS, *_mounts(spec, root), *_device_mounts(spec)],
-            "linux": {
-                "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
-                "maskedPaths": list(MASKED),
-                "readonlyPaths": list(READ_ONLY),
-                "cgroupsPath": self._group_path(spec.id),
-                "resources": {"devices": _device_rules(spec)},
-                "seccomp": _seccomp(),
-            },
+        config = bundle_config(
+            spec,
+            root,
+            user,
+            args=[INIT_PATH, *init_arguments(user, spec.command)],
+            workdir=working_directory(spec, root),
+            mounts=[*_SYSTEM_MOUNTS, *_mounts(spec, root), *_device_mounts(spec)],
+        )
+        config["linux"] |= {
+            "maskedPaths": list(MASKED),
+            "readonlyPaths": list(READ_ONLY),
+            "cgroupsPath": self._group_path(spec.id),
+            "resources": {"devices": _device_rules(spec)},
+            "seccomp": _seccomp(),
         }
         if spec.hooks:
             config["hooks"] = _hooks(spec)

@@ -33,13 +33,11 @@ from homeport.node.cgroups import Cgroup, CgroupProvider
 from homeport.node.network import NetworkProvider
 from homeport.node.runtime import linux
 from homeport.node.runtime.arguments import (
-    CAPABILITIES,
-    environment,
-    hostname,
     mount_plan,
     working_directory,
 )
 from homeport.node.runtime.base import StagedRuntime
+from homeport.node.runtime.bundle import bundle_config
 from homeport.node.runtime.container import RunningContainer
 from homeport.node.runtime.enter import Place, look_up
 from homeport.node.runtime.keeper import Keeper
@@ -64,7 +62,6 @@ from homeport.node.runtime.port import (
 )
 from homeport.node.runtime.users import User, resolve_user
 
-_SPECIFICATION: Final = "1.0.2"
 _OLDEST: Final = 20240101
 """Release date from which on it can pass descriptors and executes programs from them."""
 _KNOWS_LINUX_6_11: Final = 20240901
@@ -290,30 +287,13 @@ def _mount_data(spec: ContainerSpec, root: Path) -> None:
 def _config(
     spec: ContainerSpec, root: Path, user: User, workdir: str, netns_fd: int
 ) -> dict[str, Any]:
-    env = environment(spec, user)
-    kinds = ("pid", "ipc", "uts", "mount")
-    namespaces: list[dict[str, str]] = [{"type": kind} for kind in kinds]
+    args = _keeper_arguments(spec, user)
+    mounts = _mounts(spec, root)
+    config = bundle_config(spec, root, user, args=args, workdir=workdir, mounts=mounts)
     if netns_fd >= 0 and spec.network == "nat":
         path = f"/proc/{os.getpid()}/fd/{netns_fd}"
-        namespaces.append({"type": "network", "path": path})
-    return {
-        "ociVersion": _SPECIFICATION,
-        "root": {"path": str(root), "readonly": False},
-        "hostname": hostname(spec),
-        "process": {
-            "terminal": False,
-            "user": {"uid": 0, "gid": 0},
-            "args": _keeper_arguments(spec, user),
-            "env": [f"{name}={value}" for name, value in env.items()],
-            "cwd": workdir,
-            "capabilities": {
-                kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")
-            },
-            "noNewPrivileges": True,
-        },
-        "mounts": _mounts(spec, root),
-        "linux": {"namespaces": namespaces},
-    }
+        config["linux"]["namespaces"].append({"type": "network", "path": path})
+    return config
 
 
 def _keeper_arguments(spec: ContainerSpec, user: User) -> list[str]:
