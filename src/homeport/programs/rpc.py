@@ -32,6 +32,9 @@ _STATES_MAX: Final = 10_000
 _READ_S: Final = 1.0
 """A program's end is told so much later at most, if its output is still being read: the command
 line of some clients stops printing at the end."""
+_READER_S: Final = 0.3
+"""So long a program that has ended already waits for its first reader: a client asks for the end
+and the output at once, and which request comes first is chance."""
 _PROGRAM: Final = "xp"
 
 
@@ -57,6 +60,7 @@ class _State:
         self.index = 0
         self.offset = -1
         self._readers = 0
+        self._met = asyncio.Event()
         self._read = asyncio.Event()
         self._read.set()
 
@@ -64,6 +68,7 @@ class _State:
     async def reading(self) -> AsyncGenerator[None]:
         """Somebody reads for the time of the block."""
         self._readers += 1
+        self._met.set()
         self._read.clear()
         try:
             yield
@@ -73,7 +78,11 @@ class _State:
                 self._read.set()
 
     async def read(self) -> None:
-        """Until nobody reads any more; not for long."""
+        """Until somebody has read and nobody does any more; not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READER_S):
+                await self._met.wait()
+        self._met.set()  # who did not come by now reads nothing: later questions need not wait
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_READ_S):
                 await self._read.wait()
@@ -134,7 +143,8 @@ class ProgramsRpc:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s(request.timeout, _HOLD_S) or 0.05):
                 code = await self._exit_code(task_id, program_id)
-                await self._state(request.exec_id).read()
+                if request.timeout:  # else it only asks how the program stands
+                    await self._state(request.exec_id).read()
                 return api_pb2.ContainerExecWaitResponse(completed=True, exit_code=code)
         return api_pb2.ContainerExecWaitResponse(completed=False)
 
