@@ -28,7 +28,7 @@ TESTS := tests/unit tests/contract tests/sim \
 
 test:  ## the tests that every change must pass
 	@scripts/setup containers tests
-	$(BIN)/python -m pytest $(TESTS)
+	@scripts/test $(TESTS)
 
 check:  ## format, lint, types, import contracts, coverage page, lock file, known vulnerabilities
 	@scripts/setup
