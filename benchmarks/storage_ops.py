@@ -167,7 +167,8 @@ def record(part: str, figures: dict[str, dict[str, float]], runs: int) -> None:
     known = json.loads(file.read_text()) if file.exists() else {}
     date = datetime.date.today().isoformat()
     known[part] = {"date": date, "machine": machine(), "runs": runs, "figures": figures}
-    file.write_text(json.dumps(known, indent=2) + "\n")
+    rounded = json.loads(json.dumps(known), parse_float=lambda text: round(float(text), 2))
+    file.write_text(json.dumps(rounded, indent=2) + "\n")
 
 
 def compare(runs: dict[str, list[Figures]]) -> dict[str, dict[str, float]]:

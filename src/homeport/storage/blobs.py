@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from homeport.kernel.errors import ConflictError
 from homeport.storage.contents import (
@@ -20,10 +20,8 @@ from homeport.storage.contents import (
     not_stored,
     verify,
 )
+from homeport.storage.recent import SMALL_BYTES, Recent
 from homeport.storage.writer import FileWriter, Hashes
-
-_SMALL_BYTES: Final = 64 * 1024
-"""Contents up to this size are stored many at a time."""
 
 
 class FileStore(ContentStore):
@@ -31,7 +29,8 @@ class FileStore(ContentStore):
 
     Every write goes to a temporary file that is renamed when whole and verified, so a name that
     exists has its content. With ``fsync`` a file survives power loss once its ``put_…`` returned.
-    All disk work runs on the store's own threads.
+    All disk work runs on the store's own threads. Small contents are stored many at a time, and
+    read from memory for a while.
     """
 
     def __init__(
@@ -47,6 +46,7 @@ class FileStore(ContentStore):
         self._fsync = fsync
         self._small: list[tuple[bytes, str | None, asyncio.Future[str]]] = []
         self._storing: asyncio.Task[None] | None = None
+        self._recent = Recent()
 
     async def start(self) -> None:
         """Raises ``ConflictError`` if the contents of this installation are in a bucket."""
@@ -90,6 +90,9 @@ class FileStore(ContentStore):
             raise not_stored(sha256) from None
 
     async def part(self, sha256: str, offset: int, length: int) -> bytes:
+        recent = self._recent.get(sha256)
+        if recent is not None:
+            return recent[offset : offset + length]
         try:
             return await self.run(_read, self.path(sha256), offset, length)
         except FileNotFoundError:
@@ -103,13 +106,15 @@ class FileStore(ContentStore):
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
     async def put_bytes(self, data: bytes, *, expect: str | None = None) -> str:
-        if len(data) > _SMALL_BYTES or self._fsync:
+        if len(data) > SMALL_BYTES or self._fsync:
             return await self.run(self._put_bytes, data, expect)
         stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._small.append((data, expect, stored))
         if self._storing is None:
             self._storing = asyncio.create_task(self._store_small())
-        return await stored
+        sha256 = await stored
+        self._recent.put(sha256, data)
+        return sha256
 
     async def _store_small(self) -> None:
         """What is waiting goes to a thread together: handing over costs more than writing."""
@@ -165,7 +170,10 @@ class FileStore(ContentStore):
     # ── collection ──────────────────────────────────────────────────────────────────────────
 
     async def sweep(self, live: Collection[str], *, grace_s: float = 86400.0) -> int:
-        return await self.run(self._sweep, frozenset(live), time.time() - grace_s)
+        removed = await self.run(self._sweep, frozenset(live), time.time() - grace_s)
+        if removed:
+            self._recent.clear()
+        return removed
 
     def _sweep(self, live: frozenset[str], before: float) -> int:
         removed = 0
@@ -185,12 +193,14 @@ class FileStore(ContentStore):
     def _put_bytes(self, data: bytes, expect: str | None) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
         verify(sha256, expect)
-        if _touch(self.path(sha256)) == len(data):
+        target = self.path(sha256)
+        if _touch(target) == len(data):
             return sha256
         writer = self._writer(())
         try:
             writer.write([data])
-            self._keep(writer, sha256)
+            writer.close(fsync=self._fsync)
+            self._rename(writer.path, target)
         except BaseException:
             writer.abort()
             raise
@@ -228,9 +238,15 @@ class FileStore(ContentStore):
         if _touch(target) == source.stat().st_size:
             source.unlink()  # the same content: keep the file that others may have linked
             return
-        source.chmod(0o444)
-        target.parent.mkdir(exist_ok=True)
-        os.rename(source, target)
+        self._rename(source, target)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        os.chmod(source, 0o444)
+        try:
+            os.rename(source, target)
+        except FileNotFoundError:  # the first with these digits
+            target.parent.mkdir(exist_ok=True)
+            os.rename(source, target)
         if self._fsync:
             _fsync_folder(target.parent)
 

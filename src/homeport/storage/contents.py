@@ -160,8 +160,12 @@ class ContentStore(ABC):
         return asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def _writer(self, algorithms: Sequence[str] = ("sha256",)) -> FileWriter:
-        self._temporary.mkdir(parents=True, exist_ok=True)
-        return FileWriter(self._temporary / secrets.token_hex(16), algorithms)
+        path = self._temporary / secrets.token_hex(16)
+        try:
+            return FileWriter(path, algorithms)
+        except FileNotFoundError:
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            return FileWriter(path, algorithms)
 
     def _copied(self, source: Path) -> FileWriter:
         writer = self._writer()
