@@ -36,7 +36,7 @@ def compiler_for(machine: str) -> str:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_it_was_built_from_this_source(program: str, machine: str) -> None:
     sums, _ = made_of(program, machine)
-    assert set(sums) == {f"{program}.c", "build.sh", f"{program}-{machine}"}
+    assert set(sums) == {f"{program}.c", "common.h", "build.sh", f"{program}-{machine}"}
     for name, wanted in sums.items():
         found = hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()
         assert found == wanted, f"{name} has changed: run {FOLDER / 'build.sh'} for {machine}"

@@ -23,6 +23,6 @@ fi
 for name in init enter keeper; do
     program="$name-$machine"
     build "$name" "$program"
-    { sha256sum "$name.c" build.sh "$program"; "$cc" --version | sed -n '1s/^[^ ]* /compiler: /p'; } \
+    { sha256sum "$name.c" common.h build.sh "$program"; "$cc" --version | sed -n '1s/^[^ ]* /compiler: /p'; } \
         >"$program.made-of"
 done

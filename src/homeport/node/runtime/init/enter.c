@@ -19,114 +19,15 @@
  * The execution closes the socket. Freestanding like init.c, and for the same reasons.
  */
 
-typedef unsigned long u64;
-typedef unsigned int u32;
+#include "common.h"
 
-#if defined(__x86_64__)
-enum {
-    SYS_read = 0, SYS_write = 1, SYS_close = 3, SYS_ioctl = 16, SYS_sendmsg = 46, SYS_clone = 56,
-    SYS_execve = 59, SYS_fcntl = 72, SYS_chdir = 80, SYS_fchown = 93, SYS_setsid = 112,
-    SYS_setgroups = 116, SYS_setresuid = 117, SYS_setresgid = 119, SYS_capset = 126,
-    SYS_prctl = 157, SYS_exit_group = 231, SYS_openat = 257, SYS_dup3 = 292, SYS_setns = 308,
-    SYS_close_range = 436,
-};
-
-static long call(long number, long a, long b, long c, long d, long e)
-{
-    long result;
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16, %rsp\n  call run\n");
-
-#elif defined(__aarch64__)
-enum {
-    SYS_dup3 = 24, SYS_fcntl = 25, SYS_ioctl = 29, SYS_chdir = 49, SYS_fchown = 55,
-    SYS_openat = 56, SYS_close = 57, SYS_read = 63, SYS_write = 64, SYS_capset = 91,
-    SYS_exit_group = 94, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
-    SYS_setgroups = 159, SYS_prctl = 167, SYS_sendmsg = 211, SYS_clone = 220, SYS_execve = 221,
-    SYS_setns = 268, SYS_close_range = 436,
-};
-
-static long call(long number, long a, long b, long c, long d, long e)
-{
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    __asm__ volatile("svc 0"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
-                     : "memory");
-    return x0;
-}
-
-__asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x0, sp\n  bl run\n");
-
-#else
-#error "no system call convention for this architecture"
-#endif
-
-enum {
-    EINTR = 4, ENOENT = 2, EACCES = 13, ENOTDIR = 20,
-    AT_FDCWD = -100, O_RDWR = 02, O_NOCTTY = 0400, O_CLOEXEC = 02000000,
-    SIGCHLD = 17, CLONE_PARENT = 0x8000,
-    F_SETFD = 2, FD_CLOEXEC = 1,
-    SOL_SOCKET = 1, SCM_RIGHTS = 1,
-    TIOCSCTTY = 0x540E, TIOCSWINSZ = 0x5414, TIOCSPTLCK = 0x40045431, TIOCGPTPEER = 0x5441,
-    PR_SET_DUMPABLE = 4, PR_SET_SECCOMP = 22, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38,
-    PR_CAP_AMBIENT = 47, PR_CAP_AMBIENT_CLEAR_ALL = 4, SECCOMP_MODE_FILTER = 2,
-    CAPABILITY_VERSION_3 = 0x20080522, CAPABILITIES_MAX = 64,
-    GROUPS_MAX = 64, PATH_MAX = 4096, FILTER_MAX = 4096,
-    FAILED = 125,
-};
-
-/* Where it ended, for the sentence that the node makes of it. */
-enum { STEP_JOIN = 'j', STEP_TERMINAL = 't', STEP_RIGHTS = 'r', STEP_DIRECTORY = 'd', STEP_COMMAND = 'c' };
+enum { FILTER_MAX = 4096 };
 
 struct rule { unsigned short code; unsigned char yes, no; u32 operand; };
 struct program { unsigned short count; struct rule *rules; };
-struct vector { void *base; u64 length; };
-struct message { void *name; u32 name_length; struct vector *parts; u64 count; void *control; u64 control_length; int flags; };
 struct rights { u64 length; int level, type; int fd; int padding; };
-struct window { unsigned short rows, columns, x, y; };
 
 static struct rule rules[FILTER_MAX];
-
-static void leave(int code)
-{
-    for (;;)
-        call(SYS_exit_group, code, 0, 0, 0, 0);
-}
-
-static u64 number_at(const char **text)
-{
-    u64 value = 0;
-    while (**text >= '0' && **text <= '9')
-        value = value * 10 + (u64)(*(*text)++ - '0');
-    return value;
-}
-
-static u64 number(const char *text)
-{
-    return number_at(&text);
-}
-
-/* Skips what is between two numbers of a list. */
-static const char *next(const char *text)
-{
-    while (*text && (*text < '0' || *text > '9'))
-        text++;
-    return text;
-}
 
 static void fail(int control, int step, long error)
 {
@@ -180,22 +81,19 @@ static int open_terminal(int control, const char *size, u32 owner)
 }
 
 /* The container's capabilities and the asked user, for good. */
-static void become(int control, u64 allowed, const char *uid, const char *gid, const char *groups)
+static void become_exactly(int control, u64 allowed, const char *uid, const char *gid, const char *groups)
 {
     u32 header[2] = {CAPABILITY_VERSION_3, 0};
     u32 low = (u32)allowed, high = (u32)(allowed >> 32);
     u32 sets[6] = {low, low, 0, high, high, 0};
     u32 list[GROUPS_MAX];
     u32 user = (u32)number(uid), group = (u32)number(gid);
-    long count = 0;
 
     for (int capability = 0; capability < CAPABILITIES_MAX; capability++)
         if (!(allowed >> capability & 1))
             call(SYS_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
     call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    for (groups = next(groups); *groups && count < GROUPS_MAX; groups = next(groups))
-        list[count++] = (u32)number_at(&groups);
-    must(control, STEP_RIGHTS, call(SYS_setgroups, count, (long)list, 0, 0, 0));
+    must(control, STEP_RIGHTS, call(SYS_setgroups, read_groups(groups, list), (long)list, 0, 0, 0));
     must(control, STEP_RIGHTS, call(SYS_setresgid, group, group, group, 0, 0));
     if (!user)
         must(control, STEP_RIGHTS, call(SYS_capset, (long)header, (long)sets, 0, 0, 0));
@@ -219,48 +117,6 @@ static u32 read_filter(int control, int fd)
     }
 }
 
-static const char *search_path(char **environment)
-{
-    for (; *environment; environment++) {
-        const char *entry = *environment;
-        if (entry[0] == 'P' && entry[1] == 'A' && entry[2] == 'T' && entry[3] == 'H' && entry[4] == '=')
-            return entry + 5;
-    }
-    return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-}
-
-/* execvp without the shell fallback; returns -errno. */
-static long execute(char **command, char **environment)
-{
-    char candidate[PATH_MAX];
-    const char *path, *part;
-    long error = -ENOENT;
-
-    for (part = command[0]; *part; part++)
-        if (*part == '/')
-            return call(SYS_execve, (long)command[0], (long)command, (long)environment, 0, 0);
-    if (part == command[0])
-        return -ENOENT;
-    for (path = search_path(environment);; path++) {
-        u32 length = 0;
-        for (; *path && *path != ':'; path++)
-            if (length < PATH_MAX - 2)
-                candidate[length++] = *path;
-        if (length)
-            candidate[length++] = '/';
-        for (part = command[0]; *part && length < PATH_MAX - 1; part++)
-            candidate[length++] = *part;
-        candidate[length] = 0;
-        long this = call(SYS_execve, (long)candidate, (long)command, (long)environment, 0, 0);
-        if (this != -ENOENT && this != -ENOTDIR)
-            error = this;
-        if (this != -ENOENT && this != -ENOTDIR && this != -EACCES)
-            return error;
-        if (!*path)
-            return error;
-    }
-}
-
 /* In the command's process. `slave` is its terminal, or -1. */
 static void run_command(int control, char **arguments, char **environment, int slave)
 {
@@ -278,14 +134,14 @@ static void run_command(int control, char **arguments, char **environment, int s
     call(SYS_dup3, control, 3, O_CLOEXEC, 0, 0);
     control = 3;
     must(control, STEP_RIGHTS, call(SYS_close_range, 4, 0x7fffffff, 0, 0, 0));
-    become(control, number(arguments[4]), arguments[5], arguments[6], arguments[7]);
+    become_exactly(control, number(arguments[4]), arguments[5], arguments[6], arguments[7]);
     if (program.count)
         must(control, STEP_RIGHTS,
              call(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, (long)&program, 0, 0));
     call(SYS_write, control, (long)"S", 1, 0, 0);
     if (*arguments[10])
         must(control, STEP_DIRECTORY, call(SYS_chdir, (long)arguments[10], 0, 0, 0, 0));
-    fail(control, STEP_COMMAND, execute(arguments + 12, environment));
+    fail(control, STEP_COMMAND, -execute(arguments + 12, environment));
 }
 
 __attribute__((used, noreturn)) void run(long *stack)
