@@ -27,25 +27,45 @@
  *   'c' errno          the connection ID is there (0) or not
  *   'z' status         the command has ended, and with it the container
  *
+ * Called as `lasting` instead of `keeper` it can be part of a checkpoint of its container, which
+ * nothing may be that holds a file of the host, but for its standard streams. So it runs from a
+ * copy of itself, the command has those streams for its own, and further processes have pipes of
+ * the container, with processes beside them that copy. Then there is one more request:
+ *
+ *   'p' ID             let go of all that is the host's, this conversation too
+ *
+ *   'p' errno          it will be gone (0) at the end of the conversation, or not
+ *
+ * Further processes go on, but nobody is told of them any more. In a container that was restored
+ *
+ *   keeper revive CONTROL_FD
+ *
+ * hands the first process a new socket, on which the conversation begins anew ('I', 'S', 'R').
+ *
  * A terminal is the container's own, a process copies between its master and the socket.
  * Freestanding like init.c, and for the same reasons.
  */
 
 #include "common.h"
 
-enum { PROCESSES_MAX = 2048, TEXTS_MAX = 32768, PACKET_MAX = 1 << 20, FDS_MAX = 4, COPY_BYTES = 65536 };
+enum { PROCESSES_MAX = 2048, TEXTS_MAX = 32768, PACKET_MAX = 1 << 20, FDS_MAX = 4, COPY_BYTES = 65536,
+       COPIES_MAX = 4 * PROCESSES_MAX };
 
 struct rights { u64 length; int level, type; int fds[FDS_MAX]; };
 struct wait_on { int fd; short events, found; };
 struct address { unsigned short family, port; unsigned char ip[4], zero[8]; };
+struct local { unsigned short family; char path[32]; };
+struct peer { int pid; u32 user, group; };
 struct process { u32 id; long pid, relay; int master; };
 
 static struct process processes[PROCESSES_MAX];
 static char packet[PACKET_MAX];
 static char *texts[TEXTS_MAX + 1];
 static char copied[COPY_BYTES];
+static long copies[COPIES_MAX]; /* processes that copy between the container and the host */
 static char **arguments;
-static int control;
+static int control, door = -1;
+static int is_lasting;
 
 static void drop(int fd)
 {
@@ -157,6 +177,64 @@ static int open_terminal(const char *size, int *slave)
     call(SYS_fchown, *slave, number(arguments[5]), -1, 0, 0);
     set_size((int)master, rows, columns);
     return (int)master;
+}
+
+/* A place for one more process that copies; null if there are too many. */
+static long *free_copy(void)
+{
+    for (int index = 0; index < COPIES_MAX; index++)
+        if (!copies[index])
+            return &copies[index];
+    return 0;
+}
+
+/* Copies until there is no more, or nobody who reads it. */
+static void carry(int from, int to)
+{
+    struct wait_on waits[2] = {{from, POLLIN, 0}, {to, 0, 0}};
+
+    close_all_but(from, to);
+    for (;;) {
+        waits[0].found = waits[1].found = 0;
+        long got = call(SYS_ppoll, (long)waits, 2, 0, 0, 0);
+        if (got == -EINTR)
+            continue;
+        if (got < 0 || waits[1].found)
+            leave(0);
+        got = call(SYS_read, from, (long)copied, COPY_BYTES, 0, 0);
+        if (got == -EINTR || got == -EAGAIN)
+            continue;
+        if (got <= 0 || write_all(to, copied, got))
+            leave(0);
+    }
+}
+
+/*
+ * Puts a pipe of the container in the place of a stream of the host: its end for the process, or
+ * -errno.
+ */
+static int detach(int fd, int is_input)
+{
+    int ends[2];
+    long *place = free_copy();
+
+    if (!place)
+        return -EAGAIN;
+    long pid = call(SYS_pipe2, (long)ends, O_CLOEXEC, 0, 0, 0);
+    if (pid)
+        return (int)pid;
+    pid = fork();
+    if (pid == 0) {
+        set_signals(SIG_SETMASK, 0);
+        carry(is_input ? fd : ends[0], is_input ? ends[1] : fd);
+    }
+    drop(ends[is_input ? 1 : 0]);
+    if (pid < 0) {
+        drop(ends[is_input ? 0 : 1]);
+        return (int)pid;
+    }
+    *place = pid;
+    return ends[is_input ? 0 : 1];
 }
 
 static long start_relay(int outside, int inside, int is_terminal)
@@ -304,19 +382,30 @@ static void start_process(u32 id, int count, int *fds, int fds_count)
     char **environment = texts + 4 + length + 1;
     texts[4 + length] = 0;
     texts[count + 1] = 0;
+    int streams[3] = {fds[0], fds[1], fds[2]};
     if (*terminal) {
         place->master = open_terminal(terminal, &slave);
         if (place->master < 0)
             return answer('e', id, (u32)-place->master | STEP_TERMINAL << 8, 2);
+    } else if (is_lasting) {
+        for (int fd = 0; fd < 3; fd++)
+            if ((streams[fd] = detach(fds[fd], fd == 0)) < 0) {
+                error = -streams[fd];
+                while (fd--)
+                    drop(streams[fd]);
+                return answer('e', id, (u32)error | STEP_JOIN << 8, 2);
+            }
     }
     error = (int)-call(SYS_pipe2, (long)starting, O_CLOEXEC, 0, 0, 0);
     long pid = error ? -error : fork();
     if (pid == 0)
-        run_process(texts + 4, environment, workdir, fds, slave, starting[1]);
+        run_process(texts + 4, environment, workdir, streams, slave, starting[1]);
     if (!error)
         drop(starting[1]);
     if (slave >= 0)
         drop(slave);
+    for (int fd = 0; fd < 3 && is_lasting && !*terminal; fd++)
+        drop(streams[fd]);
     if (pid > 0)
         error = executed(starting[0], &step);
     else
@@ -340,12 +429,15 @@ static void connect_port(u32 id, int outside)
 {
     u32 port = number(texts[1]);
     struct address there = {AF_INET, (unsigned short)((port & 255) << 8 | port >> 8), {127, 0, 0, 1}, {0}};
-    long pid = fork();
+    long *place = free_copy();
+    long pid = place ? fork() : -EAGAIN;
 
     if (pid < 0)
         return answer('c', id, (u32)-pid, 1);
-    if (pid > 0)
+    if (pid > 0) {
+        *place = pid;
         return;
+    }
     set_signals(SIG_SETMASK, 0);
     long inside = call(SYS_socket, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0, 0, 0);
     long error = inside < 0 ? inside : call(SYS_connect, inside, (long)&there, sizeof there, 0, 0);
@@ -353,6 +445,147 @@ static void connect_port(u32 id, int outside)
     if (error)
         leave(0);
     relay(outside, (int)inside, 0);
+}
+
+/* --- checkpoints -------------------------------------------------------------------------------- */
+
+static struct local meeting = {AF_UNIX, "\0homeport-keeper"};
+enum { MEETING_LENGTH = 2 + sizeof "\0homeport-keeper" - 1 };
+
+static void end(long pid)
+{
+    call(SYS_kill, pid, SIGKILL, 0, 0, 0);
+    call(SYS_wait4, pid, 0, 0, 0, 0);
+}
+
+static void let_go(u32 id)
+{
+    long error = EINVAL;
+
+    if (is_lasting) {
+        door = (int)call(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, 0, 0);
+        error = door < 0 ? -door : -call(SYS_bind, door, (long)&meeting, MEETING_LENGTH, 0, 0);
+        if (!error)
+            error = -call(SYS_listen, door, 8, 0, 0, 0);
+        if (error && door >= 0)
+            drop(door);
+    }
+    if (error) {
+        door = -1;
+        return answer('p', id, (u32)error, 1);
+    }
+    for (int index = 0; index < COPIES_MAX; index++)
+        if (copies[index]) {
+            end(copies[index]);
+            copies[index] = 0;
+        }
+    for (int index = 1; index < PROCESSES_MAX; index++) {
+        struct process *process = &processes[index];
+        process->id = 0;
+        if (process->relay) {
+            end(process->relay);
+            process->relay = 0;
+            if (process->pid > 1)
+                call(SYS_kill, -process->pid, SIGHUP, 0, 0, 0);
+            drop(process->master);
+            process->master = -1;
+        }
+    }
+    answer('p', id, 0, 1);
+    drop(control);
+    control = -1;
+}
+
+/* A socket to the node, of one who may give it: root in this container; -1 if it is none. */
+static int receive_control(int visitor)
+{
+    char byte;
+    struct vector part = {&byte, 1};
+    struct rights rights = {0, 0, 0, {0}};
+    struct message message = {0, 0, &part, 1, &rights, sizeof rights, 0};
+    struct peer peer = {0, 1, 1};
+    u32 length = sizeof peer;
+
+    if (call(SYS_getsockopt, visitor, SOL_SOCKET, SO_PEERCRED, (long)&peer, (long)&length) || peer.user)
+        return -1;
+    if (call(SYS_recvmsg, visitor, (long)&message, MSG_CMSG_CLOEXEC, 0, 0) != 1)
+        return -1;
+    if (message.control_length < 16 || rights.level != SOL_SOCKET || rights.type != SCM_RIGHTS)
+        return -1;
+    for (int index = 1; index < (int)((rights.length - 16) / sizeof(int)); index++)
+        drop(rights.fds[index]);
+    return rights.fds[0];
+}
+
+/* The container has been restored: whoever visits brings the new socket to the node. */
+static void be_visited(void)
+{
+    int visitor = (int)call(SYS_accept4, door, 0, 0, SOCK_CLOEXEC, 0);
+
+    if (visitor < 0)
+        return;
+    control = receive_control(visitor);
+    drop(visitor);
+    if (control < 0)
+        return;
+    drop(door);
+    door = -1;
+    report_and_wait(control, "I");
+    report_and_wait(control, "S");
+    call(SYS_write, control, (long)"R", 1, 0, 0);
+}
+
+/* `revive`: brings it. */
+static void visit(void)
+{
+    char byte = 0;
+    struct vector part = {&byte, 1};
+    struct rights rights = {16 + sizeof(int), SOL_SOCKET, SCM_RIGHTS, {(int)number(arguments[2])}};
+    struct message message = {0, 0, &part, 1, &rights, 24, 0};
+    long there = call(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, 0, 0);
+
+    if (there < 0 || call(SYS_connect, there, (long)&meeting, MEETING_LENGTH, 0, 0))
+        leave(FAILED);
+    leave(call(SYS_sendmsg, there, (long)&message, 0, 0, 0) == 1 ? 0 : FAILED);
+}
+
+/* Goes on from a copy of the program: the file it was started from is the host's. */
+static void run_from_copy(char **environment)
+{
+    char path[32] = "/proc/self/fd/";
+    char digits[12];
+    int length = 14, count = 0;
+    long from = call(SYS_openat, AT_FDCWD, (long)"/proc/self/exe", O_CLOEXEC, 0, 0);
+    long to = call(SYS_memfd_create, (long)"keeper", MFD_CLOEXEC, 0, 0, 0);
+    long got;
+
+    if (from < 0 || to < 0)
+        leave(FAILED);
+    while ((got = call(SYS_read, from, (long)copied, COPY_BYTES, 0, 0)) > 0)
+        if (write_all((int)to, copied, got))
+            leave(FAILED);
+    do
+        digits[count++] = (char)('0' + to % 10);
+    while (to /= 10);
+    while (count)
+        path[length++] = digits[--count];
+    path[length] = 0;
+    arguments[0] = "copied";
+    call(SYS_execve, (long)path, (long)arguments, (long)environment, 0, 0);
+    leave(FAILED);
+}
+
+/* Descriptors 0 to 2 are the command's alone, and are not to become anything else here. */
+static void give_streams_away(void)
+{
+    int ends[2];
+
+    if (call(SYS_pipe2, (long)ends, O_CLOEXEC, 0, 0, 0))
+        leave(FAILED);
+    for (int fd = 0; fd < 3; fd++)
+        call(SYS_dup3, ends[0], fd, O_CLOEXEC, 0, 0);
+    drop(ends[0]);
+    drop(ends[1]);
 }
 
 static void resize(u32 id)
@@ -393,6 +626,9 @@ static void obey(int length, int *fds, int fds_count)
             call(SYS_kill, -process->pid, number(texts[1]), 0, 0, 0);
             call(SYS_kill, process->pid, number(texts[1]), 0, 0, 0);
         }
+        break;
+    case 'p':
+        let_go(id);
         break;
     case 'w':
         resize(id);
@@ -436,14 +672,20 @@ static void reap(void)
         if (pid <= 0)
             return;
         if (pid == processes[0].pid) {
+            while (control < 0)
+                be_visited();
             answer('z', 0, (u32)status, 4);
             leave(0);
         }
+        for (int index = 0; index < COPIES_MAX; index++)
+            if (copies[index] == pid)
+                copies[index] = 0;
         for (int index = 0; index < PROCESSES_MAX; index++) {
             struct process *process = &processes[index];
             if (process->pid == pid) {
                 process->pid = 0;
-                answer('x', process->id, (u32)status, 4);
+                if (process->id)
+                    answer('x', process->id, (u32)status, 4);
             } else if (process->relay == pid) {
                 process->relay = 0;
                 if (process->pid > 1)
@@ -486,6 +728,11 @@ __attribute__((used, noreturn)) void run(long *stack)
 
     if (count > 3 && arguments[1][0] == 'j')
         join(count, environment);
+    if (count == 3 && arguments[1][0] == 'r')
+        visit();
+    if (arguments[0][0] == 'l')
+        run_from_copy(environment);
+    is_lasting = arguments[0][0] == 'c';
     if (count < 9)
         leave(FAILED);
     control = (int)number(arguments[1]);
@@ -519,22 +766,31 @@ __attribute__((used, noreturn)) void run(long *stack)
         processes[0].relay = start_relay((int)number(arguments[2]), processes[0].master, 1);
     }
     call(SYS_write, control, (long)"R", 1, 0, 0);
-    for (int index = 2; index < 5; index++)
-        drop((int)number(arguments[index]));
+    if (is_lasting)
+        give_streams_away();
+    else
+        for (int index = 2; index < 5; index++)
+            drop((int)number(arguments[index]));
 
     u64 child = 1UL << (SIGCHLD - 1);
     set_signals(SIG_BLOCK, child);
     int signals = (int)call(SYS_signalfd4, -1, (long)&child, sizeof child, O_CLOEXEC, 0);
-    struct wait_on waits[2] = {{signals, POLLIN, 0}, {control, POLLIN, 0}};
+    struct wait_on waits[3] = {{signals, POLLIN, 0}, {control, POLLIN, 0}, {-1, POLLIN, 0}};
     reap();
     for (;;) {
-        waits[0].found = waits[1].found = 0;
-        call(SYS_ppoll, (long)waits, 2, 0, 0, 0);
+        waits[0].found = waits[1].found = waits[2].found = 0;
+        call(SYS_ppoll, (long)waits, 3, 0, 0, 0);
         if (waits[0].found) {
             call(SYS_read, signals, (long)copied, 1024, 0, 0);
             reap();
         }
         if (waits[1].fd >= 0 && waits[1].found && !serve())
             waits[1].fd = -1; /* the container outlives its node */
+        if (waits[2].fd >= 0 && waits[2].found)
+            be_visited();
+        if (waits[2].fd != door) {
+            waits[1].fd = control;
+            waits[2].fd = door;
+        }
     }
 }
