@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 import msgspec
 
-from homeport.cli import up
+from homeport.cli.server import Server
 from homeport.images.upkeep import ImageBundle, ImageSummary
-from homeport.kernel.errors import HomeportError, InvalidError, NotFoundError, UnavailableError
+from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.oci import Layout, take_layers, unpack_archive, write_archive
 from homeport.node.layers import LayerStore, remove_tree
 from homeport.settings import Settings
-from homeport.workspace import credentials
-
-COMMANDS = ("ls", "rm", "prune", "export", "import")
-_TIMEOUT_S = 600.0
-_ERRORS: dict[int, type[HomeportError]] = {404: NotFoundError, 503: UnavailableError}
-
-
-class Server:
-    """The running server of a home, as the owner of the machine asks it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._url = urlsplit(up.ensure_running(settings, lambda line: click.echo(line, err=True)))
-        found = credentials.read(settings.home)
-        self._token = found.node_token if found is not None else ""
-
-    def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """The answer's body. Raises ``HomeportError`` with what the server says."""
-        connection = http.client.HTTPConnection(
-            self._url.hostname or "127.0.0.1", self._url.port or 80, timeout=_TIMEOUT_S
-        )
-        try:
-            headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
-            connection.request(method, path, body or None, headers)
-            answer = connection.getresponse()
-            data = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise UnavailableError(f"the server does not answer: {error}") from None
-        finally:
-            connection.close()
-        if answer.status != 200:
-            raise _ERRORS.get(answer.status, InvalidError)(_message(data))
-        return data
-
-
-def _message(data: bytes) -> str:
-    try:
-        document: Any = json.loads(data)
-        return str(document["error"])
-    except (ValueError, KeyError, TypeError):
-        return data.decode(errors="replace").strip()[:500]
 
 
 def store_of(settings: Settings) -> LayerStore:

@@ -12,12 +12,14 @@ import click
 import msgspec
 
 from homeport import __version__, settings
-from homeport.cli import client_env, doctor, fsck, images, instance, official, up
+from homeport.cli import client_env, doctor, fsck, instance, official, up
+from homeport.cli.server import Server
 from homeport.kernel.errors import HomeportError
 from homeport.settings import Settings
 
 NOT_RUNNING = 3
 """Exit code of ``homeport status`` when nothing runs (as service managers use it)."""
+_OUR_IMAGE_COMMANDS = ("ls", "rm", "prune", "export", "import")
 
 
 class _Group(click.Group):
@@ -53,7 +55,10 @@ class _Image(_Official):
     """The official ``image`` commands, and ours about this machine's images."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        if ctx.args[:1] and ctx.args[0] in images.COMMANDS:
+        if ctx.args[:1] and ctx.args[0] in _OUR_IMAGE_COMMANDS:
+            # The store of layers and all it takes: no other command need wait for them.
+            from homeport.cli import images
+
             images.images.main(ctx.args, "homeport image", obj=_load(ctx, None), parent=ctx)
         super().invoke(ctx)
 
@@ -103,7 +108,7 @@ def approve_command(settings: Settings, code: str) -> None:
     """Let the client that shows CODE in (`modal token new`): it gets a token of its own."""
     try:
         body = json.dumps({"code": code}).encode()
-        answer: Any = json.loads(images.Server(settings).ask("POST", "/_tokens/approve", body))
+        answer: Any = json.loads(Server(settings).ask("POST", "/_tokens/approve", body))
     except HomeportError as error:
         raise click.ClickException(error.message) from None
     click.echo(f"token {answer['token_id']} was given to it")

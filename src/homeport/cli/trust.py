@@ -9,7 +9,7 @@ from typing import Final
 
 import certifi
 
-from homeport.kernel.certificates import CERTIFICATE_FILE
+from homeport.kernel.files import CERTIFICATE_FILE
 
 BUNDLE_FILE: Final = "ca-bundle.pem"
 _OPENSSL: Final = "SSL_CERT_FILE"

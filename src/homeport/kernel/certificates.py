@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-CERTIFICATE_FILE: Final = "ca.pem"
-"""What a client is told to trust (``SSL_CERT_FILE``)."""
+from homeport.kernel.files import CERTIFICATE_FILE
+
 KEY_FILE: Final = "ca.key"
 _AUTHORITY_LIFE: Final = datetime.timedelta(days=3650)
 _LEAF_LIFE: Final = datetime.timedelta(days=397)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import structlog
-from structlog.typing import Processor
+if TYPE_CHECKING:
+    from structlog.typing import Processor
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
@@ -19,6 +19,8 @@ def configure_logging(level: Level, form: Format) -> None:
     ``auto`` is for people on a terminal and JSON otherwise. Tracebacks are plain: with the local
     variables that richer ones show, secrets would get into logs.
     """
+    import structlog  # takes its time, which commands that read settings only need not wait for
+
     terminal = sys.stderr.isatty()
     ending: list[Processor]
     if form == "console" or (form == "auto" and terminal):
