@@ -16,8 +16,6 @@ from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import PROGRAMS, Runner
 from tests.conformance.harness.server import Server
 
-from homeport.node.runtime.records import INIT_PREFIX, find_processes
-
 PROGRAM = "templates.py"
 
 
@@ -31,9 +29,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def waiting(server: Server) -> dict[int, str]:
     """Waiting containers and those that once were, by the pid of their init."""
-    ours = server.containers("tp-")
-    found = {pid: name.rpartition(":")[2] for pid, name in find_processes(INIT_PREFIX).items()}
-    return {pid: name for pid, name in found.items() if name in ours}
+    return server.inits("tp-")
 
 
 def run(runner: Runner, client: Client, *arguments: str, **how: Any) -> dict[str, Any]:

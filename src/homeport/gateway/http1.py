@@ -6,14 +6,70 @@ import asyncio
 import logging
 from typing import Any, Final
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from homeport.gateway.doorman import Refusal
+from homeport.gateway.errors import error_body
+from homeport.gateway.head import HeadGuard
 
 KEEP_ALIVE_S: Final = 75
 """An idle connection is closed after that time."""
 WEBSOCKET_BYTES_MAX: Final = 16 * 1024 * 1024
 """The longest WebSocket message."""
+
+
+class _Bounded(HttpToolsProtocol):
+    """Uvicorn's protocol, with bounds for what comes before a body."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._head = HeadGuard(self._refuse)
+        self._refusal: Refusal | None = None
+        self.url = b""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head.stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        refusal = self._head.received(len(data), self.url)
+        if refusal is not None:
+            self._refuse(refusal)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head.begin()
+
+    def on_headers_complete(self) -> None:
+        self._refusal = self._head.complete(self.url, self.headers)
+        if self._refusal is not None:
+            raise httptools.HttpParserError  # which ends in ``send_400_response``
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._head.stop()
+        refusal, self._refusal = self._refusal, None
+        if refusal is None:
+            super().send_400_response(msg)
+        else:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if self.transport.is_closing():
+            return
+        kind, body = error_body(refusal.status, refusal.text, "")
+        lines = (
+            b"HTTP/1.1 %d Error" % refusal.status,
+            b"Content-Type: " + kind,
+            b"Content-Length: %d" % len(body),
+            b"Connection: close",
+        )
+        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        self.transport.close()
 
 
 class Http1:
@@ -41,7 +97,7 @@ class Http1:
 
     def protocol(self) -> asyncio.Protocol:
         """A protocol for one connection."""
-        return HttpToolsProtocol(self._config, self._state, {})
+        return _Bounded(self._config, self._state, {})
 
     async def stop(self, grace_s: float) -> None:
         """Close idle connections at once, the others when their answer is out, or after a while."""

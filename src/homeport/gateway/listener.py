@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import structlog
 
+from homeport.gateway import head as head_bounds
 from homeport.kernel.errors import ConflictError, InvalidError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -252,7 +253,11 @@ class _Sniffer(asyncio.Protocol):
         """An HTTP/1 request: its ``Host`` says whom the connection is for."""
         head, separator, _ = buffer.partition(b"\r\n\r\n")
         found = _HOST.search(head + separator[:2])
-        if found is None and not separator and len(head) <= HEAD_BYTES_MAX and _is_text(head):
+        if found is None and not separator and _is_text(head):
+            if len(head) <= head_bounds.HEAD_BYTES_MAX:
+                return
+            too_long = head_bounds.HEAD_TOO_LARGE if b"\r\n" in head else head_bounds.URL_TOO_LONG
+            self._refuse(f"{too_long.status} Error", too_long.text)
             return
         host = found.group(1).decode("latin-1") if found is not None else ""
         factory = self._web(host) or self._http
@@ -278,7 +283,7 @@ class _Sniffer(asyncio.Protocol):
         self._pass_on(protocol, rest)
 
     def _refuse(self, status: str, sentence: str, headers: str = "") -> None:
-        log.info("link refused", status=status)
+        log.info("request refused", status=status)
         body = sentence + "\n"
         self._transport.write(
             f"HTTP/1.1 {status}\r\n{headers}Content-Type: text/plain; charset=utf-8\r\n"

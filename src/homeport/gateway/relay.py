@@ -20,9 +20,12 @@ from homeport.web.requests import BrokenError, FailedError, Message, Receive, Sc
 from homeport.web.service import Target
 
 CHUNK_BYTES: Final = 256 * 1024
+HEAD_BYTES_MAX: Final = 256 * 1024
+"""Of one header of an answer, or of its first line."""
 _NOT_PASSED_ON: Final = frozenset(
     {
         b"connection",
+        b"expect",  # answered already: its body is read
         b"keep-alive",
         b"modal-authorization",
         b"modal-key",
@@ -49,6 +52,8 @@ class Relay:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=HEAD_BYTES_MAX,
+            max_field_size=HEAD_BYTES_MAX,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )
 

@@ -20,6 +20,7 @@ import structlog
 from homeport.calls.lease import Lease, Place
 from homeport.gateway.doorman import Doorman, Headers, Refusal
 from homeport.gateway.errors import error_body
+from homeport.gateway.head import HeadGuard
 from homeport.gateway.upstream import BUFFER_BYTES, FULL, Upstream, Upstreams
 from homeport.web.service import Target
 
@@ -31,12 +32,17 @@ REPLAY_BYTES_MAX: Final = 64 * 1024
 """A request up to that size is sent again if its connection to the container was stale."""
 KEEP_ALIVE_S: Final = 75.0
 """A client's connection without a request is closed after that time."""
+LINGER_S: Final = 30.0
+LINGER_IDLE_S: Final = 5.0
+"""A client that is answered before it has sent everything is listened to so long, and while it sends: a
+connection closed before that is reset, and the answer lost."""
 ATTEMPTS_MAX: Final = 8
 RETRY_S: Final = (0.05, 1.0)
 """Before a request is sent again: first, and at most; doubled in between. That a container is gone is
 known a little after its connections are."""
 _BODY: Final = "no container yet for so much of a body"
 _QUEUE: Final = "an earlier request has no answer yet"
+_LAST: Final = "what came is no request"
 _REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 _OWN: Final = frozenset({b"modal-key", b"modal-secret", b"modal-authorization", b"connection"})
 """Headers that are not passed on as they are."""
@@ -124,6 +130,12 @@ class SpliceProtocol(asyncio.Protocol):
         self._idle: asyncio.TimerHandle | None = None
         self._is_between = True
         """No request is under way."""
+        self._head = HeadGuard(self._end_with)
+        self._last_word: Refusal | None = None
+        """What is said once the requests before it are answered."""
+        self._lingers_until = 0.0
+        """Set once everything is said: what still comes is not read but thrown away."""
+        self._heard = False
         self._chunk: bytes | None = None
         """What is being parsed, if the request that is being read began with it."""
         self._successor: ProtocolFactory | None = None
@@ -146,6 +158,9 @@ class SpliceProtocol(asyncio.Protocol):
             if self._upstream is not None:
                 self._upstream.write(data)
             return
+        if self._lingers_until:
+            self._heard = True
+            return
         if self._upgraded:  # and whether the container agrees is not known yet
             self._send_body(data)
             return
@@ -164,14 +179,17 @@ class SpliceProtocol(asyncio.Protocol):
             if rest:
                 self._send_body(rest)
         except httptools.HttpParserError as error:
-            self._refuse(Refusal(400, f"This is not a valid HTTP request: {error}"), last=True)
+            self._end_with(Refusal(400, f"This is not a valid HTTP request: {error}"))
         self._chunk = None
         if self._successor is not None:
             self._hand_over(self._successor, data)
+        elif (refusal := self._head.received(len(data), self._incoming.url)) is not None:
+            self._end_with(refusal)
 
     def _hand_over(self, successor: ProtocolFactory, data: bytes) -> None:
         """From this request on the connection is another protocol's."""
         self._closed = True
+        self._head.stop()
         self._connections.discard(self)
         if self._transport.is_closing():
             return
@@ -193,6 +211,7 @@ class SpliceProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self._connections.discard(self)
+        self._head.stop()
         if self._idle is not None:
             self._idle.cancel()
         self._let_go(reusable=False)
@@ -212,6 +231,7 @@ class SpliceProtocol(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._is_between = False
         self._incoming = _Request()
+        self._head.begin()
 
     def on_url(self, url: bytes) -> None:
         self._incoming.url += url
@@ -220,9 +240,10 @@ class SpliceProtocol(asyncio.Protocol):
         self._incoming.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._transport.is_closing() or self._successor is not None:
-            return
         request = self._incoming
+        too_long = self._head.complete(request.url, request.headers)
+        if self._transport.is_closing() or self._successor is not None or self._is_done:
+            return
         request.method = self._parser.get_method()
         request.version = self._parser.get_http_version()
         request.keep_alive = self._parser.should_keep_alive()
@@ -231,6 +252,13 @@ class SpliceProtocol(asyncio.Protocol):
             name.lower() == b"transfer-encoding" and b"chunked" in value.lower()
             for name, value in request.headers
         )
+        request.is_whole = not request.is_chunked and not any(
+            name.lower() == b"content-length" and value.strip(b" \t0")
+            for name, value in request.headers
+        )
+        if too_long is not None:
+            self._end_with(too_long)
+            return
         self._requests.append(request)
         if len(self._requests) == 1:
             self._begin()
@@ -238,7 +266,7 @@ class SpliceProtocol(asyncio.Protocol):
             self.hold(_QUEUE)
 
     def on_body(self, body: bytes) -> None:
-        if self._successor is not None:
+        if self._successor is not None or self._is_done:
             return
         if self._incoming.is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body)
@@ -249,7 +277,7 @@ class SpliceProtocol(asyncio.Protocol):
         self._chunk = None
         request = self._incoming
         request.is_whole = True
-        if request.is_chunked and self._successor is None:
+        if request.is_chunked and self._successor is None and not self._is_done:
             self._send_body(b"0\r\n\r\n")
 
     def _send_body(self, data: bytes) -> None:
@@ -388,19 +416,27 @@ class SpliceProtocol(asyncio.Protocol):
         """The answer is complete."""
         request = self._requests.popleft()
         self._let_go(reusable=request.is_whole)
-        if not (keep_alive and request.keep_alive and request.is_whole) or self._stopping:
+        if not request.is_whole:
+            self._linger()
+        elif not (keep_alive and request.keep_alive) or self._stopping:
             self._transport.close()
         elif request.is_upgrade:
             self._transport.close()  # it was refused, and what follows is none of HTTP
         elif self._requests:
             self._next()
+        elif self._last_word is not None:
+            self._refuse(self._last_word, last=True)
         else:
-            self._idle = self._loop.call_later(KEEP_ALIVE_S, self._transport.close)
+            self._wait_for_next()
 
     def finish(self) -> None:
         """The container's side is closed, and with that the answer is complete."""
+        is_whole = self._tunnel or not self._requests or self._requests[0].is_whole
         self._let_go(reusable=False)
-        self._transport.close()
+        if is_whole or not self._transport.can_write_eof():
+            self._transport.close()
+        else:
+            self._linger()
 
     def fail(self, upstream: Upstream, reason: str) -> None:
         """There will be no (more) answer."""
@@ -452,6 +488,56 @@ class SpliceProtocol(asyncio.Protocol):
         if lease is not None:
             self._doorman.close(lease)
 
+    # ── the end of a connection ─────────────────────────────────────────────────────────────
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether no further request is taken."""
+        return self._last_word is not None or bool(self._lingers_until)
+
+    def _end_with(self, refusal: Refusal) -> None:
+        """What came last is no request: answer those before it, then say so and close."""
+        if self._closed or self._is_done or self._transport.is_closing():
+            return
+        self._head.stop()
+        request = self._incoming
+        if self._requests and self._requests[-1] is request and not request.is_whole:
+            if len(self._requests) > 1:
+                self._requests.pop()
+            elif request.answered:
+                self._let_go(reusable=False)
+                self._transport.abort()
+                return
+            else:
+                self._let_go(reusable=False)
+                self._refuse(refusal, last=True)
+                return
+        if self._requests:
+            self._last_word = refusal
+            self.hold(_LAST)
+        else:
+            self._refuse(refusal, last=True)
+
+    def _linger(self) -> None:
+        """Close the connection once the client has sent what it was sending, or does not any more."""
+        if self._closed or self._transport.is_closing():
+            return
+        self._lingers_until = self._loop.time() + LINGER_S
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._held:
+            self._held.clear()
+            self._transport.resume_reading()
+        self._heard = True
+        self._listen_on()
+
+    def _listen_on(self) -> None:
+        if not self._heard or self._stopping or self._loop.time() >= self._lingers_until:
+            self._transport.close()
+            return
+        self._heard = False
+        self._idle = self._loop.call_later(LINGER_IDLE_S, self._listen_on)
+
     # ── answers of our own ──────────────────────────────────────────────────────────────────
 
     def _refuse_open(self, refusal: Refusal) -> None:
@@ -475,10 +561,19 @@ class SpliceProtocol(asyncio.Protocol):
         if not self._closed:
             answer = b"\r\n".join(head) + b"\r\n\r\n"
             self._transport.write(answer if request.method == b"HEAD" else answer + body)
-            if not keep:
+            if not keep and not request.is_whole:
+                self._linger()
+            elif not keep:
                 self._transport.close()
         if keep and self._requests:
             self._next()
+        elif keep and self._last_word is not None:
+            self._refuse(self._last_word, last=True)
+        elif keep and not self._closed:
+            self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        self._idle = self._loop.call_later(KEEP_ALIVE_S, self._transport.close)
 
     def _next(self) -> None:
         if len(self._requests) == 1:

@@ -158,6 +158,8 @@ def _continued(scope: Scope) -> tuple[str, str]:
 async def _redirect(scope: Scope, send: Send, query: str, call_id: str) -> None:
     """See Other: the same address, with the call to wait for."""
     path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    if path.startswith("//"):  # which would name another host
+        path = f"/.{path}"
     query = f"{query}&" if query else ""
     location = f"{path}?{query}{CONTINUE_PARAMETER}={call_id}"
     await _answer(send, 303, [(b"location", location.encode("latin-1"))], b"")

@@ -52,6 +52,9 @@ class AsgiStream:
         self._complete = False
         self._told_end = False
         """The application knows the whole body."""
+        self._waits_for_100 = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )
         self.task: asyncio.Task[None] | None = None
 
     # ── for the connection ──────────────────────────────────────────────────────────────────
@@ -106,6 +109,11 @@ class AsgiStream:
     # ── for the application ─────────────────────────────────────────────────────────────────
 
     async def _receive(self) -> Any:
+        if self._waits_for_100 and not (self._gone or self._began):
+            self._waits_for_100 = False
+            with contextlib.suppress(NGH2Error):
+                self._http2.send_informational_response(self.stream_id, [(b":status", b"100")])
+            self._flush_soon()
         while not (self._gone or self._complete or self._body or self._ended):
             self._changed.clear()
             await self._changed.wait()
@@ -179,8 +187,12 @@ class AsgiStream:
 def _scope(headers: Headers, peer: str) -> dict[str, Any]:
     """The request as an ASGI application sees it."""
     pseudo = {name: value for name, value in headers if name.startswith(b":")}
-    plain = [(name, value) for name, value in headers if not name.startswith(b":")]
-    if b":authority" in pseudo and all(name != b"host" for name, _ in plain):
+    plain = [pair for pair in headers if not pair[0].startswith(b":") and pair[0] != b"cookie"]
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if cookies:  # RFC 9113, 8.2.3: browsers send them one by one, applications know one field
+        plain.append((b"cookie", b"; ".join(cookies)))
+    if b":authority" in pseudo:
+        plain = [pair for pair in plain if pair[0] != b"host"]
         plain.insert(0, (b"host", pseudo[b":authority"]))
     path, _, query = pseudo.get(b":path", b"/").partition(b"?")
     host, _, port = peer.rpartition(":")

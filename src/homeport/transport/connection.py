@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Coroutine
 from typing import Any, cast
 
@@ -57,10 +58,17 @@ DISCARD_BYTES_MAX = 2**32 + 1024
 PARTING_S = 1.0
 """How long a stopping server waits for a peer to say that it has read its last answer."""
 _TIMEOUT_MAX_S = 10 * 365 * 86400.0
+HEADER_LIST_BYTES_MAX = 64 * 1024
+"""Of a request, counted as HTTP/2 counts it. Over that it is refused; over ``_HEADERS_READ_MAX`` it ends
+the connection, and with that what others who share it have asked."""
+_HEADERS_READ_MAX = 4 * HEADER_LIST_BYTES_MAX
+_FIELD_BYTES = 32
 # Clients that end thousands of waiting calls at once are normal here.
 _RESET_RATE = (50_000, 5_000)
-_CONFIGURATION = Configuration(stream_reset_rate_limit=_RESET_RATE)
-_MANUAL_WINDOWS = Configuration(stream_reset_rate_limit=_RESET_RATE, auto_window_update=False)
+_CONFIGURATION = Configuration(
+    stream_reset_rate_limit=_RESET_RATE, max_inbound_header_list_size=_HEADERS_READ_MAX
+)
+_MANUAL_WINDOWS = dataclasses.replace(_CONFIGURATION, auto_window_update=False)
 """With uploads or an application: what they have not read yet holds back their senders."""
 
 
@@ -103,6 +111,7 @@ class GrpcProtocol(asyncio.Protocol):
                 Setting.MAX_CONCURRENT_STREAMS: self._limits.streams_max,
                 Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                 Setting.MAX_FRAME_SIZE: FRAME_BYTES,
+                Setting.MAX_HEADER_LIST_SIZE: HEADER_LIST_BYTES_MAX,
             }
         )
         self._http2.set_local_window_size(CONNECTION_WINDOW)
@@ -241,6 +250,13 @@ class GrpcProtocol(asyncio.Protocol):
         path = metadata.pop(":path", "")
         metadata.pop(":scheme", None)
         method = metadata.pop(":method", "")
+        size = sum(len(name) + len(value) + _FIELD_BYTES for name, value in event.headers)
+        if size > HEADER_LIST_BYTES_MAX or method == "CONNECT":
+            is_long = len(path) + _FIELD_BYTES > HEADER_LIST_BYTES_MAX
+            self._refuse(
+                stream_id, b"405" if method == "CONNECT" else b"414" if is_long else b"431"
+            )
+            return
         is_rpc = method == "POST" and metadata.get("content-type", "").startswith(
             "application/grpc"
         )

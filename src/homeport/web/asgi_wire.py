@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from modal_proto import api_pb2
 
@@ -55,6 +56,29 @@ def answer(data: bytes) -> Message:
     kind = message.WhichOneof("type")
     read = _READERS.get(kind or "")
     return read(getattr(message, kind)) if read is not None and kind else {}
+
+
+def fault(message: Message) -> str:
+    """Why the begin of an answer cannot be sent as it is; empty if it can.
+
+    A line break in a header would be the begin of another one, or of another answer.
+    """
+    if not 200 <= message["status"] <= 599:
+        return f"The application answered with the status {message['status']}, which is none."
+    for name, value in message["headers"]:
+        if _NAME.fullmatch(name) is None:
+            return f"The application answered with a header named {name!r}, which is no name."
+        if _NOT_IN_VALUES.search(value) is not None:
+            return (
+                f"The application answered with a header {name!r} that has line breaks or the like."
+            )
+        if name.lower() == b"content-length" and not value.strip().isdigit():
+            return f"The application answered with the Content-Length {value!r}."
+    return ""
+
+
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_VALUES: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def _start(part: Any) -> Message:

@@ -146,6 +146,8 @@ class WebRequests:
             message = wire.answer(data)
             if not message:
                 continue
+            if message["type"] == "http.response.start" and (fault := wire.fault(message)):
+                raise FailedError(502, fault, call.call_id)
             begun = True
             await send(message)
             if message["type"] == "http.response.body" and not message["more_body"]:

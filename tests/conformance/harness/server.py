@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from homeport.node.leaks import find_leaks
+from homeport.node.runtime.records import INIT_PREFIX, OUTER_PREFIX, find_processes
 
 READY = re.compile(rb"Homeport \S+ is ready at (\S+)")
 GVISOR = os.environ.get("HOMEPORT_SANDBOX_RUNTIME") == "runsc"
@@ -105,6 +107,19 @@ class Server:
         }
         return {name for name in found if name.startswith(kind)}
 
+    def inits(self, kind: str = "") -> dict[int, str]:
+        """Ids of the same by the pid of their first process inside.
+
+        Not each runtime gives that a name of ours; it is a child then of the process outside.
+        """
+        ours = self.containers(kind)
+        outside = {p: n.rpartition(":")[2] for p, n in find_processes(OUTER_PREFIX).items()}
+        inside = {p: n.rpartition(":")[2] for p, n in find_processes(INIT_PREFIX).items()}
+        for pid, name in outside.items():
+            if name not in inside.values():
+                inside |= dict.fromkeys(_children(pid), name)
+        return {pid: name for pid, name in inside.items() if name in ours}
+
     def homeport(
         self, *arguments: str, timeout_s: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
@@ -142,3 +157,12 @@ def server_with(home: Path, environ: dict[str, str], *, port: int = 0) -> Genera
 
 def _homeport(command: str) -> list[str]:
     return [sys.executable, "-m", "homeport.cli.main", command]
+
+
+def _children(pid: int) -> list[int]:
+    """Of all its threads; none once it is gone."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, thread.read_text().split())
+    return found

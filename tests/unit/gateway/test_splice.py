@@ -11,7 +11,7 @@ import pytest
 from tests.unit.gateway.test_listener_hosts import Says
 
 from homeport.calls.lease import Lease, Place
-from homeport.gateway import splice
+from homeport.gateway import head, splice
 from homeport.gateway.doorman import Headers, Refusal
 from homeport.gateway.splice import Splice
 from homeport.web.service import Target
@@ -507,5 +507,163 @@ def test_tunnel_after_an_upgrade() -> None:
             assert await reader.readexactly(13) == b"AT ONCE LATER"
             writer.close()
             await case.settled()
+
+    run(scenario())
+
+
+# ── what no client should send ────────────────────────────────────────────────────────────────
+
+
+def _status(answer: bytes) -> int:
+    return int(answer.split()[1])
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["by the gateway", "by the container"])
+def test_answer_before_the_end_of_an_upload_is_not_lost(refused: bool) -> None:
+    """Closed with something unread, a connection is reset, and its client may lose the answer."""
+
+    async def full(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\n\r\nfull")
+        await reader.read()
+
+    def upload(port: int) -> bytes:
+        stranger = b"X-Stranger: yes\r\n" if refused else b""
+        head = b"POST / HTTP/1.1\r\nHost: a\r\n%bContent-Length: 60000000\r\n\r\n" % stranger
+        with socket.create_connection(("127.0.0.1", port), 20) as client:
+            client.sendall(head)
+            for _ in range(60):
+                client.sendall(b"x" * 1_000_000)
+            answer = b""
+            while part := client.recv(65536):
+                answer += part
+            return answer
+
+    async def scenario() -> None:
+        async with Case(full) as case:
+            answer = await asyncio.to_thread(upload, case.port)
+            assert _status(answer) == (401 if refused else 413)
+            assert answer.endswith(b"who are you?\n" if refused else b"full")
+            await case.settled()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("line", "header", "status"),
+    [
+        (b"/" + b"a" * 70_000, b"X: y", 414),
+        (b"/", b"X: " + b"y" * 70_000, 431),
+        (b"/", b"\r\n".join(b"X%d: %b" % (n, b"y" * 1000) for n in range(80)), 431),
+        (b"/" + b"a" * 30_000, b"X: " + b"y" * 30_000, 200),
+    ],
+)
+@pytest.mark.parametrize("size", [1 << 20, 4096])
+def test_long_head_is_refused(line: bytes, header: bytes, status: int, size: int) -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            reader, writer = await case.connect()
+            data = b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\nConnection: close\r\n\r\n" % (line, header)
+            for start in range(0, len(data), size):
+                writer.write(data[start : start + size])
+                await asyncio.sleep(0)
+            assert _status(await reader.read()) == status
+            writer.close()
+
+    run(scenario())
+
+
+def test_endless_header_is_not_kept() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            reader, writer = await case.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+
+            async def drip() -> None:
+                while True:
+                    writer.write(b"y" * 10_000)
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
+
+            dripping = asyncio.create_task(drip())
+            assert _status(await reader.read()) == 431
+            dripping.cancel()
+            writer.close()
+
+    run(scenario())
+
+
+def test_head_that_does_not_end_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_S", 0.3)
+
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/", last=False) + b"GET /late HTTP/1.1\r\nHost: a\r\n")
+            first, _, second = (await reader.read()).partition(b"\r\n\r\n/")
+            assert _status(first) == 200
+            assert _status(second) == 408
+            writer.close()
+
+    run(scenario())
+
+
+def test_garbage_after_a_request_waits_for_its_answer() -> None:
+    release = asyncio.Event()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")
+        await release.wait()
+        writer.write(b"-last")
+        await reader.read()
+
+    async def scenario() -> None:
+        async with Case(late) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/", last=False))
+            await reader.readuntil(b"first")
+            writer.write(b"\x00\x01 no request\r\n\r\n")
+            await asyncio.sleep(0.1)
+            release.set()
+            rest = await reader.read()
+            assert rest.startswith(b"-lastHTTP/1.1 400 ")
+            writer.close()
+            await case.settled()
+
+    run(scenario())
+
+
+def test_body_that_is_not_chunked_as_it_says_is_refused() -> None:
+    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def scenario() -> None:
+        async with Case(never) as case:
+            reader, writer = await case.connect()
+            writer.write(
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+            )
+            while not case.connections:
+                await asyncio.sleep(0.01)
+            writer.write(b"not a size\r\n")
+            assert _status(await reader.read()) == 400
+            await case.settled()
+            writer.close()
+
+    run(scenario())
+
+
+def test_refused_request_without_a_body_leaves_the_connection_open() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            reader, writer = await case.connect()
+            writer.write(get("/", "X-Stranger: yes", last=False))
+            refusal = await head_of(reader)
+            assert _status(refusal) == 401
+            await reader.readexactly(len(b"who are you?\n"))
+            writer.write(get("/there"))
+            assert (await reader.read()).endswith(b"/there")
+            writer.close()
 
     run(scenario())

@@ -46,6 +46,8 @@ class RawClient(asyncio.Protocol):
         self.answers: dict[int, Answer] = {}
         self.lost = asyncio.Event()
         self.goaway: int | None = None
+        self.continues = asyncio.Event()
+        """The server said that it waits for the body."""
 
     @classmethod
     async def connect(cls, port: int) -> RawClient:
@@ -76,6 +78,9 @@ class RawClient(asyncio.Protocol):
         for event in self.http2.events():
             if isinstance(event, ngh2.GoAwayReceived):
                 self.goaway = event.error_code
+                continue
+            if isinstance(event, ngh2.InformationalResponseReceived):
+                self.continues.set()
                 continue
             answer = self.answers.get(getattr(event, "stream_id", 0))
             if answer is None:

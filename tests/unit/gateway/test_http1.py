@@ -1,0 +1,69 @@
+"""HTTP/1.1 for ASGI applications: what no client should send."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from homeport.gateway import head
+from homeport.gateway.http1 import Http1
+
+
+async def _say_path(scope: Any, receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-length", b"%d" % len(scope["raw_path"]))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": scope["raw_path"]})
+
+
+def _ask(*parts: bytes, rest_s: float = 0.0) -> bytes:
+    """All that is answered to ``parts``, sent one by one."""
+
+    async def talk() -> bytes:
+        http = Http1(_say_path)
+        server = await asyncio.get_running_loop().create_server(http.protocol, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with asyncio.timeout(20):
+            for part in parts:
+                writer.write(part)
+                await asyncio.sleep(rest_s)
+            answer = await reader.read()
+        writer.close()
+        server.close()
+        await http.stop(1.0)
+        return answer
+
+    return asyncio.run(talk())
+
+
+def _request(url: bytes, header: bytes) -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n\r\n" % (url, header)
+
+
+@pytest.mark.parametrize("size", [1 << 20, 4096])
+@pytest.mark.parametrize(
+    ("url", "header", "status"),
+    [
+        (b"/" + b"a" * 70_000, b"X: y", b"414"),
+        (b"/", b"X: " + b"y" * 70_000, b"431"),
+        (b"/" + b"a" * 30_000, b"X: " + b"y" * 30_000, b"200"),
+    ],
+)
+def test_long_head_is_refused(url: bytes, header: bytes, status: bytes, size: int) -> None:
+    data = _request(url, header)
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    assert _ask(*parts).split()[1] == status
+
+
+def test_head_that_does_not_end_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_S", 0.2)
+    assert _ask(b"GET / HTTP/1.1\r\nHost: a\r\n").split()[1] == b"408"
+    slowly = _request(b"/whole", b"X: y").split(b"X:")
+    assert _ask(slowly[0], b"X:" + slowly[1], rest_s=0.05).endswith(b"/whole")
+
+
+def test_garbage_is_a_bad_request() -> None:
+    assert _ask(b"\x00\x01\r\n\r\n").split()[1] == b"400"
