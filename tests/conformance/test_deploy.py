@@ -73,6 +73,57 @@ def test_logs(runner: Runner, client: Client, name: str, called: Checks) -> None
     assert "doubling 21 in edition one" in done.stdout
 
 
+TAGS = """
+import json, modal, sys
+app = modal.App.lookup(sys.argv[1])
+seen = [app.get_tags()]
+for tags in ({"team": "a", "cost.centre": "x-1_2"}, {"team": "b"}):
+    app.set_tags(tags)
+    seen.append(modal.App.lookup(sys.argv[1]).get_tags())
+try:
+    app.set_tags({"no blanks, please": "x"})
+except modal.exception.InvalidError as error:
+    seen.append(str(error))
+app.set_tags({})
+seen.append(app.get_tags())
+print("SEEN " + json.dumps(seen))
+"""
+
+
+@pytest.mark.since("1.2.6")
+def test_tags(runner: Runner, client: Client, name: str) -> None:
+    done = runner.python(client, "-c", TAGS, name).succeeded()
+    first, both, one, refused, none = json.loads(done.stdout.partition("SEEN ")[2])
+    assert (first, none) == ({}, {})
+    assert both == {"team": "a", "cost.centre": "x-1_2"}
+    assert one == {"team": "b"}  # the whole set is replaced
+    assert "no blanks, please" in refused
+
+
+INFO = """
+import json, modal, sys
+info = modal.App.lookup(sys.argv[1]).info(refresh=True)
+print("SEEN " + json.dumps([info.app_id, info.description, sorted(info.functions), str(info.lifecycle)]))
+"""
+
+
+@pytest.mark.since("1.6.4")
+def test_info(runner: Runner, client: Client, name: str) -> None:
+    done = runner.python(client, "-c", INFO, name).succeeded()
+    app_id, description, functions, lifecycle = json.loads(done.stdout.partition("SEEN ")[2])
+    assert description == name
+    assert {"double", "count"} <= {*functions}
+    assert "DEPLOYED" in lifecycle
+    shown = json.loads(runner.cli(client, "app", "info", name, "--json").succeeded().stdout)
+    assert (shown["app_id"], shown["description"]) == (app_id, name)
+    assert shown["lifecycle"]["state"] == "deployed"
+    assert sorted(shown["functions"]) == functions
+    assert shown["functions"]["double"]["id"].startswith("fu-")
+    plain = runner.cli(client, "app", "info", app_id).succeeded().stdout
+    assert name in plain
+    assert "double" in plain
+
+
 def edition(runner: Runner, client: Client, name: str, expected: str) -> str:
     """What is called by name, when it is what is expected or has had the time to become it."""
     done = runner.script(client, "deployed_edition.py", name, expected)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import re
+import socket
 import ssl
 import threading
 import time
@@ -106,6 +108,83 @@ def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
 
     paths = re.findall(rb'"path": "([^"]*)"', asyncio.run(pipeline()))
     assert paths == [b"/one", b"/slow?0.5", b"/three", b"/last"]
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("name", ["open", "web_server"])
+def test_what_is_the_servers_is_left_alone(site: Site, name: str, http2: bool) -> None:
+    url, host = site.address(name, "/gzip")
+    sent = {**host, "range": "bytes=2-5", "accept-encoding": "br;q=0.5, gzip", "cookie": "a=1; b=2"}
+    with httpx.Client(timeout=60, http1=not http2, http2=http2) as client:
+        with client.stream("GET", url, headers=sent) as answer:
+            assert answer.status_code == 206
+            assert answer.headers["content-range"] == "bytes 0-9/100"
+            assert gzip.decompress(b"".join(answer.iter_raw())) == b"a page " * 1000
+        seen = client.get(url.replace("gzip", "x"), headers=sent).json()["headers"]
+        assert {name: seen[name] for name in sent if name != "host"} | host == sent
+        long = client.get(url.replace("gzip", "long"), headers=host)
+        assert (long.status_code, len(long.headers["x-long"])) == (200, 30_000)
+
+
+@pytest.mark.parametrize("name", ["open", "private"])
+def test_answer_before_the_end_of_an_upload(site: Site, name: str) -> None:
+    """Of the container, which takes no more; of the gateway, which wants a token."""
+    url, host = site.address(name)
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), 60) as client:
+        lines = ["POST /early HTTP/1.1", f"Host: {host['host']}", f"Content-Length: {40 * MB}"]
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
+        for _ in range(40):
+            client.sendall(b"x" * MB)
+        answer = client.recv(65536)
+    assert int(answer.split()[1]) == {"open": 413, "private": 401}[name]
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_answer_that_breaks_off(site: Site, http2: bool) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        site.ask("open", "/half", http2=http2)
+    assert site.ask("open").status_code == 201
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("name", ["open", "web_server"])
+def test_client_that_leaves_in_the_middle_of_events(site: Site, name: str, http2: bool) -> None:
+    before = site.ask(name).json()
+    url, host = site.address(name, "/stream?1000")
+    with (
+        httpx.Client(timeout=60, http1=not http2, http2=http2) as client,
+        client.stream("GET", url, headers=host) as answer,
+    ):
+        assert next(answer.iter_lines()).startswith("data: 0")
+    deadline = time.monotonic() + 60
+    while (now := site.ask(name).json())["gone"] == before["gone"]:
+        assert time.monotonic() < deadline, "its server writes on"
+    assert now["container"] == before["container"]
+
+
+@pytest.mark.parametrize("name", ["open", "web_server"])
+def test_client_that_waits_to_be_told_to_go_on(site: Site, name: str) -> None:
+    url, host = site.address(name)
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), 60) as client:
+        lines = ["POST / HTTP/1.1", f"Host: {host['host']}", "Expect: 100-continue"]
+        client.sendall("\r\n".join([*lines, "Content-Length: 5", "", ""]).encode())
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"12345")
+        assert client.recv(1000).startswith(b"HTTP/1.1 201 ")
+
+
+@pytest.mark.parametrize("name", ["open", "web_server"])
+def test_websocket_that_is_closed(site: Site, name: str) -> None:
+    async def talk() -> int | None:
+        url, host = site.address(name, "/ws")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, headers=host) as socket,
+        ):
+            await socket.close(code=4321, message=b"as asked")
+            return socket.close_code
+
+    assert asyncio.run(talk()) == 4321
 
 
 def test_websocket(site: Site) -> None:

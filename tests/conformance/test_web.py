@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
 import hashlib
 import re
+import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import aiohttp
 import httpx
+import ngh2
 import pytest
+import wsproto
 from tests.conformance.harness.clients import Client
-from tests.conformance.harness.programs import Runner
+from tests.conformance.harness.programs import Completed, Runner
 from tests.conformance.harness.sites import Site, proxy_token, running
+from tests.unit.transport.raw_client import Answer, RawClient
+from wsproto import events
 
 MB = 1_000_000
 
@@ -60,6 +68,143 @@ def test_web_function_has_no_remote(site: Site) -> None:
 
 
 # ── requests and answers ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_headers_pass(site: Site, http2: bool) -> None:
+    sent = {"range": "bytes=2-5", "accept-encoding": "br;q=0.5, gzip", "cookie": "a=1; b=2"}
+    seen = site.ask("bare", "/headers", headers=sent, http2=http2).json()
+    assert {name: value for name, value in seen if name in sent} == sent
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_encoded_answer_is_left_alone(site: Site, http2: bool) -> None:
+    body = gzip.compress(b"a page " * 1000)
+    said = {
+        "status": 206,
+        "headers": [["content-encoding", "gzip"], ["content-range", "bytes 0-9/100"]],
+        "body": body.hex(),
+    }
+    url, host = site.address("bare", "/reply")
+    with (
+        httpx.Client(timeout=60, http1=not http2, http2=http2) as client,
+        client.stream("POST", url, headers=host, json=said) as answer,
+    ):
+        assert answer.status_code == 206
+        assert answer.headers["content-encoding"] == "gzip"
+        assert answer.headers["content-range"] == "bytes 0-9/100"
+        assert b"".join(answer.iter_raw()) == body
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize(
+    ("status", "name", "value", "words"),
+    [
+        (200, "x-name", "a\r\nset-cookie: stolen=1", "line breaks"),
+        (200, "x name\r\nset-cookie", "stolen=1", "no name"),
+        (42, "x-name", "a", "status 42"),
+        (200, "content-length", "many", "Content-Length"),
+    ],
+)
+def test_answer_that_is_none(
+    site: Site, http2: bool, status: int, name: str, value: str, words: str
+) -> None:
+    said = {"status": status, "headers": [[name, value]], "body": ""}
+    answer = site.ask("bare", "/reply", method="POST", json=said, http2=http2)
+    assert answer.status_code == 502
+    assert words in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "options", "other"),
+    [
+        ("bare", 201, 201, 404),
+        ("wsgi", 202, 202, 202),
+        ("served", 200, 501, 501),
+        ("hello", 405, 405, 405),
+        ("greet", 405, 405, 405),
+    ],
+)
+def test_methods_are_the_applications(
+    site: Site, name: str, head: int, options: int, other: int
+) -> None:
+    answer = site.ask(name, "/", method="HEAD")
+    assert (answer.status_code, answer.content) == (head, b"")
+    assert site.ask(name, "/", method="OPTIONS").status_code == options
+    if name != "bare":
+        assert site.ask(name, "/", method="PATCH", content=b"x").status_code == other
+
+
+def test_docs_are_shown_where_they_are_asked_for(site: Site) -> None:
+    assert "swagger" in site.ask("greet", "/docs").text.lower()
+    assert "/" in site.ask("greet", "/openapi.json").json()["paths"]
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert site.ask("hello", path).status_code == 404
+
+
+def test_cookies_of_browsers(site: Site) -> None:
+    """In HTTP/2 each is a field of its own."""
+
+    async def ask() -> Answer:
+        async with _http2(site, "bare") as (client, head):
+            cookies = [(b"cookie", b"a=1"), (b"cookie", b"b=2")]
+            answer = _send(client, head(b"/headers", cookies))
+            await answer.closed.wait()
+            return answer
+
+    seen = httpx.Response(200, content=asyncio.run(ask()).data).json()
+    assert [value for name, value in seen if name == "cookie"] == ["a=1; b=2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [("/" + "a" * 70_000, "x", 414), ("/", "y" * 70_000, 431), ("/" + "a" * 20_000, "x", 201)],
+)
+def test_long_heads(site: Site, path: str, header: str, status: int) -> None:
+    data = _request(site, "bare", path, f"X-Header: {header}", "Connection: close")
+    assert int(_ask_raw(site, "bare", data).split()[1]) == status
+
+
+def test_client_that_waits_to_be_told_to_go_on(site: Site) -> None:
+    with _connected(site, "bare") as client:
+        client.sendall(
+            _request(site, "bare", "/b", "Expect: 100-continue", "Content-Length: 5", method="POST")
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.sendall(b"12345")
+        assert client.recv(1000).startswith(b"HTTP/1.1 201 ")
+
+
+def test_trailers_of_a_request_are_no_headers(site: Site) -> None:
+    data = _request(
+        site,
+        "bare",
+        "/digest?rest=0.2",
+        "Transfer-Encoding: chunked",
+        "Trailer: X-Sum",
+        "Connection: close",
+        method="POST",
+    )
+    answer = _ask_raw(site, "bare", data + b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nHost: other\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert hashlib.sha256(b"abc").hexdigest().encode() in answer
+
+
+def test_ambiguous_requests_are_refused(site: Site) -> None:
+    """What two parsers could read in two ways is how requests are smuggled."""
+    for headers in (
+        ("Content-Length: 3", "Transfer-Encoding: chunked"),
+        ("Content-Length: 3", "Content-Length: 4"),
+        ("Transfer-Encoding: chunked, identity",),
+        ("Content-Length: +3",),
+        ("X : y",),
+        (" folded: y",),
+    ):
+        for name in ("bare", "served"):
+            data = _request(site, name, "/x", *headers, "Connection: close", method="POST")
+            answer = _ask_raw(site, name, data + b"0\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 400 "), (name, headers, answer)
 
 
 def test_application_sees_the_request(site: Site) -> None:
@@ -197,6 +342,27 @@ def test_long_answer(site: Site, key: str) -> None:
     assert len(answer.content) == 80 * MB
 
 
+def test_many_streams_and_resets(site: Site) -> None:
+    """Those that are reset are cancelled; the others on the connection do not notice."""
+
+    async def talk() -> list[str]:
+        async with _http2(site, "bare") as (client, head):
+            kept: list[Answer] = []
+            for number in range(60):
+                answer = _send(client, head(b"/slow?s=1"))
+                if number % 3:
+                    client.http2.reset_stream(max(client.answers), ngh2.ErrorCode.CANCEL)
+                    client.flush()
+                else:
+                    kept.append(answer)
+            for answer in kept:
+                await answer.closed.wait()
+            return [answer.headers[":status"] for answer in kept]
+
+    assert set(asyncio.run(talk())) <= {"200", "303"}
+    assert site.ask("bare", "/still-there").status_code == 201
+
+
 # ── ends ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -206,6 +372,26 @@ def test_client_that_leaves_ends_the_request(site: Site, key: str) -> None:
         httpx.get(url, headers=host, timeout=2)
     assert site.eventually(key, lambda value: value == "told and cancelled") == "told and cancelled"
     assert site.ask("bare", "/still-there").status_code == 201
+
+
+def test_client_that_leaves_in_the_middle_of_an_upload(site: Site, key: str) -> None:
+    before = site.ask("bare").headers["x-container"]
+    with _connected(site, "bare") as client:
+        path = f"/wait?key={key}"
+        chunked = "Transfer-Encoding: chunked"
+        client.sendall(_request(site, "bare", path, chunked, method="POST") + b"3\r\nabc\r\n")
+        assert site.eventually(key, bool) == "began"
+    assert site.eventually(key, lambda value: value != "began") in ("told", "told and cancelled")
+    assert site.ask("bare").headers["x-container"] == before
+
+
+def test_client_that_leaves_in_the_middle_of_events(site: Site, key: str) -> None:
+    before = site.ask("bare").headers["x-container"]
+    url, host = site.address("bare", f"/stream?n=1000&key={key}")
+    with httpx.stream("GET", url, headers=host, timeout=60) as answer:
+        assert next(answer.iter_lines()).startswith("data: 0")
+    assert site.eventually(key, bool) == "CancelledError"
+    assert site.ask("bare").headers["x-container"] == before
 
 
 def test_what_follows_an_answer_runs_to_its_end(site: Site, key: str) -> None:
@@ -256,6 +442,19 @@ def test_long_request_is_continued(site: Site) -> None:
     assert again.status_code == 404
 
 
+def test_continuation_stays_at_its_host(site: Site) -> None:
+    """``//name`` in a ``Location`` would be another host."""
+    data = _request(site, "bare", "//elsewhere.example/slow?s=6", "Connection: close")
+    answer = _ask_raw(site, "bare", data)
+    assert answer.startswith(b"HTTP/1.1 303 ")
+    location = re.search(rb"(?i)location: (\S+)", answer)
+    assert location is not None
+    here = httpx.URL(site.urls["bare"])
+    there = here.join(location[1].decode())
+    assert there.host == here.host
+    assert there.path == "//elsewhere.example/slow"
+
+
 # ── WebSockets ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -298,6 +497,40 @@ def test_websocket_that_the_client_closes(site: Site, key: str) -> None:
     assert site.eventually(key, bool) == 4321
 
 
+def test_websocket_messages_in_fragments(site: Site) -> None:
+    heard = _wsproto(
+        site,
+        events.TextMessage("hel", message_finished=False),
+        events.Ping(b"there?"),
+        events.TextMessage("lo ", message_finished=False),
+        events.TextMessage("\N{LATIN SMALL LETTER E WITH ACUTE}"),
+        events.BytesMessage(b"ab", message_finished=False),
+        events.BytesMessage(b"c"),
+        events.TextMessage("bye"),
+    )
+    pongs = [each.payload for each in heard if isinstance(each, events.Pong)]
+    assert pongs == [b"there?"]
+    rest = [each for each in heard if not isinstance(each, events.Pong)]
+    assert [each.data for each in rest if isinstance(each, events.Message)] == [
+        "you said hello \N{LATIN SMALL LETTER E WITH ACUTE}",
+        b"cba",
+    ]
+    assert isinstance(rest[-1], events.CloseConnection)
+    assert (rest[-1].code, rest[-1].reason) == (3001, "as asked")
+
+
+def test_websocket_message_that_is_too_long(site: Site, key: str) -> None:
+    heard = _wsproto(site, events.BytesMessage(b"x" * 17 * MB), path=f"/ws?key={key}")
+    assert isinstance(heard[-1], events.CloseConnection)
+    assert heard[-1].code == 1009
+    assert site.eventually(key, bool) == 1009
+
+
+def test_websocket_whose_client_is_gone(site: Site, key: str) -> None:
+    _wsproto(site, path=f"/ws?key={key}", leave=True)
+    assert site.eventually(key, bool) in (1005, 1006)
+
+
 def test_websocket_that_is_refused(site: Site) -> None:
     async def knock() -> int:
         url, host = site.address("bare", "/ws/refused")
@@ -307,6 +540,79 @@ def test_websocket_that_is_refused(site: Site) -> None:
             return refused.value.status
 
     assert asyncio.run(knock()) == 403
+
+
+def _wsproto(
+    site: Site, *messages: events.Event, path: str = "/ws", leave: bool = False
+) -> list[events.Event]:
+    """What a WebSocket answers to ``messages`` until it ends, or the client hangs up."""
+    heard: list[events.Event] = []
+    with _connected(site, "bare") as client:
+        talk = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+        client.sendall(talk.send(events.Request(host=site.address("bare")[1]["host"], target=path)))
+        while not heard or not (leave or isinstance(heard[-1], events.CloseConnection)):
+            talk.receive_data(client.recv(65536) or None)
+            for event in talk.events():
+                if isinstance(event, events.AcceptConnection):
+                    for message in messages:
+                        with contextlib.suppress(ConnectionError):
+                            client.sendall(talk.send(message))
+                heard.append(event)
+    return heard[1:] if not leave else heard
+
+
+# ── connections by hand ───────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def _connected(site: Site, name: str) -> Iterator[socket.socket]:
+    port = httpx.URL(site.urls[name]).port
+    with socket.create_connection(("127.0.0.1", port), 60) as client:
+        yield client
+
+
+def _request(site: Site, name: str, path: str, *headers: str, method: str = "GET") -> bytes:
+    """The head of a request."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {site.address(name)[1]['host']}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _ask_raw(site: Site, name: str, data: bytes) -> bytes:
+    """All that is answered until the connection is closed."""
+    answer = b""
+    with _connected(site, name) as client:
+        client.sendall(data)
+        while part := client.recv(65536):
+            answer += part
+    return answer
+
+
+Fields = list[tuple[bytes, bytes]]
+
+
+@contextlib.asynccontextmanager
+async def _http2(site: Site, name: str) -> AsyncIterator[tuple[RawClient, Callable[..., Fields]]]:
+    """A connection, and who makes the head of a request on it."""
+    url = httpx.URL(site.urls[name])
+    assert url.port is not None
+
+    def head(path: bytes, more: Fields | None = None) -> Fields:
+        plain = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", url.netloc)]
+        return [*plain, (b":path", path), *(more or [])]
+
+    async with asyncio.timeout(120):
+        client = await RawClient.connect(url.port)
+        try:
+            yield client, head
+        finally:
+            client.transport.close()
+
+
+def _send(client: RawClient, headers: Fields) -> Answer:
+    stream_id = client.http2.send_request(headers, end_stream=True)
+    answer = client.answers[stream_id] = Answer()
+    client.flush()
+    return answer
 
 
 # ── proxy tokens ──────────────────────────────────────────────────────────────────────────────
@@ -325,3 +631,62 @@ def test_proxy_token(site: Site, runner: Runner, client: Client) -> None:
     bad = {**good, "modal-secret": "ws-wrong"}
     assert site.ask("private", method="POST", json=numbers, headers=bad).status_code == 401
     assert site.ask("private", headers=good).status_code == 405
+
+
+@pytest.mark.since("1.5.4")
+def test_modal_curl(site: Site, runner: Runner, client: Client, tmp_path: Path) -> None:
+    """It gets itself a token for names under the vendor's own domain, which may be custom ones here."""
+    port = httpx.URL(site.urls["private"]).port
+    name = "conformance-web.modal.direct"
+    ours = {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def curl(host: str) -> Completed:
+        return runner.cli(
+            client,
+            *("curl", "-sS", "--fail-with-body", "--resolve", f"*:{port}:127.0.0.1"),
+            *("-H", "content-type: application/json", "-d", '{"a": 1, "b": 2}'),
+            f"http://{host}:{port}/",
+            environ=ours,
+        )
+
+    for _ in range(2):  # then with the token that it keeps
+        assert curl(name).succeeded().stdout == '{"sum":3}'
+    bare = httpx.URL(site.urls["private"]).host
+    refused = curl(bare)  # any other name gets what plain curl gets
+    assert refused.returncode != 0
+    assert "Modal-Key" in refused.output
+    unknown = curl("nothing-here.modal.direct")
+    assert unknown.returncode != 0
+    assert "no web function at nothing-here.modal.direct" in unknown.output
+
+
+def test_custom_domain(site: Site) -> None:
+    numbers = {"a": 1, "b": 2}
+    port = httpx.URL(site.urls["private"]).port
+    host = {"host": f"conformance-web.modal.direct:{port}"}
+    assert site.ask("private", method="POST", json=numbers, headers=host).status_code == 401
+    assert f"http://conformance-web.modal.direct:{port}" in site.program.output()
+
+
+@pytest.mark.since("1.6.0")
+def test_proxy_tokens_are_the_workspaces(site: Site, runner: Runner, client: Client) -> None:
+    """Made, given to environments and deleted by the CLI, used with plain HTTP."""
+
+    def tokens(*arguments: str) -> str:
+        return runner.cli(client, "workspace", "proxy-tokens", *arguments).succeeded().stdout
+
+    def ask() -> int:
+        asked = {"method": "POST", "json": {"a": 1, "b": 2}}
+        return site.ask("private", headers={"authorization": bearer}, **asked).status_code
+
+    made = re.search(r"Bearer (wk-\w+)\.[\w-]+", tokens("create", "--name", "by hand", "--json"))
+    assert made is not None
+    bearer, token = made[0], made[1]
+    assert ask() == 200
+    tokens("allow", token, "main")
+    assert token in tokens("list", "--environment", "main", "--json")
+    assert ask() == 200
+    tokens("revoke", token, "main")
+    assert token not in tokens("list", "--environment", "main", "--json")
+    tokens("delete", token, "--yes")
+    assert ask() == 401

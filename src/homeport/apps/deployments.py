@@ -97,13 +97,14 @@ class Deployments:
     async def roll_back(self, app_id: str, version: int, client_version: str) -> App:
         """Deploy an earlier version again, as a new one (RPC ``AppRollback``).
 
-        ``version`` counts from the first one, or back from the present one if it is negative.
+        ``version`` counts from the first one, or back from the present one if it is negative; what
+        was only staged was never deployed and does not count then.
         Raises ``ConflictError``, ``InvalidError`` or ``NotFoundError``.
         """
         app = self._require_deployed(app_id)
         if version == 0:
             raise InvalidError("name a version to roll back to: v3, say")
-        wanted = version if version > 0 else app.version + version
+        wanted = version if version > 0 else _before(app, -version)
         if wanted == app.version:
             raise InvalidError(f"v{wanted} is the version that is deployed")
         return await self._again(app, _find(app, wanted), client_version)
@@ -177,6 +178,16 @@ class Deployments:
 def _definitions(deployments: Iterable[Deployment]) -> Iterable[tuple[str, str]]:
     for deployment in deployments:
         yield from (deployment.definitions or {}).items()
+
+
+def _before(app: App, steps: int) -> int:
+    """The version that was deployed so many before the present one. Raises ``NotFoundError``."""
+    live = [item.version for item in app.deployments if not item.is_staged]
+    if steps >= len(live):
+        raise NotFoundError(
+            f"App {app.name!r} has no version to roll back to: v{app.version} is the first one."
+        )
+    return live[-1 - steps]
 
 
 def _find(app: App, version: int) -> Deployment:

@@ -15,7 +15,7 @@ from homeport.gateway.direct import Direct
 from homeport.gateway.doorman import Refusal
 from homeport.gateway.splice import ATTEMPTS_MAX, RETRY_S
 from homeport.gateway.upstream_h2 import Exchange, GoneError, Http2Upstreams
-from homeport.transport.asgi_stream import OPEN_END
+from homeport.transport.asgi_stream import BODY, OPEN_END
 from homeport.web.requests import BrokenError, FailedError, Message, Receive, Scope, Send
 from homeport.web.service import Target
 
@@ -214,8 +214,12 @@ async def _granted(lease: Lease) -> Place:
 
 
 def _has_body(scope: Scope) -> bool:
-    return scope["method"] not in ("GET", "HEAD", "OPTIONS") or any(
-        name == b"content-length" and value != b"0" for name, value in scope["headers"]
+    extensions = scope.get("extensions", {})
+    if OPEN_END in extensions:  # HTTP/2 says so by an end of the stream, or none
+        return BODY in extensions
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0") != b"")
+        for name, value in scope["headers"]
     )
 
 

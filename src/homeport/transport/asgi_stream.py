@@ -23,6 +23,8 @@ UNSENT_MAX: Final = 1024 * 1024
 OPEN_END: Final = "homeport.open_end"
 """Extension of ASGI's: an answer may end in ``http.response.trailers`` that were not announced, and in
 its ``http.response.start`` if that says ``end_stream``. What passes on answers does not know before."""
+BODY: Final = "homeport.body"
+"""Extension as well: the request has a body, whether or not its headers say so."""
 _HOP_BY_HOP: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
@@ -38,11 +40,15 @@ class AsgiStream:
         flush_soon: Callable[[], None],
         headers: Headers,
         peer: str,
+        *,
+        has_body: bool,
     ) -> None:
         self.stream_id = stream_id
         self._http2 = http2
         self._flush_soon = flush_soon
         self._scope = _scope(headers, peer)
+        if has_body:
+            self._scope["extensions"][BODY] = {}
         self._body = bytearray()
         self._ended = False
         self._gone = False

@@ -284,7 +284,12 @@ class GrpcProtocol(asyncio.Protocol):
     def _begin_request(self, event: RequestReceived, application: Application) -> None:
         """A request that is no RPC."""
         request = AsgiStream(
-            event.stream_id, self._http2, self._flush_soon, event.headers, self._peer
+            event.stream_id,
+            self._http2,
+            self._flush_soon,
+            event.headers,
+            self._peer,
+            has_body=not event.end_stream,
         )
         self._requests[event.stream_id] = request
         if event.end_stream:

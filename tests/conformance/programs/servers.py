@@ -13,7 +13,8 @@ app = modal.App("conformance-servers")
 NEW = hasattr(modal, "sessioned")  # clients before 1.6.1 have servers that can do less
 
 SERVER = r"""
-import os, sys, time, threading, base64, hashlib, json
+import os, sys, time, threading, base64, gzip, hashlib, json
+gone = []  # streams whose clients went away
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -25,6 +26,26 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.requests += 1
         path, _, query = self.path.partition("?")
+        if path == "/early":  # no word of the body is read
+            self.close_connection = True
+            self.send_response(413); self.send_header("Content-Length", "4"); self.end_headers()
+            self.wfile.write(b"full"); self.wfile.flush()
+            time.sleep(2)  # a connection closed with something unread is reset
+            return
+        if path == "/half":
+            self.close_connection = True
+            self.send_response(200); self.send_header("Content-Length", "100"); self.end_headers()
+            return self.wfile.write(b"half")
+        if path == "/gzip":
+            body = gzip.compress(b"a page " * 1000)
+            self.send_response(206); self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Range", "bytes 0-9/100")
+            self.send_header("Content-Length", str(len(body))); self.end_headers()
+            return self.wfile.write(body)
+        if path == "/long":
+            self.send_response(200); self.send_header("X-Long", "x" * 30000)
+            self.send_header("Content-Length", "0"); self.end_headers()
+            return
         size = int(self.headers.get("Content-Length") or 0)
         digest = hashlib.sha256()
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -46,7 +67,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200); self.send_header("Transfer-Encoding", "chunked"); self.end_headers()
             for number in range(int(query)):
                 data = f"data: {number} {time.time()}\n\n".encode()
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data)); self.wfile.flush()
+                try:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data)); self.wfile.flush()
+                except OSError:
+                    gone.append(number)
+                    raise
                 time.sleep(0.5)
             self.wfile.write(b"0\r\n\r\n")
             return
@@ -59,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         body = json.dumps({
             "method": self.command, "path": self.path, "size": size, "sha": digest.hexdigest(),
-            "container": os.environ["MODAL_TASK_ID"], "requests": self.requests,
+            "container": os.environ["MODAL_TASK_ID"], "requests": self.requests, "gone": len(gone),
             "headers": {k.lower(): v for k, v in self.headers.items()},
         }).encode()
         self.send_response(201); self.send_header("Content-Length", str(len(body))); self.end_headers()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -33,6 +34,9 @@ async def application(scope, receive, send):
         "/ws": websocket,
         "/ws/refused": refuse,
         "/afterwards": afterwards,
+        "/headers": headers_of,
+        "/reply": reply,
+        "//elsewhere.example/slow": slow,
     }.get(scope["path"], say)(scope, receive, send)
 
 
@@ -63,18 +67,39 @@ async def say(scope, receive, send):
     """Say what was asked."""
     size = sum([len(part) async for part in parts(receive)])
     text = f"{scope['method']} {scope['path']} {scope['query_string'].decode()} {size}"
-    await begin(send, 201, [(b"content-type", b"text/plain"), (b"x-one", b"1"), (b"x-one", b"2")])
+    where = os.environ["MODAL_TASK_ID"].encode()
+    plain = [(b"content-type", b"text/plain"), (b"x-container", where)]
+    await begin(send, 201, [*plain, (b"x-one", b"1"), (b"x-one", b"2")])
     await finish(send, text.encode())
 
 
 async def stream(scope, receive, send):
-    """Server-sent events, one every ``pause`` seconds."""
+    """Server-sent events, one every ``pause`` seconds; ``seen`` learns of an end before the last."""
     await begin(send, 200, [(b"content-type", b"text/event-stream")])
-    for number in range(int(query(scope, "n", "3"))):
-        event = f"data: {number} {time.time()}\n\n".encode()
-        await send({"type": "http.response.body", "body": event, "more_body": True})
-        await asyncio.sleep(float(query(scope, "pause", "0.3")))
-    await finish(send)
+    try:
+        for number in range(int(query(scope, "n", "3"))):
+            event = f"data: {number} {time.time()}\n\n".encode()
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await asyncio.sleep(float(query(scope, "pause", "0.3")))
+        await finish(send)
+    except BaseException as error:
+        await seen.put.aio(query(scope, "key"), type(error).__name__)
+        raise
+
+
+async def headers_of(scope, receive, send):
+    """The headers as they came."""
+    headers = [[name.decode(), value.decode("latin-1")] for name, value in scope["headers"]]
+    await begin(send)
+    await finish(send, json.dumps(headers).encode())
+
+
+async def reply(scope, receive, send):
+    """What the request's body says: status, headers, and a body in hexadecimal."""
+    said = json.loads(b"".join([part async for part in parts(receive)]))
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in said["headers"]]
+    await begin(send, said["status"], headers)
+    await finish(send, bytes.fromhex(said["body"]))
 
 
 async def endless(scope, receive, send):
@@ -241,8 +266,9 @@ def hello(name: str = "world"):
     return {"hello": name}
 
 
+# of the one kind of domain that ``modal curl`` brings a token along to
 @app.function(image=image)
-@endpoint(method="POST", requires_proxy_auth=True)
+@endpoint(method="POST", requires_proxy_auth=True, custom_domains=["conformance-web.modal.direct"])
 def private(numbers: dict):
     return {"sum": numbers["a"] + numbers["b"]}
 
@@ -270,8 +296,6 @@ def never_starts():
 
 @app.local_entrypoint()
 def main():
-    import json
-
     def url(function):
         return function.get_web_url() if hasattr(function, "get_web_url") else function.web_url
 
