@@ -115,6 +115,22 @@ class Relay:
     async def _pass_on(
         self, target: Target, place: Place, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        """Raises ``FailedError``, ``BrokenError``; ends as well when the client leaves."""
+        upload = _Upload(receive, is_whole=not _has_body(scope))
+        leaving = asyncio.ensure_future(upload.left())
+        passing = asyncio.ensure_future(self._exchange(target, place, scope, upload, send))
+        try:
+            await asyncio.wait((leaving, passing), return_when=asyncio.FIRST_COMPLETED)
+            if passing.done():
+                passing.result()
+        finally:
+            leaving.cancel()
+            passing.cancel()
+            await asyncio.wait((leaving, passing))
+
+    async def _exchange(
+        self, target: Target, place: Place, scope: Scope, upload: _Upload, send: Send
+    ) -> None:
         assert self._session is not None
         path = scope["raw_path"].decode("latin-1")
         query = scope["query_string"].decode("latin-1")
@@ -125,7 +141,7 @@ class Relay:
                 scope["method"],
                 URL(raw, encoded=True),
                 headers=_headers(scope),
-                data=_body(receive) if _has_body(scope) else None,
+                data=None if upload.is_whole else upload.parts(),
                 allow_redirects=False,
             ) as answer:
                 headers = [
@@ -223,15 +239,33 @@ def _has_body(scope: Scope) -> bool:
     )
 
 
-async def _body(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ConnectionResetError("the client went away")
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body"):
-            return
+class _Upload:
+    """The body of a request, and whether who sends it is still there."""
+
+    def __init__(self, receive: Receive, *, is_whole: bool) -> None:
+        self._receive = receive
+        self.is_whole = is_whole
+        self._ended = asyncio.Event()
+        if is_whole:
+            self._ended.set()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """As they come. Raises ``ConnectionResetError`` if the client leaves before the last."""
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ConnectionResetError("the client went away")
+            if message.get("body"):
+                yield message["body"]
+            if not message.get("more_body"):
+                self._ended.set()
+                return
+
+    async def left(self) -> None:
+        """Until the client is gone, once its body has come."""
+        await self._ended.wait()
+        while (await self._receive())["type"] == "http.request":
+            pass
 
 
 def _headers(scope: Scope) -> list[tuple[str, str]]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import aiohttp.web
+import ngh2
+import pytest
 from tests.unit.gateway.test_splice import Door
 from tests.unit.transport.harness import Recorder
 from tests.unit.transport.raw_client import Answer, RawClient
@@ -18,45 +22,62 @@ from homeport.web.service import Target
 Fields = list[tuple[bytes, bytes]]
 
 
-def _ask(method: bytes, body: bytes | None, *more: tuple[bytes, bytes]) -> tuple[Answer, Any]:
-    """The answer to a request, and what the server saw of it."""
-    seen: dict[str, Any] = {}
+Serve = Callable[[aiohttp.web.BaseRequest], Awaitable[aiohttp.web.StreamResponse]]
 
-    async def serve(request: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
-        seen.update(request.headers, method=request.method, body=await request.read())
-        return aiohttp.web.Response(headers={"X-Long": "x" * 30_000})
 
-    async def talk() -> Answer:
-        loop = asyncio.get_running_loop()
-        behind = await loop.create_server(aiohttp.web.Server(serve), "127.0.0.1", 0)
-        door = Door(behind.sockets[0].getsockname()[1])
-        target = cast(Any, door.admit([]))
-        target.point.is_h2 = False
-        relay = Relay(cast(Direct, door))
-        await relay.start()
+@contextlib.asynccontextmanager
+async def _behind_a_gateway(serve: Serve) -> AsyncIterator[tuple[RawClient, Door]]:
+    """A client of a gateway in front of ``serve``."""
+    loop = asyncio.get_running_loop()
+    behind = await loop.create_server(aiohttp.web.Server(serve), "127.0.0.1", 0)
+    door = Door(behind.sockets[0].getsockname()[1])
+    target = cast(Any, door.admit([]))
+    target.point.is_h2 = False
+    relay = Relay(cast(Direct, door))
+    await relay.start()
 
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            await relay.http(cast(Target, target), scope, receive, send)
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await relay.http(cast(Target, target), scope, receive, send)
 
-        grpc = GrpcServer(Recorder(), application=application)
-        front = await loop.create_server(grpc.protocol_factory, "127.0.0.1", 0)
-        client = await RawClient.connect(front.sockets[0].getsockname()[1])
-        plain = [(b":method", method), (b":scheme", b"http"), (b":authority", b"site")]
-        headers = [*plain, (b":path", b"/"), *more]
+    grpc = GrpcServer(Recorder(), application=application)
+    front = await loop.create_server(grpc.protocol_factory, "127.0.0.1", 0)
+    client = await RawClient.connect(front.sockets[0].getsockname()[1])
+    try:
         async with asyncio.timeout(20):
-            stream_id = client.http2.send_request(headers, end_stream=body is None)
-            answer = client.answers[stream_id] = Answer()
-            client.flush()
-            if body is not None:
-                client.http2.send_data(stream_id, body, end_stream=True)
-                client.flush()
-            await answer.closed.wait()
+            yield client, door
+    finally:
         client.transport.close()
         front.close()
         await grpc.stop(1.0)
         await relay.stop()
         behind.close()
-        return answer
+
+
+def _send(client: RawClient, method: bytes, more: Fields, *, end: bool = True) -> int:
+    plain = [(b":method", method), (b":scheme", b"http"), (b":authority", b"site")]
+    stream_id = client.http2.send_request([*plain, (b":path", b"/"), *more], end_stream=end)
+    client.answers[stream_id] = Answer()
+    client.flush()
+    return stream_id
+
+
+def _ask(method: bytes, body: bytes | None, *more: tuple[bytes, bytes]) -> tuple[Answer, Any]:
+    """The answer to a request, and what the server saw of it."""
+    seen: dict[str, Any] = {}
+
+    async def serve(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        seen.update(request.headers, method=request.method, body=await request.read())
+        return aiohttp.web.Response(headers={"X-Long": "x" * 30_000})
+
+    async def talk() -> Answer:
+        async with _behind_a_gateway(serve) as (client, _):
+            stream_id = _send(client, method, [*more], end=body is None)
+            if body is not None:
+                client.http2.send_data(stream_id, body, end_stream=True)
+                client.flush()
+            answer = client.answers[stream_id]
+            await answer.closed.wait()
+            return answer
 
     return asyncio.run(talk()), seen
 
@@ -84,3 +105,34 @@ def test_expectation_is_the_gateways() -> None:
     _, seen = _ask(b"POST", b"body", (b"expect", b"100-continue"))
     assert seen["body"] == b"body"
     assert "Expect" not in seen
+
+
+@pytest.mark.parametrize("body", [False, True])
+def test_client_that_leaves_an_endless_answer_ends_it(body: bool) -> None:
+    ended = asyncio.Event()
+
+    async def serve(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        answer = aiohttp.web.StreamResponse()
+        await answer.prepare(request)
+        try:
+            while True:
+                await answer.write(b"data: x\n\n")
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    async def talk() -> None:
+        async with _behind_a_gateway(serve) as (client, door):
+            stream_id = _send(client, b"POST" if body else b"GET", [], end=not body)
+            if body:
+                client.http2.send_data(stream_id, b"body", end_stream=True)
+                client.flush()
+            while not client.answers[stream_id].data:
+                await asyncio.sleep(0.01)
+            client.http2.reset_stream(stream_id, ngh2.ErrorCode.CANCEL)
+            client.flush()
+            await ended.wait()
+            while door.taken:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(talk())
