@@ -20,6 +20,12 @@ STRAGGLERS_S: Final = 2.0
 """How long after a program's end its output may go on: what it left in the background has its
 pipes open, and whoever reads them would wait for that."""
 ENDING_S: Final = 1.0
+READER_S: Final = 0.005
+"""Who wants to know a program's end and its output asks for both at once; which comes first is chance."""
+READ_UP_S: Final = 1.0
+"""So long at most the end is told later because somebody is still reading what was printed …"""
+READ_TO_END_S: Final = 0.1
+"""… and so long because what the program left in the background may print more."""
 LATE_S: Final = 0.25
 """The end of a program that was killed for its timeout is told so much later: clients have a
 deadline of their own, and report it as their own if theirs comes first."""
@@ -69,6 +75,25 @@ class Execution:
     async def wait(self) -> int:
         """Until it has ended; its return code."""
         return await asyncio.shield(self._ended)
+
+    async def wait_read(self) -> int:
+        """Until it has ended and those who read its output have it, within limits; its return code.
+
+        Some clients print what a program prints until they know of its end (``modal container
+        exec``).
+        """
+        asked = self._loop.time()
+        code = await self.wait()
+        outputs = (self.stdout, self.stderr)
+        if not any(output.is_read for output in outputs):
+            await asyncio.sleep(max(0.0, asked + READER_S - self._loop.time()))
+        for to_end, limit_s in ((True, READ_TO_END_S), (False, READ_UP_S)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    for output in outputs:
+                        await output.read_up(to_end=to_end)
+                    break
+        return code
 
     async def about_to_end(self) -> None:
         """It closed its input: if that is because it ended, until that is known.

@@ -53,6 +53,7 @@ class Output:
         self._ended = False
         self._closed = False
         self._readers: dict[object, int] = {}
+        """Where each of those who read now is."""
         self._grown = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -69,6 +70,17 @@ class Output:
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @property
+    def is_read(self) -> bool:
+        """Somebody reads now."""
+        return bool(self._readers)
+
+    async def read_up(self, *, to_end: bool) -> None:
+        """Until those who read now have all there is, or have come to the end of it."""
+        while any(to_end or offset < self._size for offset in self._readers.values()):
+            self._moved.clear()
+            await self._moved.wait()
 
     async def append(self, data: bytes) -> None:
         """Keep ``data``; waits while there is no room. What comes after the end is dropped."""
@@ -122,6 +134,7 @@ class Output:
                 yield data
         finally:
             self._readers.pop(reader, None)
+            self._moved.set()
 
     def _room(self, size: int) -> bool:
         if self._size + size - self._start <= self._kept_bytes_max:

@@ -248,7 +248,7 @@ class RouterRpc:
     ) -> pb.TaskExecWaitResponse:
         call.interruptible = True
         execution = await self._execution(request.task_id, request.exec_id)
-        code = await execution.wait()
+        code = await execution.wait_read()
         if code < 0:
             return pb.TaskExecWaitResponse(signal=-code)
         return pb.TaskExecWaitResponse(code=code)
