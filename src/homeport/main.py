@@ -103,6 +103,8 @@ from homeport.rpc.rates import Rates
 from homeport.rpc.registry import Registry
 from homeport.sandboxes.costs import Prices
 from homeport.sandboxes.launcher import SandboxLauncher
+from homeport.sandboxes.memory import MemorySnapshots, MemorySnapshotStore
+from homeport.sandboxes.memory_rpc import MemorySnapshotRpc
 from homeport.sandboxes.persistent import PersistentSandboxes, PersistentStore
 from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
 from homeport.sandboxes.rpc import SandboxRpc
@@ -282,6 +284,15 @@ class Server:
             self._sandboxes,
             lambda image_id: self._images.find(image_id) is not None,
         )
+        self._memory = MemorySnapshots(
+            MemorySnapshotStore(self._database),
+            self._sandboxes,
+            self._nodes,
+            snapshots,
+            self._secrets,
+            clock,
+        )
+        self._sandboxes.use_memory(self._memory.record)
         self._scheduler = Scheduler(
             settings,
             clock,
@@ -397,6 +408,7 @@ class Server:
                 QueueRpc(self._queues, self._environments),
                 sandbox_rpc,
                 PersistentSandboxRpc(self._persistent, sandbox_rpc),
+                MemorySnapshotRpc(self._memory, routers),
                 sidecar_rpc,
                 SecretRpc(self._secrets, self._environments),
                 TasksRpc(self._tasks, self._apps, self._environments, routers),
@@ -494,6 +506,7 @@ class Server:
                 *(self._logs, self._blobs, self._tasks, self._dicts, self._volumes),
                 self._sandboxes,
                 self._persistent,
+                self._memory,
                 snapshots,
                 EndedApps(
                     self._apps,
@@ -687,6 +700,7 @@ class Server:
         await self._schedules.stop()
         await asyncio.gather(self._web.stop(STOP_GRACE_S), self._splice.stop(STOP_GRACE_S))
         await self._scheduler.stop()
+        await self._memory.stop()
         await self._sandboxes.stop()
         await self._calls.stop()
         await self._images.stop()

@@ -319,6 +319,7 @@ class SandboxSnapshot(Message):
 
     ``layers`` are those on top of its image's. ``ttl_s`` says how long it is wanted, 0 = for ever.
     With ``own_base`` they are on top of the image ``base_id`` instead, of nothing without one.
+    With ``memory`` it is a memory snapshot, ``image_id`` its id, and the last layer the memory.
     """
 
     seq: int
@@ -328,6 +329,7 @@ class SandboxSnapshot(Message):
     ttl_s: float
     own_base: bool = False
     base_id: str = ""
+    memory: bool = False
 
 
 class UsageSample(msgspec.Struct, frozen=True, array_like=True):
@@ -376,7 +378,7 @@ class TaskExited(Message):
     layer: str = ""
     """``StartTask.commit_layer``, when that layer is there now."""
     cut_short: str = ""
-    """Why the node ended a sandbox: ``timeout``, ``idle`` or empty."""
+    """Why the node ended a sandbox: ``timeout``, ``idle``, ``snapshot`` (of its memory) or empty."""
     usage: list[UsageSample] = []
     """What a sandbox used, from its beginning to its end."""
 
@@ -588,6 +590,10 @@ class StartSandbox(Message):
     """How long that is wanted."""
     gpus: list[str] = []
     """As in ``StartTask``."""
+    memory_snapshots: bool = False
+    """``TakeMemory`` may come."""
+    memory_layer: str = ""
+    """It goes on from the memory that this layer holds."""
 
 
 class WriteStdin(Message):
@@ -636,6 +642,17 @@ class TakeSnapshot(Message):
     task_id: str
     image_id: str
     ttl_s: float
+
+
+class TakeMemory(Message):
+    """Take the memory snapshot ``snapshot_id`` of a sandbox, which ends with it.
+
+    Answered by ``Answer`` when it is recorded (``SandboxSnapshot``).
+    """
+
+    ask_id: int
+    task_id: str
+    snapshot_id: str
 
 
 class OpenTunnel(Message):
@@ -828,6 +845,7 @@ ServerMessage = (
     | AskUsage
     | WriteStdin
     | TakeSnapshot
+    | TakeMemory
     | ReloadVolumes
     | OpenTunnel
     | DeliverInputs

@@ -69,6 +69,10 @@ class ContainerImages:
         self._lock = asyncio.Lock()
         self._count = 0
 
+    @property
+    def any_mounted(self) -> bool:
+        return bool(self._mounts)
+
     def at(self, device: int) -> ImageMount | None:
         """The image whose mount has that device number."""
         for mount in self._mounts.values():

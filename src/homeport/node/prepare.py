@@ -73,6 +73,8 @@ class Prepared:
     volumes: ContainerVolumes
     buckets: ContainerBuckets
     gpus: GpuChanges = NONE
+    memory: Path | None = None
+    """What it goes on from, if it is restored."""
 
     @property
     def upper(self) -> Path:
@@ -154,7 +156,7 @@ class Preparer:
 
     async def prepare(self, start: Start) -> Prepared:
         """Raises a ``HomeportError`` that says what is missing. Ends with ``discard``."""
-        self._layers.pin(start.layers)
+        self._layers.pin(_needed(start))
         try:
             runtime = self._runtime(start.runtime or self._own_runtime(start))
             await self._hold_gpus(start, runtime)
@@ -164,7 +166,7 @@ class Preparer:
                 self._release_gpus(start)
                 raise
         except BaseException:
-            self._layers.unpin(start.layers)
+            self._layers.unpin(_needed(start))
             raise
 
     def _own_runtime(self, start: Start) -> str:
@@ -188,6 +190,7 @@ class Preparer:
     async def _prepare(self, start: Start, runtime: Runtime) -> Prepared:
         layers = self._image_layers(start.layers)
         layers += await self._mount_layers(start, runtime, layers)
+        memory = self._memory(start)
         await asyncio.to_thread(_check_directories, start)
         gpus = NONE
         if start.gpus and self._gpus is not None:
@@ -206,7 +209,7 @@ class Preparer:
             await asyncio.wait([making])  # the thread goes on: nobody else would delete its folder
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
-        return Prepared(start, runtime, folder, layers, volumes, buckets, gpus)
+        return Prepared(start, runtime, folder, layers, volumes, buckets, gpus, memory)
 
     async def adopt(self, prepared: Prepared, start: StartTask) -> Prepared:
         """The same for ``start``, whose container was prepared before it was known.
@@ -247,7 +250,7 @@ class Preparer:
             await prepared.buckets.close()
             await asyncio.to_thread(shutil.rmtree, prepared.folder, True)
         finally:
-            self._layers.unpin(prepared.start.layers)
+            self._layers.unpin(_needed(prepared.start))
             self._release_gpus(prepared.start)
 
     def _runtime(self, name: str) -> Runtime:
@@ -262,6 +265,11 @@ class Preparer:
         if missing:
             raise NotFoundError(f"this node does not have image layer {missing[0]}")
         return tuple(self._layers.path(key) for key in keys)
+
+    def _memory(self, start: Start) -> Path | None:
+        if isinstance(start, StartTask) or not start.memory_layer:
+            return None
+        return self._image_layers([start.memory_layer])[0]
 
     async def _mount_layers(
         self, start: Start, runtime: Runtime, image: tuple[Path, ...]
@@ -289,6 +297,12 @@ class Preparer:
             run = folder / "run"
             run.mkdir()
             (run / ARGUMENTS_NAME).write_bytes(start.arguments)
+
+
+def _needed(start: Start) -> list[str]:
+    """The layers that have to stay while it runs."""
+    memory = start.memory_layer if isinstance(start, StartSandbox) else ""
+    return [*start.layers, memory] if memory else start.layers
 
 
 def _check_directories(start: Start) -> None:

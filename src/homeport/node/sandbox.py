@@ -8,7 +8,7 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -39,6 +39,7 @@ from homeport.node.probes import Probe
 from homeport.node.runtime.port import (
     DEFAULT_PATH,
     Bind,
+    CheckpointError,
     Container,
     ContainerSpec,
     Egress,
@@ -53,6 +54,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 TIMEOUT: Final = "timeout"
 IDLE: Final = "idle"
+SNAPSHOT: Final = "snapshot"
 CONSOLE: Final = "/dev/console"
 
 ExitReporter = Callable[[TaskExited], None]
@@ -112,6 +114,8 @@ class Sandbox:
         self._is_killed = False
         self._kill_reason = ""
         self._cut_short = ""
+        self._leaving: asyncio.Event | None = None
+        """Set when nobody needs its files any more that a memory snapshot is made of."""
         self._active = 0
         self._timeout: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -229,6 +233,33 @@ class Sandbox:
             raise ConflictError("The sandbox ended before it was ready")
         raise DeadlineError(f"The sandbox was not ready within {timeout_s:g} s")
 
+    @contextlib.asynccontextmanager
+    async def checkpointed(self, directory: Path) -> AsyncGenerator[Prepared]:
+        """Its memory is in ``directory``; it has ended, and its files stay for the block's time.
+
+        Raises ``ConflictError`` if that cannot be done now, ``UnavailableError`` if it failed.
+        """
+        container, prepared = self.container, self.prepared
+        if self._leaving is not None:
+            raise ConflictError("A memory snapshot of the sandbox is being taken already")
+        self._leaving = asyncio.Event()
+        try:
+            try:
+                await container.checkpoint(directory)
+            except RuntimeUnavailableError as error:
+                raise UnavailableError(str(error)) from error
+            except CheckpointError as error:
+                reason = f"its memory could not be saved: {error}"
+                self.kill(reason)
+                raise UnavailableError(f"The sandbox has ended: {reason}") from error
+            self._cut_short = self._cut_short or SNAPSHOT
+            await container.remove(keep_upper=True)
+            yield prepared
+        finally:
+            self._leaving.set()
+            if not self._is_over:
+                self._leaving = None
+
     @contextlib.contextmanager
     def active(self) -> Generator[None]:
         """Somebody uses it: it is not idle for the time of the block."""
@@ -316,7 +347,9 @@ class Sandbox:
             self._end()
             self._measure()
             await prepared.volumes.finish()
-            if self.start.exit_image_id and self._keep is not None:
+            if self._leaving is not None:
+                await self._leaving.wait()
+            elif self.start.exit_image_id and self._keep is not None:
                 await container.remove(keep_upper=True)
                 await self._keep(self, prepared)
             self._report_exit(ended)
@@ -403,6 +436,8 @@ class Sandbox:
             stdin_fd=stdin,
             stdout_fd=stdout,
             stderr_fd=stderr,
+            can_checkpoint=start.memory_snapshots,
+            checkpoint=prepared.memory,
         )
 
     def _pipes(self) -> tuple[int, int, int]:

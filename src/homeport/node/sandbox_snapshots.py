@@ -27,6 +27,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 ACKNOWLEDGE_S = 60.0
 """How long the server may take to record a snapshot."""
+MEMORY_SNAPSHOT_S = 7 * 86400.0
+"""How long a memory snapshot is kept."""
+_MEMORY = "sn"
 _PLATFORM = "__modal"
 _STACKED_MAX = 100
 """A snapshot of a mounted image with so many layers is a copy of the whole."""
@@ -61,6 +64,61 @@ class Snapshots:
         image_id = ids.derive(ids.IMAGE, "directory", sandbox.task_id, snapshot_id)
         await self._flights.run(image_id, self._take_directory(sandbox, path, image_id, ttl_s))
         return image_id
+
+    async def take_memory_named(self, sandbox: Sandbox, key: str) -> str:
+        """The memory snapshot of that ``key`` (the caller's), taken at its first call: its id.
+
+        The sandbox has ended then. Raises ``HomeportError``.
+        """
+        snapshot_id = ids.derive(_MEMORY, sandbox.task_id, key)
+        await self.take_memory(sandbox, snapshot_id)
+        return snapshot_id
+
+    async def take_memory(self, sandbox: Sandbox, snapshot_id: str) -> None:
+        """The same with an id that the server gave."""
+        await self._flights.run(snapshot_id, self._take_memory(sandbox, snapshot_id))
+
+    async def _take_memory(self, sandbox: Sandbox, snapshot_id: str) -> None:
+        files, memory = layer_key(SNAPSHOT, snapshot_id), layer_key(_MEMORY, snapshot_id)
+        if not self._layers.has(memory) or not self._layers.has(files):
+            if not sandbox.start.memory_snapshots:
+                raise InvalidError(
+                    "The sandbox was created without memory snapshots: ask for them with "
+                    "_experimental_enable_snapshot=True"
+                )
+            if sandbox.images.any_mounted:
+                raise InvalidError(
+                    "There is no memory snapshot of a sandbox while images are mounted in it: "
+                    "take them off with unmount_image"
+                )
+            await self._save(sandbox, files, memory)
+        layers = [layer_key("mount", ref.digest) for ref in sandbox.start.mounts]
+        await self._report(
+            SandboxSnapshot(
+                0,
+                sandbox.task_id,
+                snapshot_id,
+                [*layers, files, memory],
+                MEMORY_SNAPSHOT_S,
+                memory=True,
+            )
+        )
+
+    async def _save(self, sandbox: Sandbox, files: str, memory: str) -> None:
+        """Both parts as layers; the sandbox has ended then."""
+        work = self._layers.new_work()
+        image = work / "memory"
+        image.mkdir()
+        try:
+            async with sandbox.checkpointed(image) as prepared:
+                await self._mount_layers(sandbox.start, prepared)
+                await asyncio.to_thread(_clean, prepared.upper, [])
+                await self._layers.commit(prepared.upper, files, self._metadata())
+                await self._layers.commit(image, memory, self._metadata())
+        except OSError as error:
+            raise UnavailableError(f"the sandbox's memory cannot be kept: {error}") from error
+        finally:
+            await self._layers.discard(work)
 
     async def _take_directory(
         self, sandbox: Sandbox, path: str, image_id: str, ttl_s: float

@@ -45,6 +45,7 @@ from homeport.link.messages import (
     StartSidecar,
     StartTask,
     StopTask,
+    TakeMemory,
     TakeSnapshot,
     Welcome,
     WriteStdin,
@@ -280,6 +281,8 @@ class Supervisor:
                 self._answer(message.ask_id, self._reload_volumes(message))
             case TakeSnapshot():
                 self._answer(message.ask_id, self._take_snapshot(message))
+            case TakeMemory():
+                self._answer(message.ask_id, self._take_memory(message))
             case OpenTunnel():
                 self._answer(message.ask_id, self._open_tunnel(message))
             case DeliverInputs():
@@ -396,6 +399,13 @@ class Supervisor:
             raise UnavailableError("this node takes no snapshots")
         await sandbox.started()
         await self.snapshots.take(sandbox, message.image_id, message.ttl_s)
+
+    async def _take_memory(self, message: TakeMemory) -> None:
+        sandbox = self._sandbox(message.task_id)
+        if self.snapshots is None:
+            raise UnavailableError("this node takes no snapshots")
+        await sandbox.started()
+        await self.snapshots.take_memory(sandbox, message.snapshot_id)
 
     async def _open_tunnel(self, message: OpenTunnel) -> int:
         if self._tunnels is None:

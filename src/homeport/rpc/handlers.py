@@ -16,6 +16,7 @@ from homeport.mounts.rpc import MountRpc
 from homeport.nfs.rpc import NetworkFileSystemRpc
 from homeport.programs.rpc import ProgramsRpc
 from homeport.queues.rpc import QueueRpc
+from homeport.sandboxes.memory_rpc import MemorySnapshotRpc
 from homeport.sandboxes.persistent_rpc import PersistentSandboxRpc
 from homeport.sandboxes.rpc import SandboxRpc
 from homeport.sandboxes.sidecars_rpc import SidecarRpc
@@ -34,6 +35,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     FunctionsRpc,
     ImagesRpc,
     LogRpc,
+    MemorySnapshotRpc,
     MountRpc,
     NetworkFileSystemRpc,
     ProgramsRpc,

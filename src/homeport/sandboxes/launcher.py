@@ -11,7 +11,13 @@ import msgspec
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Limits
 from homeport.link.messages import BucketRef, HostDirectory, ImageConfig, MountRef, StartSandbox
-from homeport.sandboxes.model import SandboxRecord, SandboxSpec, SecretRef, exit_image_id
+from homeport.sandboxes.model import (
+    CHECKPOINTS,
+    SandboxRecord,
+    SandboxSpec,
+    SecretRef,
+    exit_image_id,
+)
 from homeport.settings import Settings
 
 EXIT_IMAGE_S: Final = 30 * 86400.0
@@ -112,7 +118,7 @@ class SandboxLauncher:
                 memory_mb=memory_limit_mb,
                 pids=self._settings.pids_max,
             ),
-            runtime="",  # its node's choice
+            runtime=CHECKPOINTS if spec.memory_snapshots else "",  # else its node's choice
             timeout_s=spec.timeout_s,
             idle_timeout_s=spec.idle_timeout_s,
             block_network=spec.block_network,
@@ -128,7 +134,14 @@ class SandboxLauncher:
             buckets=[await self._bucket(record, ref) for ref in spec.buckets],
             exit_image_id=exit_image_id(record.task_id) if spec.exit_snapshot else "",
             exit_image_s=EXIT_IMAGE_S if spec.exit_snapshot else 0.0,
+            memory_snapshots=spec.memory_snapshots,
+            memory_layer=await self._memory_layer(spec),
         )
+
+    async def _memory_layer(self, spec: SandboxSpec) -> str:
+        if not spec.memory_image_id:
+            return ""
+        return (await self._images.ready(spec.memory_image_id)).layers[-1]
 
     async def _bucket(self, record: SandboxRecord, ref: BucketRef) -> BucketRef:
         """With the credentials of its secret, or those that were sent along."""

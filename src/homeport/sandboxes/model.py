@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from homeport.kernel import ids
-from homeport.kernel.errors import InvalidError
+from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.kernel.gpus import GpuWish
 from homeport.link.messages import (
     STATUS_FAILURE,
@@ -39,6 +39,9 @@ USER_DATA_BYTES_MAX: Final = 4096
 """A token is a header of HTTP, of which servers take some 8 KiB."""
 PAGE_MAX: Final = 100
 """Sandboxes in one page of a list."""
+
+CHECKPOINTS: Final = "runsc"
+"""The runtime that can save the memory of a container."""
 
 EXIT_TIMEOUT: Final = 124
 EXIT_KILLED: Final = 137
@@ -106,6 +109,10 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str = ""
     exit_snapshot: bool = False
     """Its files become an image when it ends."""
+    memory_snapshots: bool = False
+    """They can be taken of it: it runs under gVisor."""
+    memory_image_id: str = ""
+    """It goes on from that memory, an image of one layer."""
 
     @property
     def gpus(self) -> list[GpuWish]:
@@ -191,8 +198,25 @@ def check_spec(spec: SandboxSpec) -> None:
         raise InvalidError("the memory limit is below the memory asked for")
     if spec.milli_cpu_max and spec.milli_cpu_max < spec.milli_cpu:
         raise InvalidError("the CPU limit is below the CPU asked for")
+    if spec.memory_snapshots:
+        _check_memory(spec)
     if spec.probe is not None and not spec.probe.command and not 0 < spec.probe.tcp_port < 65536:
         raise InvalidError("a readiness probe needs a TCP port or a command")
+
+
+def _check_memory(spec: SandboxSpec) -> None:
+    hindrances = {
+        "volumes": spec.volumes,
+        "buckets": spec.buckets,
+        "GPUs": spec.gpu_count,
+        "a terminal (pty=True)": spec.terminal is not None,
+    }
+    for what, is_wanted in hindrances.items():
+        if is_wanted:
+            raise UnimplementedError(
+                f"Homeport does not take memory snapshots of sandboxes with {what} yet: leave out "
+                "that or _experimental_enable_snapshot"
+            )
 
 
 def check_name(name: str) -> None:
@@ -229,6 +253,9 @@ def result_of(ended: TaskExited, *, terminated: bool, spec: SandboxSpec) -> Sand
     if ended.cut_short == "timeout":
         text = f"The sandbox ran into its timeout of {spec.timeout_s:g} s"
         return SandboxResult(STATUS_TIMEOUT, EXIT_TIMEOUT, text)
+    if ended.cut_short == "snapshot":
+        text = "The sandbox ended when the memory snapshot of it was taken"
+        return SandboxResult(STATUS_TERMINATED, EXIT_KILLED, text)
     if ended.cut_short == "idle":
         text = f"The sandbox was idle for {spec.idle_timeout_s:g} s"
         return SandboxResult(STATUS_IDLE_TIMEOUT, EXIT_KILLED, text)

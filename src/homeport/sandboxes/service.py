@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
@@ -87,6 +87,7 @@ _TICK_S: Final = 1e-6
 Places = Callable[[str], tuple[str, str, str]]
 """For a tunnel's name: an address of its own, its certificate and key (PEM)."""
 NO_PLACE: Final = ("", "", "")
+MemoryRecorder = Callable[[SandboxSnapshot, SandboxRecord], Awaitable[None]]
 Source = str | Mapping[str, str]
 """A secret's id, or variables themselves."""
 
@@ -212,6 +213,7 @@ class SandboxService:
         self._recording: dict[str, asyncio.Future[None]] = {}
         """Exit snapshots that are being recorded, by task."""
         self._launches: set[asyncio.Task[None]] = set()
+        self._record_memory: MemoryRecorder | None = None
         self._rejoin: asyncio.TimerHandle | None = None
         self._connected: set[str] = set()
         self._last_created_at = 0.0
@@ -220,6 +222,10 @@ class SandboxService:
         """Complete the wiring: these need the scheduler, which needs this."""
         self._apps = apps
         self._room = room
+
+    def use_memory(self, record: MemoryRecorder) -> None:
+        """Who takes up what nodes say of memory snapshots; it needs this service itself."""
+        self._record_memory = record
 
     async def start(self) -> None:
         """Take up what a former server process left alive."""
@@ -833,6 +839,10 @@ class SandboxService:
         if record is None:
             log.error("a snapshot of an unknown sandbox", task_id=message.task_id)
             return
+        if message.memory:
+            assert self._record_memory is not None
+            await self._record_memory(message, record)
+            return
         await self._snapshots.add(
             message.image_id,
             made_on=record.spec.image_id,
@@ -899,7 +909,9 @@ class SandboxService:
 
     def images_in_use(self) -> set[str]:
         """The images that live sandboxes run on."""
-        return {live.record.spec.image_id for live in self._live.values()}
+        specs = [live.record.spec for live in self._live.values()]
+        memories = {spec.memory_image_id for spec in specs if spec.memory_image_id}
+        return memories | {spec.image_id for spec in specs}
 
 
 async def _within(timeout_s: float, event: asyncio.Event) -> None:

@@ -72,6 +72,7 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
         probe=_probe(definition),
         terminal=_terminal(definition),
         exit_snapshot=_wants_exit_snapshot(definition),
+        memory_snapshots=definition.enable_snapshot,
     )
 
 
@@ -94,7 +95,6 @@ def _refuse_missing(definition: api_pb2.Sandbox) -> None:
         "S3 mounts of old clients": definition.s3_mounts,
         "static addresses (proxy=)": definition.proxy_id,
         "private IPv6 networks (i6pn)": definition.i6pn_enabled,
-        "memory snapshots (_experimental_enable_snapshot)": definition.enable_snapshot,
         "own domains (custom_domain=)": definition.custom_domain,
         "identity tokens (include_oidc_identity_token=)": definition.include_oidc_identity_token,
         "outbound policies": definition.HasField("experimental_outbound_policy")

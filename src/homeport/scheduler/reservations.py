@@ -41,6 +41,10 @@ class Reservations:
         self._follow_nodes()
         return list(self._views.values())
 
+    def runtimes(self, node_id: str) -> Sequence[str]:
+        """With what a connected node isolates containers."""
+        return self._nodes.nodes()[node_id].runtimes
+
     def _follow_nodes(self) -> None:
         """Take over who has come and gone since the last look."""
         sessions = self._nodes.nodes()

@@ -6,9 +6,18 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Resources
-from homeport.sandboxes.model import SandboxSpec
-from homeport.scheduler.placement import Spot, Want, check_gpus, clamp, fewest, place_demand
+from homeport.sandboxes.model import CHECKPOINTS, SandboxSpec
+from homeport.scheduler.placement import (
+    NodeView,
+    Spot,
+    Want,
+    check_gpus,
+    clamp,
+    fewest,
+    place_demand,
+)
 from homeport.scheduler.reservations import Reservations
 
 
@@ -34,15 +43,28 @@ class SandboxRoom:
         self._places: dict[str, Spot] = {}
 
     def check(self, spec: SandboxSpec) -> None:
-        check_gpus("The sandbox", spec.gpus, self._reservations.views())
+        nodes = self._reservations.views()
+        check_gpus("The sandbox", spec.gpus, nodes)
+        if nodes and not self._fit(spec, nodes):
+            raise InvalidError(
+                "Memory snapshots of sandboxes (_experimental_enable_snapshot) need gVisor, which "
+                "no machine here has: install runsc, set sandbox_runtime to runsc or auto"
+            )
 
     def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
         reservations = self._reservations
-        nodes = reservations.views()
+        nodes = self._fit(spec, reservations.views())
         spot = place_demand(self._demand(spec), spec.gpus, nodes, reservations.defaults)
         if spot is not None:
             self._take(task_id, spot)
         return spot
+
+    def _fit(self, spec: SandboxSpec, nodes: Sequence[NodeView]) -> list[NodeView]:
+        """Those that have what it takes to run such a sandbox at all."""
+        if not spec.memory_snapshots:
+            return list(nodes)
+        runtimes = self._reservations.runtimes
+        return [node for node in nodes if CHECKPOINTS in runtimes(node.node_id)]
 
     def count(self, task_id: str, spec: SandboxSpec, node_id: str, gpus: Sequence[str]) -> Spot:
         known = self._places.get(task_id)

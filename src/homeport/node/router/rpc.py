@@ -87,6 +87,10 @@ class Snapshots(Protocol):
         """The image's id; the same for the same ``snapshot_id``. Raises ``HomeportError``."""
         ...
 
+    async def take_memory_named(self, sandbox: Sandbox, key: str) -> str:
+        """A memory snapshot's id; the same for the same ``key``. The sandbox ends."""
+        ...
+
     async def take_directory(
         self, sandbox: Sandbox, path: str, snapshot_id: str, ttl_s: float
     ) -> str:
@@ -122,6 +126,7 @@ class RouterRpc:
                 "TaskExecStdinStatus",
                 "TaskSnapshotFilesystem",
                 "TaskSnapshotDirectory",
+                "TaskSnapshotMemory",
                 "TaskMountDirectory",
                 "TaskUnmountDirectory",
                 "TaskReloadVolumes",
@@ -302,6 +307,18 @@ class RouterRpc:
                 elif kind == "end":
                     await _write(execution, stdin.accepted, b"", True)
         return pb.TaskExecStdinWriteStreamResponse()
+
+    async def TaskSnapshotMemory(
+        self, request: pb.TaskSnapshotMemoryRequest, _call: IncomingCall
+    ) -> pb.TaskSnapshotMemoryResponse:
+        sandbox = self._sandbox(request.task_id)
+        if not sandbox.is_over:
+            await sandbox.started()
+        if self._sidecars.of(request.task_id, ended_too=False):
+            raise InvalidError("There is no memory snapshot of a sandbox that has sidecars")
+        key = request.idempotency_key
+        snapshot_id = await self._snapshots.take_memory_named(sandbox, key)
+        return pb.TaskSnapshotMemoryResponse(snapshot_id=snapshot_id)
 
     # ── the sandbox's own program ─────────────────────────────────────────────────────────────
 

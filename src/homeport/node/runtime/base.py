@@ -12,7 +12,7 @@ from pathlib import Path
 from homeport.node.cgroups import OCI_SUFFIX, Cgroup, CgroupProvider
 from homeport.node.network import Lease, NetworkProvider
 from homeport.node.runtime import linux
-from homeport.node.runtime.container import RunningContainer
+from homeport.node.runtime.container import NO_CHECKPOINTS, RunningContainer
 from homeport.node.runtime.enter import Entered, Place, enter, enter_program
 from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import write_init
@@ -46,6 +46,7 @@ class StagedRuntime:
 
     init_program = "init"
     container_type = RunningContainer
+    has_checkpoints = False
 
     def __init__(
         self,
@@ -97,6 +98,8 @@ class StagedRuntime:
     async def start(self, spec: ContainerSpec) -> Container:
         if spec.id in self._containers or spec.id in self._starting:
             raise ContainerStartError(f"there already is a container {spec.id}")
+        if spec.can_checkpoint and not self.has_checkpoints:
+            raise RuntimeUnavailableError(NO_CHECKPOINTS)
         self._starting.add(spec.id)
         launch = asyncio.ensure_future(self._begin(spec))
         try:

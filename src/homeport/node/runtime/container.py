@@ -38,6 +38,9 @@ from homeport.node.runtime.stage import Stage
 from homeport.node.runtime.users import User
 
 _log = structlog.get_logger(__name__)
+NO_CHECKPOINTS: Final = (
+    "memory snapshots need gVisor: install runsc, and set sandbox_runtime to runsc or auto"
+)
 _STATUS_BYTES: Final = 4
 _LISTENING: Final = "0A"
 """``TCP_LISTEN`` in ``/proc/net/tcp``."""
@@ -219,6 +222,9 @@ class RunningContainer:
             change(self._cgroup)
         except CgroupError as error:
             raise RuntimeUnavailableError(str(error)) from error
+
+    async def checkpoint(self, directory: Path) -> None:
+        raise RuntimeUnavailableError(NO_CHECKPOINTS)
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self._ended)

@@ -63,6 +63,8 @@ class Keeper:
         self._starting: dict[int, tuple[asyncio.Future[None], KeptProcess, ExecSpec, str]] = {}
         self._running: dict[int, KeptProcess] = {}
         self._connecting: dict[int, asyncio.Future[int]] = {}
+        self._parting: asyncio.Future[int] | None = None
+        self._gone = asyncio.Event()
         self._is_over = False
         self.returncode = -signal.SIGKILL
         """The command's; as it is here if the keeper did not get to say it."""
@@ -134,6 +136,21 @@ class Keeper:
         ours.setblocking(False)
         return ours
 
+    async def let_go(self) -> None:
+        """Have the container let go of all that is the host's, for a checkpoint of it.
+
+        The conversation is over then; programs go on, but are as ended here. Raises ``OSError``
+        if it cannot, and goes on as it was; ``ContainerEndedError``.
+        """
+        self._parting = self._loop.create_future()
+        if not self.send("p", self._number()):
+            raise ContainerEndedError()
+        async with asyncio.timeout(_TIMEOUT_S):
+            error = await self._parting
+            if error:
+                raise OSError(error, os.strerror(error))
+            await self._gone.wait()
+
     def send(self, kind: str, *texts: str | int, fds: Sequence[int] = ()) -> bool:
         """Send a request; ``fds`` are closed. False if it is too long, or the keeper gone."""
         packet = kind.encode() + b"".join(os.fsencode(str(text)) + b"\0" for text in texts)
@@ -154,6 +171,9 @@ class Keeper:
         if self._is_over:
             return
         self._is_over = True
+        self._gone.set()
+        if self._parting is not None and not self._parting.done():
+            self._parting.set_exception(ContainerEndedError())
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
@@ -220,6 +240,9 @@ class Keeper:
             self._running.pop(number).ended.set_result(_code(int.from_bytes(more[:4], "little")))
         elif kind == b"z" and len(more) >= 4:
             self.returncode = _code(int.from_bytes(more[:4], "little"))
+        elif kind == b"p" and self._parting is not None and more:
+            if not self._parting.done():
+                self._parting.set_result(more[0])
         elif kind == b"c" and number in self._connecting and more:
             answer = self._connecting.pop(number)
             if not answer.done():

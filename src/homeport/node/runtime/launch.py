@@ -54,6 +54,10 @@ Keep = Callable[[int], int]
 class Invocation:
     """How to call the tool. ``fds`` maps numbers from ``FIRST_FREE_FD`` on to descriptors.
 
+    They may be 0 to 2 too if ``errors_fd`` is another one; ``words`` makes a sentence of what the
+    tool writes there. ``wake`` is called with the tool's pid and init's end of the conversation
+    where init cannot be given that when it starts.
+
     ``view`` surrounds the moment in which the tool's process is made, which inherits what the
     calling thread sees then.
     """
@@ -62,6 +66,9 @@ class Invocation:
     arguments: list[str]
     fds: dict[int, int] = field(default_factory=dict[int, int])
     view: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    errors_fd: int = 2
+    words: Callable[[str], str] = str.strip
+    wake: Callable[[int, socket.socket], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +192,16 @@ class Launch:
     def _spawn(self, invocation: Invocation, keep: Keep) -> tuple[Started, int]:
         ours, theirs = control_pair()
         with ours:
-            with theirs:
-                errors = keep(os.memfd_create("tool-errors", os.MFD_CLOEXEC))
-                pid = self._posix_spawn(invocation, theirs, errors, keep)
+            errors = keep(os.memfd_create("tool-errors", os.MFD_CLOEXEC))
             try:
+                pid = self._posix_spawn(invocation, theirs, errors, keep)
+            except BaseException:
+                theirs.close()
+                raise
+            try:
+                with theirs:
+                    if invocation.wake is not None:
+                        invocation.wake(pid, theirs)
                 command = self.spec.command[0] if self.spec.command else ""
                 started = converse(ours, lambda init: self._attach(init, pid), command)
                 if self._tool.keeps_control:
@@ -197,7 +210,8 @@ class Launch:
             except BaseException as error:
                 _end(pid)
                 if isinstance(error, ContainerStartError) and not isinstance(error, CommandError):
-                    words = os.pread(errors, _ERRORS_MAX, 0).decode(errors="replace").strip()
+                    said = os.pread(errors, _ERRORS_MAX, 0).decode(errors="replace")
+                    words = invocation.words(said)
                     raise ContainerStartError(words or str(error)) from error
                 raise
 
@@ -209,7 +223,7 @@ class Launch:
         wanted = {
             0: null,
             1: null,
-            2: errors,
+            2: null,
             STATUS_FD: keep(os.open(self.directory.status_file, flags, 0o600)),
             CONTROL_FD: control.fileno(),
             IN_FD: self.spec.stdin_fd if self.spec.stdin_fd >= 0 else null,
@@ -217,6 +231,7 @@ class Launch:
             ERR_FD: self.spec.stderr_fd if self.spec.stderr_fd >= 0 else null,
             INIT_FD: self.shared.init_fd,
             **invocation.fds,
+            invocation.errors_fd: errors,
         }
         actions: list[tuple[int, int, int]] = []
         try:

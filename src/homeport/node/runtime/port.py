@@ -27,6 +27,10 @@ class ContainerStartError(Exception):
     """The tool refused to start this container; the message carries the tool's own words."""
 
 
+class CheckpointError(Exception):
+    """A container's memory could not be saved, and it is gone; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bind:
     """A file or directory of the host at ``target`` in the container."""
@@ -161,6 +165,10 @@ class ContainerSpec:
     """Only OCI runtimes run them."""
     groups: tuple[int, ...] = ()
     """Numbers of further groups that its command is in."""
+    can_checkpoint: bool = False
+    """``Container.checkpoint`` will be possible: its streams are pipes, and nothing is mounted late."""
+    checkpoint: Path | None = None
+    """It goes on where that checkpoint was taken, of one with the same files and the same spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +341,15 @@ class Container(Protocol):
 
     async def thaw(self) -> None:
         """Let its processes go on."""
+        ...
+
+    async def checkpoint(self, directory: Path) -> None:
+        """Write its memory and all its processes into ``directory``, and end it.
+
+        Programs that ``exec`` started are part of it, without their streams. Raises
+        ``RuntimeUnavailableError`` where that cannot be done; then it goes on.
+        ``CheckpointError``: it has ended, and there is no checkpoint.
+        """
         ...
 
     async def wait(self) -> Exit:

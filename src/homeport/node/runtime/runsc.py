@@ -8,6 +8,7 @@ runs shows inside, since every path is looked up on the host anew (``--file-acce
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -20,6 +21,7 @@ import socket
 import struct
 import subprocess
 import termios
+import time
 import tty
 from collections.abc import Generator
 from contextlib import AbstractContextManager
@@ -30,7 +32,7 @@ from typing import Any, Final
 import msgspec
 
 from homeport.node.cgroups import Cgroup, CgroupProvider
-from homeport.node.network import NetworkProvider
+from homeport.node.network import Lease, NetworkProvider
 from homeport.node.runtime import linux
 from homeport.node.runtime.arguments import (
     mount_plan,
@@ -53,6 +55,7 @@ from homeport.node.runtime.launch import (
     Launch,
 )
 from homeport.node.runtime.port import (
+    CheckpointError,
     ContainerEndedError,
     ContainerSpec,
     ContainerStartError,
@@ -73,6 +76,11 @@ _OWN_PIDS: Final = 512
 _TMP: Final = "/tmp"  # noqa: S108
 _STARTING: Final = f"{_TMP}/.homeport-starting"
 _GOFER: Final = b"runsc-gofer"
+_PASSED: Final = (CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
+_LOG_FD: Final = FIRST_FREE_FD + 1
+_WAKE_S: Final = 60.0
+_RESTORE_S: Final = 300.0
+_LOOK_S: Final = 0.003
 _INSTALL: Final = (
     "install a release of 2024 or newer: gvisor.dev/docs/user_guide/install, or Debian's package "
     "(on Debian 12 from backports: apt-get install -t bookworm-backports runsc)"
@@ -86,6 +94,12 @@ class RunscContainer(RunningContainer):
         super().__init__(*arguments, **more)
         assert self._control is not None
         self._keeper = Keeper(self._control, self.pid)
+        self._tool: list[str] = []
+        self._tool_name = ""
+
+    def use(self, tool: list[str], name: str) -> None:
+        """How to call ``runsc`` about it, and what it is called there."""
+        self._tool, self._tool_name = tool, name
 
     @property
     def has_own_stack(self) -> bool:
@@ -119,6 +133,37 @@ class RunscContainer(RunningContainer):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
 
+    async def checkpoint(self, directory: Path) -> None:
+        if not self._spec.can_checkpoint:
+            raise RuntimeUnavailableError("the container was not started for checkpoints")
+        try:
+            await self._keeper.let_go()
+        except ContainerEndedError as error:
+            raise CheckpointError("the container has ended") from error
+        except (OSError, TimeoutError) as error:
+            self.kill()
+            raise CheckpointError(f"the container did not let go of the host: {error}") from error
+        try:
+            words = await self._write_checkpoint(directory)
+        except BaseException:
+            self.kill()
+            raise
+        if words is not None:
+            self.kill()
+            raise CheckpointError(words or "runsc cannot save it and does not say why")
+
+    async def _write_checkpoint(self, directory: Path) -> str | None:
+        """What ``runsc`` says if it fails."""
+        process = await asyncio.create_subprocess_exec(
+            *(*self._tool, "checkpoint", "--compression=none"),
+            *(f"--image-path={directory}", self._tool_name),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+        return None if process.returncode == 0 else _first_words(said.decode(errors="replace"))
+
     def _files_place(self) -> Place:
         try:
             if self._place is None:
@@ -146,6 +191,7 @@ class RunscRuntime(StagedRuntime):
 
     init_program = "keeper"
     container_type = RunscContainer
+    has_checkpoints = True
 
     def __init__(self, run_dir: Path, network: NetworkProvider, cgroups: CgroupProvider) -> None:
         path = shutil.which("runsc")
@@ -180,27 +226,84 @@ class RunscRuntime(StagedRuntime):
         with self._stage.root(launch.lowers(), spec.upper, launch.work) as root:
             user = launch.user = resolve_user(root, spec.user)
             workdir = working_directory(spec, root)
-            if not _uses_tmp(spec):
+            if not _uses_tmp(spec) and spec.checkpoint is None:
                 _occupy_tmp(root)
             _mount_data(spec, root)
             bundle = launch.directory.path / "bundle"
             bundle.mkdir(mode=0o700)
             config = _config(spec, root, user, workdir, launch.lease.netns_fd)
             (bundle / "config.json").write_text(json.dumps(config))
-            passed = (CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
             name = self._short_name(spec.id)
             state = self._state / name
             state.mkdir(mode=0o700)
-            arguments = [*self._options(state, spec.network), "run", "--bundle", str(bundle)]
-            arguments += [f"--pass-fd={fd}:{fd}" for fd in passed]
-            arguments += [f"--exec-fd={FIRST_FREE_FD}", name]
+            arguments = self._options(state, spec.network)
+            fds: dict[int, int] = {}
+            if spec.can_checkpoint:
+                arguments.append(f"--log=/proc/self/fd/{_LOG_FD}")
+                fds = _streams(spec, keep)
+            if spec.checkpoint is None:
+                passed = (CONTROL_FD,) if spec.can_checkpoint else _PASSED
+                arguments += ["run", "--bundle", str(bundle)]
+                arguments += [f"--pass-fd={fd}:{fd}" for fd in passed]
+                arguments += [f"--exec-fd={FIRST_FREE_FD}", name]
+            else:
+                arguments += ["restore", "--bundle", str(bundle)]
+                arguments += [f"--image-path={spec.checkpoint}", name]
             assert launch.cgroup is not None
             groups = [str(path / "cgroup.procs") for path in launch.cgroup.paths()]
             # gVisor's processes are in the container's groups from the first instruction on
             words = ["join", str(len(groups)), *groups, self._binary, *arguments]
             # it takes a program from a descriptor that is only for reading
             program = keep(os.open(f"/proc/self/fd/{self._init_fd}", os.O_RDONLY | os.O_CLOEXEC))
-            yield Invocation(INIT_PATH, words, {FIRST_FREE_FD: program}, view=self._view)
+            fds[FIRST_FREE_FD] = program
+            invocation = Invocation(INIT_PATH, words, fds, view=self._view)
+            if spec.can_checkpoint:
+                invocation = replace(invocation, errors_fd=_LOG_FD, words=_logged)
+            if spec.checkpoint is not None:
+
+                def wake(pid: int, control: socket.socket) -> None:
+                    self._wake(spec, pid, control, program)
+
+                invocation = replace(invocation, wake=wake)
+            yield invocation
+
+    async def _start(self, spec: ContainerSpec, lease: Lease) -> RunningContainer:
+        container = await super()._start(spec, lease)
+        assert isinstance(container, RunscContainer)
+        container.use(self._tool(spec), self._short_name(spec.id))
+        return container
+
+    def _tool(self, spec: ContainerSpec) -> list[str]:
+        """How to call it about a container."""
+        return [self._binary, *self._options(self._state / self._short_name(spec.id), spec.network)]
+
+    def _wake(self, spec: ContainerSpec, pid: int, control: socket.socket, program: int) -> None:
+        """Hand a restored container's keeper its end of the conversation. Blocks.
+
+        A restoration is given no descriptors but the standard streams; a further process is.
+        """
+        name = self._short_name(spec.id)
+        _until_running(self._state / name / f"{name}_sandbox:{name}.state", pid)
+        try:
+            subprocess.run(
+                [
+                    *self._tool(spec),
+                    "exec",
+                    f"--pass-fd={control.fileno()}:{CONTROL_FD}",
+                    f"--exec-fd={program}",
+                    name,
+                    *("keeper", "revive", str(CONTROL_FD)),
+                ],
+                pass_fds=[control.fileno(), program],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+                timeout=_WAKE_S,
+            )
+        except subprocess.SubprocessError as error:
+            said = getattr(error, "stderr", None) or b""
+            words = _first_words(said.decode(errors="replace")) or str(error)
+            raise ContainerStartError(f"the restored container does not answer: {words}") from error
 
     def clean(self, container_id: str) -> None:
         shutil.rmtree(self._state / self._short_name(container_id), ignore_errors=True)
@@ -235,6 +338,7 @@ class RunscRuntime(StagedRuntime):
         return [
             *("--root", str(state), f"--network={mode}", "--ignore-cgroups"),
             *("--overlay2=none", "--file-access=shared", "--dcache=0"),
+            "--net-disconnect-ok",  # connections end with a checkpoint, instead of refusing it
         ]
 
     def _short_name(self, container_id: str) -> str:
@@ -296,10 +400,53 @@ def _config(
     return config
 
 
+def _streams(spec: ContainerSpec, keep: Keep) -> dict[int, int]:
+    """The command's streams as those of the tool: what a checkpoint allows of the host."""
+    streams = (spec.stdin_fd, spec.stdout_fd, spec.stderr_fd)
+    null = keep(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    return {target: fd if fd >= 0 else null for target, fd in enumerate(streams)}
+
+
+def _until_running(state: Path, pid: int) -> None:
+    """Block until the tool's process ``pid`` has restored its container.
+
+    The file is all it tells: it has no other sign that another program could wait for.
+    """
+    deadline = time.monotonic() + _RESTORE_S
+    while True:
+        try:
+            status = json.loads(state.read_bytes()).get("status", "")
+        except (OSError, ValueError):  # not there, or not whole
+            status = ""
+        if status == "running":
+            return
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            raise ContainerStartError("")
+        if time.monotonic() > deadline:
+            raise ContainerStartError(f"it was not restored within {_RESTORE_S:g} s")
+        time.sleep(_LOOK_S)
+
+
+def _logged(text: str) -> str:
+    """What the tool's log says, a JSON object a line."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, AttributeError):
+            return _first_words(str(json.loads(line).get("msg", "")))
+    return _first_words(text)
+
+
+def _first_words(text: str) -> str:
+    """A sentence of the tool's, without where in its program it was."""
+    return text.strip().partition("\ngoroutine ")[0].strip().rstrip(":")
+
+
 def _keeper_arguments(spec: ContainerSpec, user: User) -> list[str]:
-    fds = map(str, (CONTROL_FD, IN_FD, OUT_FD, ERR_FD))
+    name, streams = "keeper", (IN_FD, OUT_FD, ERR_FD)
+    if spec.can_checkpoint:
+        name, streams = "lasting", (0, 1, 2)
+    fds = map(str, (CONTROL_FD, *streams))
     who = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
-    return ["keeper", *fds, *who, _terminal(spec.stdin_fd), *spec.command]
+    return [name, *fds, *who, _terminal(spec.stdin_fd), *spec.command]
 
 
 def _terminal(fd: int) -> str:

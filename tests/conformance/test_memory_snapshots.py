@@ -1,0 +1,81 @@
+"""Memory snapshots of sandboxes, which need gVisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from tests.conformance.harness.clients import Client
+from tests.conformance.harness.programs import Checks, Runner
+from tests.conformance.harness.server import Server
+
+from homeport.node.leaks import find_leaks
+from homeport.node.trial import works
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    trial = asyncio.run(works(tmp_path_factory.mktemp("trial"), "runsc"))
+    if trial.failure:
+        pytest.skip(trial.failure)
+    server = Server(tmp_path_factory.mktemp("memory"), {"HOMEPORT_SANDBOX_RUNTIME": "runsc"})
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+    assert find_leaks(server.home) == []
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def runner(
+    request: pytest.FixtureRequest, guarded: Server, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Runner, str]:
+    return Runner(guarded, tmp_path_factory.mktemp(request.param)), request.param
+
+
+@pytest.fixture
+def checks(runner: tuple[Runner, str], client: Client) -> Checks:
+    """What the program reported."""
+    of_generation, generation = runner
+    if generation == "v2" and client.release < (1, 5, 4):
+        pytest.skip("this client takes memory snapshots of sandboxes of the first generation only")
+    environ = {"MODAL_SANDBOX_V2": "0" if generation == "v1" else "1"}
+    return of_generation.checks(client, "memory_snapshots", script=True, environ=environ)
+
+
+def test_a_snapshot_ends_its_sandbox(checks: Checks) -> None:
+    assert checks.value("before") == ["1 one", ["/root\n", 0]]
+    assert checks.value("served_before") == "kept"
+    assert checks.value("snapshot") == ["sn-", None, 137]
+
+
+def test_several_sandboxes_go_on_from_it(checks: Checks) -> None:
+    rest = [["kept\nhidden\n", 0], "kept", True]
+    assert checks.value("second") == [True, "2 one two", *rest]
+    assert checks.value("third") == [True, "2 one other", *rest]
+
+
+def test_a_restored_one_can_be_saved_again(checks: Checks) -> None:
+    assert checks.value("fourth") == [True, "3 one other more", ["kept\nhidden\n", 0], "kept", True]
+
+
+def test_names(checks: Checks, client: Client) -> None:
+    if client.release < (1, 2):
+        pytest.skip("this client has no names for sandboxes")
+    assert checks.value("name") == checks.value("ids")[1]
+    assert checks.value("taken") == "AlreadyExistsError"
+
+
+def test_their_ends(checks: Checks) -> None:
+    assert checks.value("end") == [7, "over\n"]
+    assert checks.value("terminated") == [None, None, 137]
+
+
+def test_what_cannot_be(checks: Checks) -> None:
+    assert "_experimental_enable_snapshot" in checks.value("not_enabled")[1]
+    assert "volumes" in checks.value("with_volume")[1]
+    assert checks.value("unknown") in ("NotFoundError", "GRPCError")  # the latter before 1.2
