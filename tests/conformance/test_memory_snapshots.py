@@ -77,5 +77,8 @@ def test_their_ends(checks: Checks) -> None:
 
 def test_what_cannot_be(checks: Checks) -> None:
     assert "_experimental_enable_snapshot" in checks.value("not_enabled")[1]
+    failure, code = checks.value("deleted")
+    assert "/root/gone open, which was deleted" in failure
+    assert code == 137
     assert "volumes" in checks.value("with_volume")[1]
     assert checks.value("unknown") in ("NotFoundError", "GRPCError")  # the latter before 1.2

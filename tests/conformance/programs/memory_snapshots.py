@@ -111,6 +111,17 @@ def plain_sandbox():
         box.terminate()
 
 
+def deleted():
+    """A file that is open and has no name any more cannot be saved."""
+    box = create(_experimental_enable_snapshot=True)
+    run(box, "touch", "gone")
+    box.exec("sh", "-c", "exec 3< gone; rm gone; sleep 900")
+    until(lambda: run(box, "ls", "gone")[1])
+    failure = raised(box._experimental_snapshot)[1]
+    box.wait(raise_on_termination=False)
+    return [failure, box.returncode]
+
+
 def with_volume():
     with modal.Volume.ephemeral() as volume:
         return raised(lambda: create(volumes={"/data": volume}, _experimental_enable_snapshot=True))
@@ -151,6 +162,7 @@ def main():
         lambda: [second.terminate(), second.wait(raise_on_termination=False), second.returncode],
     )
     report.check("not_enabled", plain_sandbox)
+    report.check("deleted", deleted)
     report.check("with_volume", with_volume)
     report.check(
         "unknown",

@@ -76,6 +76,7 @@ _OWN_PIDS: Final = 512
 _TMP: Final = "/tmp"  # noqa: S108
 _STARTING: Final = f"{_TMP}/.homeport-starting"
 _GOFER: Final = b"runsc-gofer"
+_DELETED: Final = re.compile(r'gofer\.dentry\("([^"]*)"\)\.beforeSave: deleted')
 _PASSED: Final = (CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
 _LOG_FD: Final = FIRST_FREE_FD + 1
 _WAKE_S: Final = 60.0
@@ -437,6 +438,9 @@ def _logged(text: str) -> str:
 
 def _first_words(text: str) -> str:
     """A sentence of the tool's, without where in its program it was."""
+    deleted = _DELETED.search(text)
+    if deleted is not None:
+        return f"a program has the file /{deleted.group(1)} open, which was deleted"
     return text.strip().partition("\ngoroutine ")[0].strip().rstrip(":")
 
 
