@@ -237,7 +237,8 @@ class Sandbox:
     async def checkpointed(self, directory: Path) -> AsyncGenerator[Prepared]:
         """Its memory is in ``directory``; it has ended, and its files stay for the block's time.
 
-        Raises ``ConflictError`` if that cannot be done now, ``UnavailableError`` if it failed.
+        Raises ``UnavailableError`` where that cannot be done, ``ConflictError`` if it is being done
+        or failed: it is no use to try again.
         """
         container, prepared = self.container, self.prepared
         if self._leaving is not None:
@@ -251,7 +252,7 @@ class Sandbox:
             except CheckpointError as error:
                 reason = f"its memory could not be saved: {error}"
                 self.kill(reason)
-                raise UnavailableError(f"The sandbox has ended: {reason}") from error
+                raise ConflictError(f"The sandbox has ended: {reason}") from error
             self._cut_short = self._cut_short or SNAPSHOT
             await container.remove(keep_upper=True)
             yield prepared
