@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 
 import pytest
 from tests.conformance.harness.clients import Client
+from tests.conformance.harness.gate import Gate
 from tests.conformance.harness.programs import Checks, Runner
 from tests.conformance.harness.s3 import ObjectStore
+from tests.conformance.harness.server import Server
+
+from homeport.node.buckets import running
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("rclone"), reason="needs rclone: scripts/setup tests"
@@ -67,6 +73,36 @@ def test_what_a_dying_container_wrote_is_uploaded(
 
 def test_a_secret_without_keys_is_an_error_that_names_them(checks: Checks) -> None:
     assert "AWS_ACCESS_KEY_ID" in checks.error("without_keys")["message"]
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("killed", ["node", "machine"])
+def test_what_was_not_uploaded_when_the_node_died_is_before_anybody_reads_it(
+    runner: Runner, client: Client, server: Server, store: ObjectStore, killed: str
+) -> None:
+    with Gate(store.url) as gate:
+        gate.close()
+        environ = {"BUCKET_URL": gate.url, "BUCKET_PREFIX": killed}
+        started = runner.start(client, "bucket_killed.py", environ=environ)
+        started.wait_for(lambda output: "all is written" in output)
+        gate.await_upload()
+        assert store.get("first", f"{killed}/large.bin") is None
+        server.kill("node")
+        if killed == "machine":
+            folders = list((server.home / "node" / "buckets").iterdir())
+            found = [pid for folder in folders if (pid := running(folder))]
+            assert found
+            for pid in found:
+                os.kill(pid, signal.SIGKILL)
+        gate.tell()
+        if killed == "machine":
+            gate.await_upload()  # by the next node
+        gate.open()
+        checks = started.checks()
+    assert checks.value("write") == ["deep", "large.bin"]
+    assert checks.value("read") == [True, "small"]
+    assert store.get("first", f"{killed}/large.bin") == b"large" * (1 << 20)
+    assert store.get("first", f"{killed}/deep/small.txt") == b"small"
 
 
 def _until(store: ObjectStore, bucket: str, key: str) -> bytes | None:

@@ -238,10 +238,16 @@ class Runner:
         return [{k.lower().replace(" ", "_"): v for k, v in row.items()} for row in rows]
 
     def start(
-        self, client: Client, target: str, *arguments: str, options: Sequence[str] = ()
+        self,
+        client: Client,
+        target: str,
+        *arguments: str,
+        options: Sequence[str] = (),
+        environ: dict[str, str] | None = None,
     ) -> Started:
         """``modal run`` in the background."""
-        return self.start_cli(client, "run", *options, _path(target), *arguments)
+        words = ["run", *options, _path(target), *arguments]
+        return self._start([str(client.python), "-m", "modal", *words], environ)
 
     def start_cli(self, client: Client, *arguments: str) -> Started:
         """``modal <arguments>`` in the background."""
@@ -251,10 +257,10 @@ class Runner:
         """``python program.py <arguments>`` in the background."""
         return self._start([str(client.python), _path(program), *arguments])
 
-    def _start(self, command: list[str]) -> Started:
+    def _start(self, command: list[str], more: dict[str, str] | None = None) -> Started:
         report = self.folder / "started.jsonl"
         report.unlink(missing_ok=True)
-        environ = self._environment({"CONFORMANCE_REPORT": str(report)})
+        environ = self._environment({"CONFORMANCE_REPORT": str(report), **(more or {})})
         return Started(command, environ, self.folder / "started.log", report)
 
     def interrupted(

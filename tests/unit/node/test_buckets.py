@@ -9,7 +9,7 @@ import pytest
 
 from homeport.kernel.errors import InvalidError, UnavailableError
 from homeport.link.messages import BucketRef
-from homeport.node.buckets import environment, mount_buckets
+from homeport.node.buckets import Buckets, environment, seal, unseal
 
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -51,6 +51,16 @@ def test_each_kind_of_store() -> None:
 
 def test_a_node_without_rclone_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    buckets = Buckets(tmp_path / "work", lambda: "token")
     with pytest.raises(UnavailableError, match="apt-get install rclone"):
-        asyncio.run(mount_buckets([BucketRef(path="/a", bucket="b")], tmp_path / "work"))
+        asyncio.run(buckets.mount([BucketRef(path="/a", bucket="b")], "ta-1"))
     assert not (tmp_path / "work").exists()
+
+
+def test_credentials_on_the_disk_are_sealed_with_the_nodes_token() -> None:
+    ref = BucketRef(path="/a", bucket="b", credentials=KEYS)
+    sealed = seal(ref, "token")
+    assert b"secret" not in sealed
+    assert unseal(sealed, "token") == ref
+    assert unseal(sealed, "another") is None
+    assert unseal(sealed[:20], "token") is None
