@@ -111,6 +111,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     layers_bytes_max: int = 0
     """Image layers kept on a node; 0 = a third of the disk they are on. The least recently used
     ones that nothing needs go first."""
+    caches_bytes_max: int = 0
+    """What image builds keep on a node for later ones beside layers (packages of pip, uv and apt, blobs
+    of registries, what ``ADD`` downloads, ``--mount=type=cache``); 0 = a tenth of the disk it is on. The
+    least recently used goes first."""
     templates_max: int = 8
     """Containers a node keeps waiting, with the client imported, for tasks like those it ran lately;
     each takes some 40 MiB. 0 = none: every container starts from nothing."""

@@ -16,6 +16,7 @@ ROUTES: Final = (
     "/_images",
     "/_images/remove",
     "/_images/prune",
+    "/_images/caches/prune",
     "/_images/bundle",
     "/_node/link",
     "/_node/mounts/{}",

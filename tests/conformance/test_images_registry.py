@@ -116,3 +116,16 @@ def test_builds_that_were_ended_leave_nothing(checks: Checks, small: Server) -> 
     log = json.dumps(small.tail(2000))
     assert "a password of twelve hours" not in log
     assert "hush" not in log
+
+
+def test_what_builds_keep_is_shown_and_deleted(checks: Checks, small: Server) -> None:
+    assert checks.value("static")
+    shown = json.loads(small.homeport("image", "caches", "--json").stdout)
+    assert 0 < shown["caches"]["registry"] < shown["bytes_max"]
+    found = json.loads(small.homeport("doctor", "--json").stdout)
+    assert [check["state"] for check in found if check["name"] == "build caches"] == ["ok"]
+    done = small.homeport("image", "prune", "--caches")
+    assert done.returncode == 0, done.stderr
+    assert "freed" in done.stderr
+    left = json.loads(small.homeport("image", "caches", "--json").stdout)["caches"]
+    assert left.get("registry", 0) < shown["caches"]["registry"]

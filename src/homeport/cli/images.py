@@ -1,4 +1,4 @@
-"""``homeport image ls|rm|prune|export|import``: the images of this machine."""
+"""``homeport image ls|rm|prune|caches|export|import``: the images of this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import msgspec
 from homeport.cli.server import Server
 from homeport.images.upkeep import ImageBundle, ImageSummary
 from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.node import caches
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.oci import Layout, take_layers, unpack_archive, write_archive
 from homeport.node.layers import LayerStore, remove_tree
@@ -90,12 +91,43 @@ def remove_command(settings: Settings, image_ids: tuple[str, ...], force: bool) 
 
 @images.command("prune")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--caches", "with_caches", is_flag=True, help="Also what builds keep for later ones.")
 @click.pass_obj
-def prune_command(settings: Settings, dry_run: bool) -> None:
+def prune_command(settings: Settings, dry_run: bool, with_caches: bool) -> None:
     """Remove images that no live app uses and that have no name, and all layers of no image."""
     body = json.dumps({"dry_run": dry_run}).encode()
-    for image_id in json.loads(Server(settings).ask("POST", "/_images/prune", body)):
+    server = Server(settings)
+    for image_id in json.loads(server.ask("POST", "/_images/prune", body)):
         click.echo(image_id)
+    if with_caches and dry_run:
+        total = sum(caches.sizes(_builder(settings)).values())
+        click.echo(f"caches of builds: up to {_size(total)}", err=True)
+    elif with_caches:
+        freed = json.loads(server.ask("POST", "/_images/caches/prune"))["freed_bytes"]
+        click.echo(f"caches of builds: {_size(freed)} freed", err=True)
+
+
+@images.command("caches")
+@click.option("--json", "as_json", is_flag=True, help="As a JSON object.")
+@click.pass_obj
+def caches_command(settings: Settings, as_json: bool) -> None:
+    """Show what builds keep for later ones beside layers, and how much that may be."""
+    found = caches.sizes(_builder(settings))
+    bytes_max = settings.caches_bytes_max or caches.default_bound(_existing(settings.home))
+    if as_json:
+        click.echo(json.dumps({"bytes_max": bytes_max, "caches": found}, indent=2))
+        return
+    for name, size in sorted(found.items(), key=lambda item: -item[1]):
+        click.echo(f"{name:<12}{_size(size):>9}  {caches.CONTENTS[name]}")
+    click.echo(f"{'all':<12}{_size(sum(found.values())):>9}  of at most {_size(bytes_max)}")
+
+
+def _builder(settings: Settings) -> Path:
+    return settings.node_root / "builder"
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 @images.command("export")

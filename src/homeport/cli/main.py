@@ -19,7 +19,7 @@ from homeport.settings import Settings
 
 NOT_RUNNING = 3
 """Exit code of ``homeport status`` when nothing runs (as service managers use it)."""
-_OUR_IMAGE_COMMANDS = ("ls", "rm", "prune", "export", "import")
+_OUR_IMAGE_COMMANDS = ("ls", "rm", "prune", "caches", "export", "import")
 
 
 class _Group(click.Group):

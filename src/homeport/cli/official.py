@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "app": "Deployed and running apps.",
     "function": "Functions.",
     "container": "Running containers: list, logs, exec, stop.",
-    "image": "Images; of this machine: ls, rm, prune, export, import.",
+    "image": "Images; of this machine: ls, rm, prune, caches, export, import.",
     "volume": "Files of volumes.",
     "dict": "Dicts and their contents.",
     "queue": "Queues and their contents.",

@@ -43,6 +43,7 @@ ACCESS: Final[Mapping[str, Access]] = {
     "/_images": "nodes",
     "/_images/remove": "nodes",
     "/_images/prune": "nodes",
+    "/_images/caches/prune": "nodes",
     "/_images/bundle": "nodes",
     "/_node/mounts/{digest}": "nodes",
     "/_node/files/{sha256}": "nodes",

@@ -35,6 +35,7 @@ class ImageRoutes:
         router.add_get("/_images", only(self._list))
         router.add_post("/_images/remove", only(self._remove))
         router.add_post("/_images/prune", only(self._prune))
+        router.add_post("/_images/caches/prune", only(self._prune_caches))
         router.add_get("/_images/bundle", only(self._bundle))
         router.add_post("/_images/bundle", only(self._take))
 
@@ -48,6 +49,9 @@ class ImageRoutes:
     async def _prune(self, request: web.Request) -> web.StreamResponse:
         asked = _decoded(await request.read(), _Prune)
         return _json(await self._upkeep.prune(dry_run=asked.dry_run))
+
+    async def _prune_caches(self, _request: web.Request) -> web.StreamResponse:
+        return _json({"freed_bytes": await self._upkeep.prune_caches()})
 
     async def _bundle(self, request: web.Request) -> web.StreamResponse:
         bundle = await self._upkeep.bundle(request.query.get("image", ""))

@@ -42,6 +42,8 @@ class Layers(Protocol):
 
     def found_layers(self, node_id: str, keys: Sequence[str]) -> None: ...
 
+    async def prune_caches(self) -> int: ...
+
 
 class ImageUpkeep:
     """``in_use`` names the images that live apps start containers from."""
@@ -112,6 +114,10 @@ class ImageUpkeep:
         if not dry_run:
             await self._forget(idle, everything_else=True)
         return idle
+
+    async def prune_caches(self) -> int:
+        """Have nodes delete what builds keep for later ones; the bytes that were freed."""
+        return await self._layers.prune_caches()
 
     async def _forget(self, image_ids: Sequence[str], *, everything_else: bool = False) -> None:
         gone: set[str] = set()

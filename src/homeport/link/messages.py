@@ -783,6 +783,12 @@ class DropLayers(Message):
     others: bool = False
 
 
+class PruneCaches(Message):
+    """Delete what builds keep for later ones, but what one uses now. ``Answer.number``: bytes freed."""
+
+    ask_id: int
+
+
 class RouterRequest(Message):
     """Have the command router answer an RPC (``path``) that came to the server.
 
@@ -856,6 +862,7 @@ ServerMessage = (
     | BuildImage
     | CancelBuild
     | DropLayers
+    | PruneCaches
     | RouterCertificate
     | RouterRequest
     | RouterCancel

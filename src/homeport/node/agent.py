@@ -24,10 +24,13 @@ from homeport.kernel.resources import Resources
 from homeport.link.connect import connect_link
 from homeport.link.framing import FrameProtocol
 from homeport.link.messages import LayersDropped, ServerMessage
+from homeport.node import caches
 from homeport.node.blob_relay import BlobRelay
+from homeport.node.buckets import Buckets
 from homeport.node.builder.builder import ImageBuilder
 from homeport.node.builds import NodeBuilds
 from homeport.node.bytecode import BytecodeStore
+from homeport.node.caches import Caches
 from homeport.node.fetch import FileSource
 from homeport.node.gpus.devices import NodeGpus
 from homeport.node.gpus.inventory import NO_GPUS, GpuOptions, discover
@@ -71,6 +74,7 @@ class NodeConfig:
     """As the setting; ``auto`` tries runsc."""
     registry_mirrors: Mapping[str, str] = field(default_factory=dict[str, str])
     layers_bytes_max: int = 0
+    caches_bytes_max: int = 0
     router_listen: str = "127.0.0.1"
     """Address that the command router listens on."""
     router_port: int = 0
@@ -189,6 +193,9 @@ class Agent:
             lambda keys: link.send(LayersDropped(keys)),
         )
         stack.push_async_callback(room.stop)
+        kept = Caches(root / "builder", self._config.caches_bytes_max or caches.default_bound(root))
+        kept.look()
+        stack.push_async_callback(kept.stop)
         source = FileSource(
             session, lambda: self._http_url(link), lambda: link.blob_root, self._config.token
         )
@@ -203,6 +210,7 @@ class Agent:
             mirrors=self._config.registry_mirrors,
             memory_mb=capacity().memory_mb,
             volumes=volumes,
+            kept=kept,
         )
 
         def find(task_id: str) -> Hosted | None:
@@ -212,6 +220,9 @@ class Agent:
         inventory = await asyncio.to_thread(discover, self._config.gpus)
         gpus = NodeGpus(inventory, root / "gpus")
         await asyncio.to_thread(gpus.ready)
+        buckets = Buckets(root / "buckets", self._config.token)
+        buckets.start()
+        stack.push_async_callback(buckets.stop)
         preparer = Preparer(
             root / "tasks",
             {runtime.name: runtime, sandboxes.name: sandboxes},
@@ -222,6 +233,7 @@ class Agent:
             volumes,
             sandboxes.name,
             gpus,
+            buckets,
         )
         sidecars = Sidecars(link, preparer, SystemClock())
         router = CommandRouter(
@@ -260,6 +272,7 @@ class Agent:
             builds=NodeBuilds(builder, link),
             clock=SystemClock(),
             room=room,
+            caches=kept,
             router=router,
             snapshots=snapshots,
             sidecars=sidecars,

@@ -47,6 +47,7 @@ def main(
             sandbox_runtime=settings.sandbox_runtime,
             registry_mirrors=settings.registry_mirrors,
             layers_bytes_max=settings.layers_bytes_max,
+            caches_bytes_max=settings.caches_bytes_max,
             router_listen=settings.router_listen or settings.host,
             router_port=settings.router_port,
             router_host=settings.router_host,

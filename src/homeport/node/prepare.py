@@ -12,7 +12,7 @@ from typing import Protocol
 
 from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.link.messages import MountRef, StartSandbox, StartTask
-from homeport.node.buckets import ContainerBuckets, mount_buckets
+from homeport.node.buckets import Buckets, ContainerBuckets
 from homeport.node.gpus.devices import NONE, GpuChanges, NodeGpus, check_runtime
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
@@ -133,6 +133,7 @@ class Preparer:
         volumes: NodeVolumes | None = None,
         sandbox_runtime: str = "",
         gpus: NodeGpus | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         self._root = root.absolute()
         self._runtimes = runtimes
@@ -143,6 +144,7 @@ class Preparer:
         self._bytecode = bytecode
         self._volumes = volumes
         self._gpus = gpus
+        self._buckets = buckets
 
     @property
     def layers(self) -> Layers:
@@ -201,7 +203,7 @@ class Preparer:
             await asyncio.shield(making)
             volumes = await self._prepare_volumes(start, folder / "volumes")
             try:
-                buckets = await mount_buckets(start.buckets, folder / "buckets")
+                buckets = await self._mount_buckets(start)
             except BaseException:
                 await volumes.close()
                 raise
@@ -227,6 +229,13 @@ class Preparer:
         if self._volumes is None:
             raise UnavailableError("this node cannot mount volumes")
         return await self._volumes.prepare(start.volumes, folder)
+
+    async def _mount_buckets(self, start: Start) -> ContainerBuckets:
+        if not start.buckets:
+            return ContainerBuckets([])
+        if self._buckets is None:
+            raise UnavailableError("this node cannot mount buckets")
+        return await self._buckets.mount(start.buckets, start.task_id)
 
     async def keep(self, start: StartTask, prepared: Prepared, now: float) -> str:
         """Make what the ended container wrote the layer it was to leave; its key.

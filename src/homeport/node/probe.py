@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from homeport.node import caches
 from homeport.node.agent import capacity
 from homeport.node.builder.debian import KEYRING
 from homeport.node.cgroups import CgroupError, Layout, detect
@@ -54,10 +55,15 @@ class Check(msgspec.Struct, frozen=True):
 
 
 async def probe(
-    home: Path, runtime: str = "", sandbox_runtime: str = "", options: GpuOptions = NO_GPUS
+    home: Path,
+    runtime: str = "",
+    sandbox_runtime: str = "",
+    options: GpuOptions = NO_GPUS,
+    caches_bytes_max: int = 0,
 ) -> list[Check]:
     """All checks for a node of ``home`` with these settings (empty = the default one)."""
     checks = [*system_checks(), control_groups(detect()), disk(home)]
+    checks.append(build_caches(home, caches_bytes_max))
     left = left_overs(home)
     if left is not None:
         checks.append(left)
@@ -119,6 +125,20 @@ def disk(home: Path) -> Check:
     if free < DISK_FREE_MIN_BYTES:
         return Check("disk", "warning", found, "images need room: choose another home with --home")
     return Check("disk", "ok", found)
+
+
+def build_caches(home: Path, bytes_max: int) -> Check:
+    """What builds keep for later ones, and how much that may be (0 = the default)."""
+    place = next(path for path in (home, *home.parents) if path.exists())
+    used = sum(caches.sizes(home / "node" / "builder").values())
+    most = bytes_max or caches.default_bound(place)
+    found = (
+        f"{used / 1024**3:.1f} of at most {most / 1024**3:.1f} GiB that builds keep for later ones"
+    )
+    if used > most:
+        fix = "a running build may hold it; homeport image prune --caches deletes what none uses"
+        return Check("build caches", "warning", found, fix)
+    return Check("build caches", "ok", found)
 
 
 def left_overs(home: Path) -> Check | None:
@@ -258,7 +278,14 @@ def main() -> None:
     """Print the checks as a JSON array."""
     home, *runtime = sys.argv[1:]
     settings = load(Path(home).absolute())
-    checks = asyncio.run(probe(settings.home, *runtime, options=gpu_options(settings)))
+    checks = asyncio.run(
+        probe(
+            settings.home,
+            *runtime,
+            options=gpu_options(settings),
+            caches_bytes_max=settings.caches_bytes_max,
+        )
+    )
     sys.stdout.buffer.write(msgspec.json.encode(checks) + b"\n")
 
 

@@ -34,6 +34,7 @@ from homeport.link.messages import (
     Hello,
     InputsReturned,
     OpenTunnel,
+    PruneCaches,
     RecallInputs,
     ReloadVolumes,
     RouterCancel,
@@ -91,6 +92,12 @@ class Room(Protocol):
     def keys(self) -> list[str]: ...
 
     async def drop(self, keys: Sequence[str], *, others: bool = False) -> None: ...
+
+
+class Kept(Protocol):
+    """What builds of this node keep, as ``Caches`` does."""
+
+    async def prune(self) -> int: ...
 
 
 class Hosted(Protocol):
@@ -166,6 +173,7 @@ class Supervisor:
         builds: Builds | None,
         clock: Clock,
         room: Room | None = None,
+        caches: Kept | None = None,
         router: Router | None = None,
         snapshots: Snapshots | None = None,
         sidecars: Sidecars | None = None,
@@ -182,6 +190,7 @@ class Supervisor:
         self._builds = builds
         self._clock = clock
         self._room = room
+        self._caches = caches
         self._router = router
         self.snapshots = snapshots
         """Takes those of sandboxes."""
@@ -299,6 +308,8 @@ class Supervisor:
                 self._cancel_build(message)
             case DropLayers():
                 self._drop_layers(message)
+            case PruneCaches():
+                self._answer(message.ask_id, self._prune_caches())
             case RouterCertificate():
                 self._certify(message.certificate, message.key)
             case RouterRequest() | RouterCancel():
@@ -474,6 +485,9 @@ class Supervisor:
             drop = asyncio.create_task(self._room.drop(message.keys, others=message.others))
             self._drops.add(drop)
             drop.add_done_callback(self._drops.discard)
+
+    async def _prune_caches(self) -> int:
+        return await self._caches.prune() if self._caches is not None else 0
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────
 

@@ -32,6 +32,7 @@ from homeport.link.messages import (
     Message,
     NodeMessage,
     Ping,
+    PruneCaches,
     RouterReply,
     RpcCancel,
     RpcRead,
@@ -452,6 +453,16 @@ class NodeService:
         """Have every node delete these layers (or all others) that nothing uses."""
         for node_id in list(self._sessions):
             self.send(node_id, DropLayers(list(keys), others))
+
+    async def prune_caches(self) -> int:
+        """Have every node delete what builds keep for later ones; the bytes that were freed.
+
+        Raises ``UnavailableError`` if a node goes away meanwhile.
+        """
+        answers = await asyncio.gather(
+            *(self.ask(node_id, PruneCaches) for node_id in list(self._sessions))
+        )
+        return sum(answer.number for answer in answers)
 
     # ── builds ──────────────────────────────────────────────────────────────────────────────
 

@@ -77,7 +77,8 @@ class Bucket:
             ) from None
         self._library = obstore
         open_store: Callable[..., Any] = from_url
-        http = any(value.startswith("http://") for value in options.values())
+        # also inside of the JSON that is a key of Google's
+        http = any("http://" in value for value in options.values())
         try:
             return open_store(
                 url,

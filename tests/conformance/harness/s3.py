@@ -18,10 +18,11 @@ from .clients import PYTHON, cache
 
 MOTO = "moto[server]==5.2.5"
 START_S = 60.0
-_SIGNED = (
+SIGNED = (
     "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, "
     "SignedHeaders=host, Signature=0"
 )
+"""Credentials that it takes."""
 
 
 class ObjectStore:
@@ -78,7 +79,7 @@ class ObjectStore:
 
     def _request(self, method: str, path: str, data: bytes | None = None) -> bytes:
         # what others wrote is private, and a body without a type is taken for a form
-        headers = {"Authorization": _SIGNED, "Content-Type": "application/octet-stream"}
+        headers = {"Authorization": SIGNED, "Content-Type": "application/octet-stream"}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.read()

@@ -735,6 +735,9 @@ class FakeLayers:
     def found_layers(self, node_id: str, keys: Sequence[str]) -> None:
         self.found.append((node_id, list(keys)))
 
+    async def prune_caches(self) -> int:
+        return 7
+
 
 def test_what_is_removed_and_what_stays(tmp_path: Path) -> None:
     async def check(studio: Studio) -> None:

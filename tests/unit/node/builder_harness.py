@@ -16,6 +16,7 @@ from homeport.link.messages import BuildImage, ImageConfig, LogEntry
 from homeport.node.builder import BuildOutcome, ImageBuilder
 from homeport.node.builder.disk import DiskGuard
 from homeport.node.builder.hostenv import HostBuildEnvironment
+from homeport.node.caches import Caches
 from homeport.node.layers import LayerMetadata, LayerStore
 from homeport.node.runtime.port import Container, ContainerSpec, Exit, Runtime
 
@@ -136,11 +137,13 @@ class Workshop:
     clock: FixedClock = field(default_factory=FixedClock)
     host: HostBuildEnvironment = field(default_factory=HostBuildEnvironment)
     disk: DiskGuard | None = None
+    caches_bytes_max: int = 2**40
     logs: list[LogEntry] = field(default_factory=list[LogEntry])
 
     def __post_init__(self) -> None:
         self.layers = LayerStore(self.home / "layers")
         runtime: Runtime = self.runtime
+        self.kept = Caches(self.home / "builder", self.caches_bytes_max)
         self.builder = ImageBuilder(
             runtime,
             self.layers,
@@ -150,6 +153,7 @@ class Workshop:
             host=self.host,
             clock=self.clock,
             disk=self.disk,
+            kept=self.kept,
         )
 
     async def base(self, **files: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from homeport.node.builder import aptcache
+from homeport.node.caches import APT
 
 from .builder_harness import FakeContainer, Workshop, run
 
@@ -95,15 +96,17 @@ def test_commands_with_plans_of_their_own_are_left_alone(tmp_path: Path, command
     run(tmp_path, check)
 
 
-def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aptcache, "BYTES_MAX", 2000)
-
+def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
     async def check(shop: Workshop) -> None:
         await _base(shop)
         for name in ("a_1.deb", "b_1.deb", "c_1.deb"):
             shop.runtime.behave = Apt(name)
             await shop.build(f"FROM base\nRUN {INSTALL}\n", no_cache=True)
-        kept = (shop.home / "builder" / "cache" / "apt").rglob("*.deb")
+            await shop.kept.stop()
+            for number, file in enumerate(sorted(shop.kept.directory(APT).rglob("*.deb"))):
+                os.utime(file, (1000 + number, 1000))
+        kept = shop.kept.directory(APT).rglob("*.deb")
         assert sorted(file.name for file in kept) == ["b_1.deb", "c_1.deb"]
 
-    run(tmp_path, check)
+    directories = 4  # of apt and its release, of pip and uv
+    run(tmp_path, check, caches_bytes_max=(2 + directories) * 4096 + 3000)

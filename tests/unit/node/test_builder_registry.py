@@ -29,6 +29,7 @@ from homeport.node.builder.registry import (
     mirrored,
     sign_aws,
 )
+from homeport.node.caches import Caches
 from homeport.node.layers import LayerStore
 
 from .builder_harness import Workshop
@@ -93,7 +94,8 @@ def packed(path: Path) -> Path:
 
 def registry(path: Path, **mirrors: str) -> Registry:
     store = LayerStore(path / "layers")
-    return Registry(store, path / "registry", SystemClock(), mirrors)
+    kept = Caches(path / "builder", 2**40)
+    return Registry(store, path / "registry", kept, SystemClock(), mirrors)
 
 
 def get(source: Registry, name: str, access: Access | None = None) -> PulledImage:
@@ -304,7 +306,7 @@ def test_a_registry_that_is_gone_leaves_what_was_pulled(tmp_path: Path) -> None:
     source = registry(tmp_path)
     with pytest.raises(RegistryUnreachableError, match="cannot be reached"):
         get(source, "127.0.0.1:1/img:v1")
-    with pytest.raises(RegistryUnreachableError, match="does not answer"):
+    with pytest.raises(RegistryUnreachableError, match="did not answer"):
         get(source, "127.0.0.1:1/other:v1")
 
 

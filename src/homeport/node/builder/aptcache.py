@@ -20,8 +20,6 @@ from homeport.node.builder.merged import MergedView
 from homeport.node.layers import layer_key
 from homeport.node.runtime.port import Bind
 
-BYTES_MAX = 2 * 1024**3
-"""What is kept; the oldest goes first. A compiler with its libraries takes about 100 MB."""
 _ARCHIVES = "/var/cache/apt/archives"
 _CLEAN = "/etc/apt/apt.conf.d/docker-clean"
 _INSTALLS = re.compile(r"\b(?:apt-get|apt)\b[^&|;]*\b(?:install|upgrade|dist-upgrade|build-dep)\b")
@@ -63,13 +61,6 @@ class AptDownloads:
                 with contextlib.suppress(OSError):  # it is there already, or cannot be kept
                     os.link(archives / name, kept / name, follow_symlinks=False)
                     os.utime(kept / name)
-            found = [(file.stat(), file) for file in self._directory.glob("*/*.deb")]
-            over = sum(info.st_size for info, _ in found) - BYTES_MAX
-            for info, file in sorted(found, key=lambda item: item[0].st_mtime):
-                if over <= 0:
-                    break
-                file.unlink()
-                over -= info.st_size
 
 
 def _packages(folder: Path) -> list[str]:

@@ -34,6 +34,7 @@ from homeport.node.builder.runmounts import CacheDirectories
 from homeport.node.builder.running import entry
 from homeport.node.builder.stage import BuildVariables, Built, Stage, only_flags
 from homeport.node.builder.steps import BuildTools, LayerMaker, Volumes
+from homeport.node.caches import APT, BYTECODE, DOWNLOADS, Caches, default_bound
 from homeport.node.layers import LayerStore
 from homeport.node.runtime.port import DEFAULT_PATH, Runtime
 
@@ -70,7 +71,7 @@ class ImageBuilder:
     ``network`` is what RUN steps get (``nat`` or ``host``); ``base_cache`` the directory where
     bootstrapped bases are kept for all installations of this machine's user. ``mirrors`` says
     where the images of a registry (or one of them) come from instead, ``memory_mb`` what a step may
-    use if the message does not say.
+    use if the message does not say, ``kept`` what builds leave below ``work_dir`` for the next one.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class ImageBuilder:
         disk: DiskGuard | None = None,
         memory_mb: int = 0,
         volumes: Volumes | None = None,
+        kept: Caches | None = None,
     ) -> None:
         self._memory_mb = memory_mb
         self._mounts = mounts
+        self._kept = kept or Caches(work_dir, default_bound(layers.root))
         self._tools = BuildTools(
             runtime=runtime,
             layers=layers,
@@ -98,15 +101,16 @@ class ImageBuilder:
             host=host if host is not None else read_host(os.environ),
             cache_dir=work_dir / "cache",
             clock=clock or SystemClock(),
-            fetcher=Fetcher(work_dir / "cache" / "downloads"),
-            caches=CacheDirectories(work_dir / "cache" / "mounts"),
+            fetcher=Fetcher(self._kept.directory(DOWNLOADS)),
+            kept=self._kept,
+            caches=CacheDirectories(self._kept),
             disk=disk or guard_of(layers.root),
-            bytecode=InstalledBytecode(work_dir / "cache" / "bytecode", runtime, layers),
-            apt=AptDownloads(work_dir / "cache" / "apt"),
+            bytecode=InstalledBytecode(self._kept.directory(BYTECODE), runtime, layers),
+            apt=AptDownloads(self._kept.directory(APT)),
             volumes=volumes,
             network=network,
         )
-        registry = Registry(layers, work_dir / "registry", self._tools.clock, mirrors)
+        registry = Registry(layers, work_dir / "registry", self._kept, self._tools.clock, mirrors)
         cache = LayerStore(base_cache or default_cache_directory())
         self._bases = Bases(self._tools, cache, registry)
 
@@ -133,6 +137,7 @@ class ImageBuilder:
             probe = await probe_image(self._tools, built.layers, path, message.limits)
         finally:
             maker.release()
+            self._kept.look()
         return BuildOutcome(built.layers, built.config, probe.python_version, probe.libc_version)
 
     async def _maker(self, message: BuildImage, emit: Emit) -> LayerMaker:

@@ -34,8 +34,6 @@ from homeport.node.runtime.port import Bind, ContainerSpec, Runtime
 
 log = structlog.get_logger(__name__)
 
-BYTES_MAX = 1024**3
-"""What is kept; the least recently used goes first. A scientific stack takes about 100 MB."""
 _FLAG = "--compile-bytecode"
 _SHELLS = (("/bin/sh", "-c"), ("/bin/bash", "-c"))
 _PYTHON = re.compile(r"\$\(command -v python3?\)")
@@ -227,20 +225,13 @@ class InstalledBytecode:
             await self._layers.discard(work)
 
     def _keep(self, compiled: Path, missing: Mapping[str, _Source]) -> None:
-        """Take over what was compiled, and make room for it."""
+        """Take over what was compiled."""
         with self._keeping:
             self._directory.mkdir(parents=True, exist_ok=True)
             for key in missing:
                 file = compiled / key
                 if file.is_file() and not file.is_symlink():
                     file.replace(self._directory / key)
-            kept = [(file.stat(), file.path) for file in os.scandir(self._directory)]
-            over = sum(info.st_size for info, _ in kept) - BYTES_MAX
-            for info, path in sorted(kept, key=lambda item: item[0].st_mtime):
-                if over <= 0:
-                    break
-                os.unlink(path)
-                over -= info.st_size
 
 
 def _packages(upper: Path) -> Iterator[tuple[str, str]]:

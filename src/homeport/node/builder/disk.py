@@ -55,7 +55,8 @@ class DiskGuard:
         free, floor = self.free_bytes() // 2**20, self.floor_bytes // 2**20
         return (
             f"the node's disk has {free} MiB left, of which builds must leave {floor} MiB: free "
-            "some (homeport image prune), or let layers have less (layers_bytes_max)"
+            "some (homeport image prune --caches), or let layers and caches have less "
+            "(layers_bytes_max, caches_bytes_max)"
         )
 
 

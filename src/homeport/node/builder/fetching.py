@@ -22,6 +22,7 @@ import msgspec
 from homeport.node.builder.archives import untar
 from homeport.node.builder.context import BuildContext, ContextFile, Selection, select
 from homeport.node.builder.errors import BuildError
+from homeport.node.caches import touch
 from homeport.node.layers import layer_key, remove_tree
 
 DOWNLOAD_BYTES_MAX = 64 * 1024**3
@@ -67,7 +68,10 @@ def parse_git(text: str) -> GitReference | None:
 
 
 class Fetcher:
-    """Downloads for ADD, kept under ``directory`` by content."""
+    """Downloads for ADD, kept under ``directory`` by content.
+
+    Who asks holds the cache (``caches.DOWNLOADS``) until the files have been used.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -79,12 +83,14 @@ class Fetcher:
         known = _read(record)
         if known is not None and not self._file(known.sha256).exists():
             known = None
+        if known is not None:
+            touch(self._file(known.sha256))
         if known is not None and checksum == f"sha256:{known.sha256}":
             return self._file(known.sha256), known.sha256, known.name
         found = await self._ask(url, known)
         if checksum and checksum != f"sha256:{found.sha256}":
             raise BuildError(f"{url} has the digest sha256:{found.sha256}, not {checksum}")
-        record.write_bytes(msgspec.json.encode(found))
+        await asyncio.to_thread(record.write_bytes, msgspec.json.encode(found))
         return self._file(found.sha256), found.sha256, found.name
 
     def _file(self, sha256: str) -> Path:
@@ -142,6 +148,7 @@ class Fetcher:
         place = self._directory / f"git-{name}"
         if not place.exists():
             await self._clone(reference, commit, place, keep_history)
+        touch(place)
         source = BuildContext(place, name, ())
         selection = await asyncio.to_thread(select, source, reference.folder or ".")
         if not selection.files:

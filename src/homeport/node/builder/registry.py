@@ -24,6 +24,7 @@ from homeport.node.builder.errors import BuildError
 from homeport.node.builder.flights import Emit
 from homeport.node.builder.oci import Layout, LayoutImage, take_layers, unpack_archive
 from homeport.node.builder.running import entry
+from homeport.node.caches import REGISTRY, Caches, touch
 from homeport.node.layers import LayerStore, layer_key, remove_tree
 
 DOCKER_HUB = "docker.io"
@@ -92,17 +93,22 @@ def _covers(prefix: str, name: str) -> bool:
 
 
 class Registry:
-    """Pulls images into ``layers``; blobs of registries are kept under ``directory``."""
+    """Pulls images into ``layers``.
+
+    Blobs of registries are ``kept``; what references led to is noted under ``directory``.
+    """
 
     def __init__(
         self,
         layers: LayerStore,
         directory: Path,
+        kept: Caches,
         clock: Clock,
         mirrors: Mapping[str, str] | None = None,
     ) -> None:
         self._layers = layers
         self._directory = directory
+        self._kept = kept
         self._clock = clock
         self._mirrors = mirrors or {}
         self._silent_until: dict[str, float] = {}
@@ -119,7 +125,8 @@ class Registry:
         if known is not None and "@sha256:" in source:
             return known
         try:
-            return await self._pull(source, access, record, emit)
+            async with self._kept.use(REGISTRY):
+                return await self._pull(source, access, record, emit)
         except RegistryUnreachableError:
             if known is None:
                 raise
@@ -158,6 +165,8 @@ class Registry:
             remove_tree(work)
 
     def _take(self, image: LayoutImage, what: str) -> PulledImage:
+        for _, file in image.layers:
+            touch(file)  # it is not read if its layer is here
         return PulledImage(take_layers(image, self._layers, what, self._clock.now()), image.config)
 
     # ── from a registry ─────────────────────────────────────────────────────────────────────
@@ -171,8 +180,10 @@ class Registry:
             )
         host = source.partition("/")[0]
         if self._silent_until.get(host, 0.0) > self._clock.monotonic():
-            raise RegistryUnreachableError(f"the registry {host} does not answer")
-        blobs = self._directory / "blobs"
+            raise RegistryUnreachableError(
+                f"the registry {host} cannot be reached: it did not answer a moment ago"
+            )
+        blobs = self._kept.directory(REGISTRY)
         work = self._layers.new_work()
         try:
             command = [skopeo, "--override-os=linux", "--override-arch=amd64", "copy", "--quiet"]

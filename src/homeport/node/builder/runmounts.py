@@ -15,6 +15,7 @@ from homeport.node.builder.context import Selection, content_digest
 from homeport.node.builder.copying import CopyPlan, LayerWriter
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.merged import MergedView
+from homeport.node.caches import MOUNTS, Caches, touch
 from homeport.node.layers import layer_key
 from homeport.node.runtime.port import Bind
 
@@ -146,8 +147,9 @@ class PreparedMounts:
 class CacheDirectories:
     """The directories behind ``--mount=type=cache``, kept on the node from build to build."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, kept: Caches) -> None:
+        self._kept = kept
+        self._root = kept.directory(MOUNTS)
         self._locks: dict[str, asyncio.Lock] = {}
         self._in_use: dict[str, int] = {}
 
@@ -163,6 +165,7 @@ class CacheDirectories:
                 await stack.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
             self._in_use[name] = self._in_use.get(name, 0) + 1
             try:
+                await stack.enter_async_context(self._kept.use(MOUNTS, key=name))
                 yield await asyncio.to_thread(self._make, self._root / name, mount)
             finally:
                 self._in_use[name] -= 1
@@ -175,6 +178,7 @@ class CacheDirectories:
             if os.geteuid() == 0:
                 os.chown(path, *mount.owner)
             path.chmod(0o755 if mount.mode is None else mount.mode)
+        touch(path)
         return path
 
 

@@ -19,6 +19,7 @@ from homeport.node.builder.errors import BuildError
 from homeport.node.builder.merged import MergedView
 from homeport.node.builder.runmounts import RunMount, parse_mount
 from homeport.node.builder.steps import LayerMaker, RunStep
+from homeport.node.caches import DOWNLOADS
 from homeport.node.layers import layer_key
 from homeport.node.runtime.port import DEFAULT_PATH
 
@@ -218,7 +219,9 @@ class Stage:
         only_flags(instruction, *_COPY_FLAGS, "checksum", "unpack", "keep-git-dir")
         names, destination = self._operands(instruction)
         selections: list[Selection] = []
-        async with self._maker.scratch() as scratch:
+        is_fetched = any(fetching.is_url(name) or fetching.parse_git(name) for name in names)
+        used = (DOWNLOADS,) if is_fetched else ()
+        async with self._maker.tools.kept.use(*used), self._maker.scratch() as scratch:
             for number, name in enumerate(names):
                 place = scratch / f"add{number}"
                 selections.append(await self._added(instruction, name, destination, place))

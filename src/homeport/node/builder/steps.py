@@ -35,6 +35,7 @@ from homeport.node.builder.runmounts import (
     mounts_digest,
 )
 from homeport.node.builder.running import entry, run_in_container
+from homeport.node.caches import PIP, UV, Caches
 from homeport.node.layers import LayerMetadata, LayerStore, layer_key
 from homeport.node.runtime.port import (
     Bind,
@@ -90,6 +91,7 @@ class BuildTools:
     cache_dir: Path
     clock: Clock
     fetcher: Fetcher
+    kept: Caches
     caches: CacheDirectories
     disk: DiskGuard
     bytecode: InstalledBytecode
@@ -229,6 +231,7 @@ class LayerMaker:
         try:
             view = self.view(parents)
             binds, env = self._surroundings(step, view)
+            used = [bind.source.name for bind in binds]
             installs = (
                 without_compiling(step.argv, env)
                 if binds and not (step.mounts or self.volumes)
@@ -237,6 +240,7 @@ class LayerMaker:
             trees = tuple(self.tools.layers.path(parent) for parent in parents)
             argv = step.argv if binds and not step.mounts else ()
             async with (
+                self.tools.kept.use(*used),
                 self.tools.apt.use(argv, view, directory / "apt") as downloads,
                 preparer.prepare(list(step.mounts)) as mounts,
                 self._mounted(directory / "volumes") as volumes,
@@ -323,10 +327,10 @@ class LayerMaker:
         if step.user not in ("", "0", "root", "0:0", "root:root") or "PIP_CACHE_DIR" in step.env:
             return (), env
         binds: list[Bind] = []
-        for variable, name in (("PIP_CACHE_DIR", "pip"), ("UV_CACHE_DIR", "uv")):
+        for variable, name in (("PIP_CACHE_DIR", PIP), ("UV_CACHE_DIR", UV)):
             if variable in step.env:
                 continue
-            source = self.tools.cache_dir / name
+            source = self.tools.kept.directory(name)
             source.mkdir(parents=True, exist_ok=True)
             target = posixpath.join(_CACHE_ROOT, name)
             binds.append(Bind(source, target, read_only=False))
