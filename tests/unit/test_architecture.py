@@ -22,6 +22,7 @@ CLI_MAY_IMPORT = (
     "homeport.images.upkeep",
     "homeport.node.builder.errors",
     "homeport.node.builder.oci",
+    "homeport.node.caches",
     "homeport.node.layers",
 )
 
