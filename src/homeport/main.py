@@ -56,6 +56,10 @@ from homeport.gateway.relay import Relay
 from homeport.gateway.splice import Splice
 from homeport.gateway.tls import Certificates, GivenCertificate
 from homeport.gateway.web import WebGateway
+from homeport.history.rpc import HistoryRpc
+from homeport.history.service import HistoryService
+from homeport.history.statistics import StatisticsService
+from homeport.history.store import HistoryStore
 from homeport.housekeeping import Housekeeping
 from homeport.images.model import ImageRecord
 from homeport.images.names import NamedImages
@@ -319,6 +323,9 @@ class Server:
             result_retention_s=settings.result_retention_s,
             abandoned_call_s=settings.abandoned_call_s,
         )
+        self._history = HistoryService(
+            HistoryStore(self._database), self._calls, self._functions, clock
+        )
         self._schedules = ScheduleService(
             ScheduleStore(self._database),
             self._apps,
@@ -398,6 +405,15 @@ class Server:
                     deployments,
                     self._secrets.mark,
                 ),
+                HistoryRpc(
+                    self._history,
+                    StatisticsService(
+                        self._history, self._functions, self._tasks, self._sandboxes, clock
+                    ),
+                    self._functions,
+                    self._apps,
+                    self._tasks,
+                ),
                 ImagesRpc(self._images, names),
                 LogRpc(self._logs, subjects),
                 MountRpc(self._mounts, self._environments),
@@ -448,7 +464,12 @@ class Server:
         )
         access = Access(self._proxy_tokens)
         direct = Direct(
-            self._web_routes, self._calls, self._scheduler, access, app_page=self._app_page
+            self._web_routes,
+            self._calls,
+            self._scheduler,
+            access,
+            app_page=self._app_page,
+            served=self._history.served,
         )
         self._relay = Relay(direct)
         self._gateway = WebGateway(
@@ -507,12 +528,14 @@ class Server:
                 self._sandboxes,
                 self._persistent,
                 self._memory,
+                self._history,
                 snapshots,
                 EndedApps(
                     self._apps,
                     self._calls,
                     self._functions,
                     self._secrets,
+                    self._history,
                     retention_s=max(settings.result_retention_s, settings.log_retention_s),
                     clock=clock,
                     needed=self._apps_of_images,
@@ -616,6 +639,7 @@ class Server:
         await self._apps.start()
         self._web_routes.start(self._functions.all())
         unfinished = await self._calls.start()
+        await self._history.recover()
         await self._nodes.start()
         self._scheduler.recover(unfinished, alive)
         await self._schedules.start()
@@ -703,6 +727,7 @@ class Server:
         await self._memory.stop()
         await self._sandboxes.stop()
         await self._calls.stop()
+        await self._history.stop()
         await self._images.stop()
         await self._grpc.stop(STOP_GRACE_S)
         await self._registry.stop()

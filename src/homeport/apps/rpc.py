@@ -10,6 +10,7 @@ from modal_proto import api_pb2
 from homeport.apps.deployments import Deployments
 from homeport.apps.model import App, AppState, Deployment
 from homeport.apps.service import AppService
+from homeport.apps.wire import lifecycle
 from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Layout
 from homeport.functions.service import FunctionService
@@ -163,7 +164,7 @@ class AppsRpc:
             environment_name=environment,
         )
         if current or previous:
-            response.lifecycle.CopyFrom(_lifecycle(current or previous))
+            response.lifecycle.CopyFrom(lifecycle(current or previous))
         return response
 
     async def AppGetLayout(
@@ -176,7 +177,7 @@ class AppsRpc:
     async def AppGetLifecycle(
         self, request: api_pb2.AppGetLifecycleRequest, ctx: Context
     ) -> api_pb2.AppGetLifecycleResponse:
-        return api_pb2.AppGetLifecycleResponse(lifecycle=_lifecycle(self._apps.get(request.app_id)))
+        return api_pb2.AppGetLifecycleResponse(lifecycle=lifecycle(self._apps.get(request.app_id)))
 
     async def AppGetInfo(
         self, request: api_pb2.AppGetInfoRequest, ctx: Context
@@ -248,24 +249,10 @@ def _creation_state(number: int) -> AppState:
     raise InvalidError(f"an app cannot be created in state {number}")
 
 
-def _lifecycle(app: App | None) -> api_pb2.AppLifecycle:
-    if app is None:
-        return api_pb2.AppLifecycle()
-    return api_pb2.AppLifecycle(
-        app_state=api_pb2.AppState.ValueType(int(app.state)),
-        created_at=app.created_at,
-        created_by="homeport",
-        deployed_at=app.deployed_at,
-        deployed_by="homeport" if app.deployments else "",
-        version=app.version,
-        stopped_at=app.stopped_at,
-    )
-
-
 def _handle(app: App) -> api_pb2.AppHandleMetadata:
     return api_pb2.AppHandleMetadata(
         app_id=app.app_id,
         description=app.description,
         environment_name=app.environment,
-        lifecycle=_lifecycle(app),
+        lifecycle=lifecycle(app),
     )

@@ -66,6 +66,10 @@ class Input:
     args_blob_id: str
     data_format: int
     method_name: str
+    enqueued_at: float = 0.0
+    """Unix seconds; 0 = with its call."""
+    started_at: float = 0.0
+    """When its container began the attempt that is alive, as far as it is known; Unix seconds."""
     state: InputState = InputState.WAITING
     attempt: int = 0
     """Number of the current attempt: fences late outputs of earlier ones."""

@@ -102,10 +102,22 @@ class CallService:
         self._housekeeping: asyncio.Task[None] | None = None
         self._abandoning: set[asyncio.Task[None]] = set()
         self._on_forget: list[Callable[[str], None]] = []
+        self._on_finish: list[Callable[[Input, Output], None]] = []
+        self._before_deletion: list[Callable[[], None]] = []
+        self._busy: dict[str, dict[str, Call]] = {}
+        """By function: its calls with inputs that have no output."""
 
     def on_forget(self, listener: Callable[[str], None]) -> None:
         """Have ``listener`` called with the id of each call that is no longer kept."""
         self._on_forget.append(listener)
+
+    def on_finish(self, listener: Callable[[Input, Output], None]) -> None:
+        """Have ``listener`` called with each input that ended, and how."""
+        self._on_finish.append(listener)
+
+    def before_deletion(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called before rows of ended calls are deleted."""
+        self._before_deletion.append(listener)
 
     async def start(self) -> list[Input]:
         """Read what earlier runs left; returns the inputs that have no output yet."""
@@ -136,6 +148,11 @@ class CallService:
         self._unfinished_of_function[call.function_id] += change
         if not self._unfinished_of_function[call.function_id]:
             del self._unfinished_of_function[call.function_id]
+            self._busy.pop(call.function_id, None)
+        elif call.unfinished:
+            self._busy.setdefault(call.function_id, {})[call.call_id] = call
+        else:
+            self._busy.get(call.function_id, {}).pop(call.call_id, None)
         left = self._unfinished_of_app.get(app_id, 0) + change
         if left:
             self._unfinished_of_app[app_id] = left
@@ -154,6 +171,18 @@ class CallService:
         if call is None:
             raise unknown_call(call_id)
         return call
+
+    def all(self) -> list[Call]:
+        """Every call that is kept."""
+        return list(self._calls.values())
+
+    def busy_functions(self) -> list[str]:
+        """Ids of functions with unfinished inputs."""
+        return list(self._busy)
+
+    def unfinished_of(self, function_id: str) -> list[Call]:
+        """The function's calls with unfinished inputs."""
+        return list(self._busy.get(function_id, {}).values())
 
     def find_input(self, input_id: str) -> Input | None:
         return self._inputs.get(input_id)
@@ -234,7 +263,7 @@ class CallService:
             created_at=self._clock.now(),
             is_closed=True,
         )
-        item = _new_input(call, InputSpec(0, NO_ARGUMENTS, "", PICKLE, ""))
+        item = _new_input(call, InputSpec(0, NO_ARGUMENTS, "", PICKLE, ""), call.created_at)
         await self._store.add_whole(call, [item], beside)
         known = self._calls.get(call_id)
         if known is not None:
@@ -293,6 +322,7 @@ class CallService:
             args_blob_id="",
             data_format=PICKLE,
             method_name=method_name,
+            enqueued_at=call.created_at,
         )
         call.inputs[0] = item
         self._calls[call.call_id] = call
@@ -330,10 +360,11 @@ class CallService:
 
     def _record(self, call: Call, specs: Sequence[InputSpec]) -> asyncio.Future[None]:
         added: list[Input] = []
+        now = self._clock.now()
         for spec in specs:
             if spec.idx in call.inputs:
                 continue
-            added.append(_new_input(call, spec))
+            added.append(_new_input(call, spec, now))
         self._add(call, added)
         durable = self._store.add_inputs(added or [call.inputs[spec.idx] for spec in specs])
         if added:
@@ -370,6 +401,8 @@ class CallService:
             item.args = None  # no longer needed: a finished input never runs again
             item.call.outputs.append(output)
             by_call.setdefault(item.call.call_id, []).append(output)
+            for listener in self._on_finish:
+                listener(item, output)
         durable: list[asyncio.Future[None]] = []
         finished_apps: set[str] = set()
         for call_id, items in by_call.items():
@@ -454,7 +487,12 @@ class CallService:
         self._deletion = None
         cleared, self._cleared = self._cleared, []
         if cleared:
-            self._store.delete_calls(cleared)
+            self._delete(cleared)
+
+    def _delete(self, call_ids: Sequence[str]) -> None:
+        for listener in self._before_deletion:
+            listener()
+        self._store.delete_calls(call_ids)
 
     def _forget(self, call_id: str) -> None:
         call = self._calls.pop(call_id, None)
@@ -466,6 +504,7 @@ class CallService:
             listener(call_id)
         if call.unfinished:
             self._count(call, -call.unfinished)
+            self._busy.get(call.function_id, {}).pop(call_id, None)
 
     @contextlib.contextmanager
     def reader(self, call_id: str) -> Generator[None]:
@@ -496,7 +535,7 @@ class CallService:
             await asyncio.sleep(min(600.0, max(1.0, self._result_retention_s / 10)))
             old = [call.call_id for call in self._calls.values() if self._is_expired(call)]
             if old:
-                self._store.delete_calls(old)
+                self._delete(old)
                 for call_id in old:
                     self._forget(call_id)
 
@@ -553,7 +592,7 @@ class CallService:
             self._executor.cancel(unfinished, terminate_containers=terminate_containers)
 
 
-def _new_input(call: Call, spec: InputSpec) -> Input:
+def _new_input(call: Call, spec: InputSpec, now: float) -> Input:
     return Input(
         input_id=ids.derive(ids.INPUT, call.call_id, str(spec.idx)),
         call=call,
@@ -562,6 +601,7 @@ def _new_input(call: Call, spec: InputSpec) -> Input:
         args_blob_id=spec.args_blob_id,
         data_format=spec.data_format,
         method_name=spec.method_name,
+        enqueued_at=now,
     )
 
 

@@ -38,6 +38,7 @@ inputs = sa.Table(
     sa.Column("args_blob_id", sa.String(40), nullable=False),
     sa.Column("data_format", sa.Integer, nullable=False),
     sa.Column("method_name", sa.String(256), nullable=False),
+    sa.Column("enqueued_at", sa.Double, nullable=False, server_default="0"),
 )
 
 outputs = sa.Table(
@@ -143,6 +144,7 @@ def _input_step(items: Sequence[Input]) -> Step:
             "args_blob_id": item.args_blob_id,
             "data_format": item.data_format,
             "method_name": item.method_name,
+            "enqueued_at": item.enqueued_at,
         }
         for item in items
     ]
@@ -183,6 +185,7 @@ def _input(call: Call, row: Any) -> Input:
         args_blob_id=row.args_blob_id,
         data_format=row.data_format,
         method_name=row.method_name,
+        enqueued_at=row.enqueued_at,
     )
 
 

@@ -29,18 +29,27 @@ class FunctionService:
     def __init__(self, store: FunctionStore) -> None:
         self._store = store
         self._functions: dict[str, FunctionRecord] = {}
+        self._variants: dict[str, dict[str, FunctionRecord]] = {}
+        """By base function: its bound variants."""
         self._classes: dict[str, ClassRecord] = {}
         self._on_change: list[Callable[[FunctionRecord], None]] = []
 
     async def start(self) -> None:
         """Read what earlier runs of the server left."""
         functions, classes = await self._store.load()
-        self._functions = {record.function_id: record for record in functions}
+        for record in functions:
+            self._put(record)
         self._classes = {record.class_id: record for record in classes}
 
     def on_change(self, listener: Callable[[FunctionRecord], None]) -> None:
         """Have ``listener`` called with each record that is created or replaced."""
         self._on_change.append(listener)
+
+    def _put(self, record: FunctionRecord) -> None:
+        self._functions[record.function_id] = record
+        if record.spec is not None and record.spec.base_function_id:
+            variants = self._variants.setdefault(record.spec.base_function_id, {})
+            variants[record.function_id] = record
 
     def find(self, function_id: str) -> FunctionRecord | None:
         return self._functions.get(function_id)
@@ -62,9 +71,13 @@ class FunctionService:
     def of_app(self, app_id: str) -> list[FunctionRecord]:
         return [record for record in self._functions.values() if record.app_id == app_id]
 
+    def variants_of(self, function_id: str) -> list[FunctionRecord]:
+        """The bound variants of a function."""
+        return list(self._variants.get(function_id, {}).values())
+
     async def save(self, record: FunctionRecord) -> FunctionRecord:
         """Create or replace; durable when it returns."""
-        self._functions[record.function_id] = record
+        self._put(record)
         await self._store.save(record)
         for listener in self._on_change:
             listener(record)
@@ -104,16 +117,14 @@ class FunctionService:
             if record is not self._functions.get(record.function_id):
                 changed.append(record)
                 changed += [
-                    rebound(variant, record)
-                    for variant in self.of_app(record.app_id)
-                    if variant.spec and variant.spec.base_function_id == record.function_id
+                    rebound(variant, record) for variant in self.variants_of(record.function_id)
                 ]
         steps = [self._store.saved(changed), self._store.kept(kept)]
         return Switch(steps, lambda: self._make_live(changed))
 
     def _make_live(self, records: Sequence[FunctionRecord]) -> None:
         for record in records:
-            self._functions[record.function_id] = record
+            self._put(record)
         for record in records:
             for listener in self._on_change:
                 listener(record)
@@ -130,7 +141,7 @@ class FunctionService:
         known = self._functions.get(record.function_id)
         if known is not None and known.spec is not None:
             return known
-        self._functions[record.function_id] = record
+        self._put(record)
         await self._store.save(record)
         return record
 
@@ -148,6 +159,8 @@ class FunctionService:
     async def delete_of_app(self, app_id: str) -> None:
         """Delete the functions and classes of an app that is gone."""
         await self._store.delete_of_app(app_id)
+        for record in self.of_app(app_id):
+            self._variants.pop(record.function_id, None)
         self._functions = {
             key: record for key, record in self._functions.items() if record.app_id != app_id
         }

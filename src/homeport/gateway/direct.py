@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from homeport.calls.lease import Lease
 from homeport.calls.service import CallService
+from homeport.functions.model import FunctionRecord
 from homeport.gateway.access import Access
 from homeport.gateway.doorman import Headers, Refusal
 from homeport.kernel import ids
@@ -27,6 +28,14 @@ class Places(Protocol):
     def is_full(self, function_id: str) -> bool:
         """Whether no container has room, and none will without another one's giving way."""
         ...
+
+
+class Served(Protocol):
+    """Notes requests of servers."""
+
+    def __call__(
+        self, record: FunctionRecord, *, route: str, arrived_at: float, task_id: str, status: int
+    ) -> None: ...
 
 
 class Session:
@@ -77,7 +86,9 @@ class Direct:
         access: Access,
         *,
         app_page: Callable[[str], str],
+        served: Served,
     ) -> None:
+        self._served = served
         self._routes = routes
         self._calls = calls
         self._places = places
@@ -138,6 +149,18 @@ class Direct:
             f"answer{why}\nIts log: `homeport app logs {app.app_id}`, or "
             f"{self._app_page(app.app_id)}"
         )
+
+    def served(
+        self, target: Target, path: bytes, task_id: str, arrived_at: float, status: int
+    ) -> None:
+        if target.point.is_server:
+            self._served(
+                target.record,
+                route=path.decode("latin-1"),
+                arrived_at=arrived_at,
+                task_id=task_id,
+                status=status,
+            )
 
     # ── sessions ────────────────────────────────────────────────────────────────────────────
 

@@ -47,3 +47,9 @@ class Doorman(Protocol):
     def explain(self, target: Target, reason: str) -> str:
         """A sentence for a client whose request failed."""
         ...
+
+    def served(
+        self, target: Target, path: bytes, task_id: str, arrived_at: float, status: int
+    ) -> None:
+        """A request that arrived at that Unix time is over; ``status`` 0 if it had no answer."""
+        ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -37,6 +38,21 @@ _NOT_PASSED_ON: Final = frozenset(
 )
 
 
+class _Noted:
+    """Sends an answer and notes what is to be told of it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.arrived_at = time.time()
+        self.task_id = ""
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
 class Relay:
     """Passes ASGI requests on to ports of containers. ``start`` before use."""
 
@@ -68,12 +84,31 @@ class Relay:
         headers = list(scope["headers"])
         if await self._control(target, scope, headers, send):
             return
+        noted = _Noted(send)
+        try:
+            await self._serve(target, scope, headers, receive, noted)
+        except FailedError as failure:
+            noted.status = failure.status
+            raise
+        finally:
+            path: bytes = scope["raw_path"]
+            self._doorman.served(target, path, noted.task_id, noted.arrived_at, noted.status)
+
+    async def _serve(
+        self,
+        target: Target,
+        scope: Scope,
+        headers: list[tuple[bytes, bytes]],
+        receive: Receive,
+        send: _Noted,
+    ) -> None:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             opened = self._doorman.open(target, headers)
             if isinstance(opened, Refusal):
                 raise FailedError(opened.status, opened.text)
             try:
                 place = await _granted(opened)
+                send.task_id = place.task_id
                 if not target.point.is_h2:
                     await self._pass_on(target, place, scope, receive, send)
                     return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,6 +70,10 @@ class _Request:
     answered: bool = False
     """A part of the answer is on its way to the client."""
     attempts: int = 0
+    arrived_at: float = 0.0
+    """Unix seconds; 0 as long as it is for no container, and once it is told to be over."""
+    task_id: str = ""
+    """The container that has it."""
 
 
 class Connections:
@@ -214,6 +219,8 @@ class SpliceProtocol(asyncio.Protocol):
         self._head.stop()
         if self._idle is not None:
             self._idle.cancel()
+        if self._requests:
+            self._is_over(self._requests[0])
         self._let_go(reusable=False)
 
     def abort(self) -> None:
@@ -307,6 +314,7 @@ class SpliceProtocol(asyncio.Protocol):
         path = request.url.partition(b"?")[0]
         if self._doorman.control(admitted, path, request.headers, self._refuse_open):
             return
+        request.arrived_at = time.time()
         request.waiting.insert(0, _head(request, self._peer, self._scheme))
         self._ask_for_place()
 
@@ -361,6 +369,7 @@ class SpliceProtocol(asyncio.Protocol):
     def _use(self, upstream: Upstream) -> None:
         request = self._requests[0]
         self._upstream = upstream
+        request.task_id = upstream.task_id
         upstream.serve(self, request.method)
         if self._is_slow:  # it has the end of an earlier answer still to take
             upstream.pause()
@@ -415,6 +424,7 @@ class SpliceProtocol(asyncio.Protocol):
     def answered(self, keep_alive: bool) -> None:
         """The answer is complete."""
         request = self._requests.popleft()
+        self._is_over(request)
         self._let_go(reusable=request.is_whole)
         if not request.is_whole:
             self._linger()
@@ -431,6 +441,8 @@ class SpliceProtocol(asyncio.Protocol):
 
     def finish(self) -> None:
         """The container's side is closed, and with that the answer is complete."""
+        if self._requests:
+            self._is_over(self._requests[0])
         is_whole = self._tunnel or not self._requests or self._requests[0].is_whole
         self._let_go(reusable=False)
         if is_whole or not self._transport.can_write_eof():
@@ -441,6 +453,8 @@ class SpliceProtocol(asyncio.Protocol):
     def fail(self, upstream: Upstream, reason: str) -> None:
         """There will be no (more) answer."""
         was_used = upstream.is_used
+        if self._requests[0].answered:
+            self._is_over(self._requests[0])
         upstream.release(reusable=False)
         self._upstream = None
         request = self._requests[0]
@@ -479,6 +493,16 @@ class SpliceProtocol(asyncio.Protocol):
         self._let_go(reusable=False)
         self._refuse(Refusal(status, text))
 
+    def _is_over(self, request: _Request, status: int = 0) -> None:
+        """Have it noted, with the status of the container's answer if we gave none."""
+        if not request.arrived_at or self._target is None:
+            return
+        if not status and self._upstream is not None:
+            status = self._upstream.status
+        path = request.url.partition(b"?")[0]
+        self._doorman.served(self._target, path, request.task_id, request.arrived_at, status)
+        request.arrived_at = 0.0
+
     def _let_go(self, *, reusable: bool) -> None:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
@@ -505,6 +529,7 @@ class SpliceProtocol(asyncio.Protocol):
             if len(self._requests) > 1:
                 self._requests.pop()
             elif request.answered:
+                self._is_over(request)
                 self._let_go(reusable=False)
                 self._transport.abort()
                 return
@@ -546,6 +571,7 @@ class SpliceProtocol(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal, *, last: bool = False) -> None:
         request = self._requests.popleft() if self._requests else self._incoming
+        self._is_over(request, refusal.status)
         accept = next((v for n, v in request.headers if n.lower() == b"accept"), b"")
         kind, body = error_body(refusal.status, refusal.text, accept.decode("latin-1"))
         if refusal.body is not None:

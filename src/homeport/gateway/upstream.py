@@ -98,7 +98,8 @@ class Upstream(asyncio.Protocol):
         self.task_id = task_id
         self._client: Client | None = None
         self._parser: Any = None
-        self._status = 0
+        self.status = 0
+        """Of the answer that is passed back; 0 as long as it is not known."""
         self._keep_alive = True
         self._complete = False
         self._headers_done = False
@@ -112,6 +113,7 @@ class Upstream(asyncio.Protocol):
 
     def serve(self, client: Client, method: bytes) -> None:
         self._client = client
+        self.status = 0
         self._parser = httptools.HttpResponseParser(self)
         self._complete = self._headers_done = False
         self._is_head = method == b"HEAD"
@@ -172,7 +174,7 @@ class Upstream(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._tunnel = self._status == 101
+            self._tunnel = self.status == 101
             self._complete = not self._tunnel
         except httptools.HttpParserError as error:
             log.warning("a web server in a container spoke no HTTP", error=str(error))
@@ -215,13 +217,13 @@ class Upstream(asyncio.Protocol):
             self._lasts_to_end = False
 
     def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()
-        if self._status >= 200:
+        self.status = self._parser.get_status_code()
+        if self.status >= 200:
             self._headers_done = True
             self._keep_alive = self._parser.should_keep_alive()
             if self._is_head:
                 self._complete = True
 
     def on_message_complete(self) -> None:
-        if self._status >= 200:
+        if self.status >= 200:
             self._complete = True

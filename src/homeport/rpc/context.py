@@ -83,6 +83,13 @@ class Context:
             return self.identity
         raise PermissionDeniedError(f"{self.method} is not for containers: it needs a token")
 
+    def require_app(self, app_id: str) -> None:
+        """Raises ``PermissionDeniedError`` for a container of another app."""
+        if isinstance(self.identity, TaskIdentity) and self.identity.app_id != app_id:
+            raise PermissionDeniedError(
+                f"{self.method}: a container is told of its own app only; use a client with a token"
+            )
+
     def new_id(self, prefix: str) -> str:
         """An id for what this call creates: the same one in every retry of the call, also in one
         that a restarted server answers."""

@@ -10,6 +10,7 @@ from homeport.calls.rpc import CallsRpc
 from homeport.dicts.rpc import DictRpc
 from homeport.environments.rpc import EnvironmentsRpc
 from homeport.functions.rpc import FunctionsRpc
+from homeport.history.rpc import HistoryRpc
 from homeport.images.rpc import ImagesRpc
 from homeport.logs.rpc import LogRpc
 from homeport.mounts.rpc import MountRpc
@@ -33,6 +34,7 @@ HANDLER_CLASSES: Final[list[type]] = [
     DictRpc,
     EnvironmentsRpc,
     FunctionsRpc,
+    HistoryRpc,
     ImagesRpc,
     LogRpc,
     MemorySnapshotRpc,

@@ -697,6 +697,10 @@ class SandboxService:
         memory_mb = self._room.memory_limit_mb(record.spec, record.node_id)
         return Resources(reserved.milli_cpu if reserved else record.spec.milli_cpu, memory_mb, 0)
 
+    async def counts(self, app_id: str, since: float, until: float) -> tuple[int, int]:
+        """How many of an app's ended between these Unix times, and how many there were at the end."""
+        return await self._store.counts(app_id, since, until)
+
     async def samples(self, record: SandboxRecord) -> list[UsageSample]:
         """What was measured of it. Raises ``UnavailableError`` while its node is away."""
         if record.is_over:

@@ -135,6 +135,19 @@ class SandboxStore:
 
         return await self._database.read(read)
 
+    async def counts(self, app_id: str, since: float, until: float) -> tuple[int, int]:
+        """How many of an app's ended in that time, and how many there were at its end."""
+        await self._saved()
+        ended = sandboxes.c.finished_at
+        count = sa.select(sa.func.count()).where(sandboxes.c.app_id == app_id)
+        finished = count.where(ended >= since, ended < until)
+        live = count.where(sandboxes.c.created_at < until, sa.or_(ended == 0.0, ended >= until))
+
+        def read(connection: sa.Connection) -> tuple[int, int]:
+            return connection.execute(finished).scalar_one(), connection.execute(live).scalar_one()
+
+        return await self._database.read(read)
+
     async def prune(self, finished_before: float) -> int:
         """Forget sandboxes that ended before that time; how many."""
         ended = sandboxes.c.finished_at > 0.0

@@ -206,7 +206,7 @@ class Fleet:
             raise
         except Exception as error:
             log.warning("container could not be prepared", task_id=task.task_id, error=repr(error))
-            self.remove(task)
+            self.remove(task, failed=True)
             self.start_failed(task.pool, start_error(error), final=True)
             return
         if task.task_id not in self._board.tasks:
@@ -218,7 +218,7 @@ class Fleet:
         message.gpus = list(task.gpus)
         message.commit_layer = self._build_functions.layer_of(message.function_id)
         if not self._nodes.send(task.node_id, message):
-            self.remove(task)
+            self.remove(task, failed=True)
             self.start_failed(task.pool, "the node it was to start on is gone", final=False)
 
     def replace(self, pool: Pool) -> None:
@@ -255,12 +255,12 @@ class Fleet:
         if not sent and task.node_id not in self._nodes.nodes():
             log.debug("stop will be settled when the node returns", task_id=task.task_id)
 
-    def remove(self, task: Task) -> None:
+    def remove(self, task: Task, *, failed: bool = False) -> None:
         if task.leaving is not None:
             task.leaving.cancel()
         if self._board.drop(task):
             self._reservations.give_back(Spot(task.node_id, task.reserved, task.gpus))
-        self._task_records.finished(task.task_id)
+        self._task_records.finished(task.task_id, failed=failed)
         task.gone.set()
         self._board.room_made()
 

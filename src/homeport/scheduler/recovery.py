@@ -144,6 +144,7 @@ class Recovery:
                 item.attempt = attempt
                 item.state = InputState.ASSIGNED
                 item.task_id = task.task_id
+                item.started_at = self._clock.now()  # at the latest: the node does not say
                 task.held[input_id] = item
             known = task.held.get(input_id)
             if known is not None and known.attempt == attempt and known.output is None:

@@ -77,7 +77,7 @@ class Reports:
         if task is None:
             return []
         if isinstance(message, InputsStarted):
-            task.running.update(input_id for input_id, _ in message.inputs)
+            _begun(task, message)
         elif isinstance(message, TaskReady):
             self._ready(task, message)
         elif isinstance(message, InputsReturned):
@@ -203,7 +203,10 @@ class Reports:
         asked = task.status is TaskStatus.STOPPING
         held = dict(task.held)
         task.held.clear()
-        self._fleet.remove(task)
+        ended_badly = message.oom_killed or message.returncode != 0
+        never_came = was_starting and not message.was_ready
+        failed = task.init_failed or (not asked and (ended_badly or never_came))
+        self._fleet.remove(task, failed=failed)
         self._build_functions.exited(pool.record.function_id, task.task_id, message.layer)
         durable: Durable = []
         unfinished = {input_id for input_id, _ in message.unfinished}
@@ -225,7 +228,7 @@ class Reports:
                 crashes=item.crashes,
             )
             self._settler.settle(item, decision)
-        if not asked and (message.oom_killed or message.returncode != 0):
+        if not asked and ended_badly:
             text = attempts.crash_text(
                 message.returncode,
                 message.oom_killed,
@@ -235,7 +238,7 @@ class Reports:
             self._logs.system(pool.record.app_id, f"{task.task_id}: {text}\n", task_id=task.task_id)
         if not asked and not was_starting and not held:  # inputs count their crashes themselves
             self._fleet.crashed(pool)
-        if was_starting and not message.was_ready:
+        if never_came:
             self._never_ready(pool, task, message)
         self._logs.task_state(pool.record.app_id, task.task_id, TASK_COMPLETED)
         self._dispatch.step(pool)
@@ -254,6 +257,14 @@ class Reports:
         if tail and not _kill_reason(message):
             reason = f"{reason}. Its last output:\n{tail}"
         self._fleet.start_failed(pool, reason, final=True)
+
+
+def _begun(task: Task, message: InputsStarted) -> None:
+    for input_id, attempt in message.inputs:
+        task.running.add(input_id)
+        item = task.held.get(input_id)
+        if item is not None and item.attempt == attempt:
+            item.started_at = message.time
 
 
 def _kill_reason(message: TaskExited) -> str:

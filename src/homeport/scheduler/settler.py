@@ -67,6 +67,7 @@ class Settler:
         else:
             item.user_retries += 1
             item.attempt += 1
+            item.started_at = 0.0
             item.state = InputState.WAITING
             item.task_id = ""
             pool = self._board.pools.get(item.call.function_id)
@@ -94,6 +95,7 @@ class Settler:
             self.finish(item, otherwise or _UNREPEATABLE)
             return
         item.attempt += 1
+        item.started_at = 0.0
         record = self._functions.find(item.call.function_id)
         if record is None or not self._board.may_run(record):
             self._calls.finish([(item, terminated(item, self._clock.now(), "App stopped"))])

@@ -17,6 +17,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float = 0.0
     edition: str = ""
     """Which definition of its function it runs, and since which renewal of its app."""
+    failed: bool = False
+    """It did not come up, or ended by itself with an error."""
 
     @property
     def is_alive(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -90,14 +91,45 @@ class TaskService:
             self._alive[task_id] = record
             self._store.save(record)
 
-    def finished(self, task_id: str) -> None:
+    def finished(self, task_id: str, *, failed: bool = False) -> None:
         record = self._alive.pop(task_id, None)
         if record is not None:
-            record = msgspec.structs.replace(record, finished_at=self._clock.now())
+            now = self._clock.now()
+            record = msgspec.structs.replace(record, finished_at=now, failed=failed)
             self._ended[task_id] = record
             if len(self._ended) > ENDED_MAX:
                 self._ended.popitem(last=False)
             self._store.save(record)
+
+    async def of_range(self, app_id: str, since: float, until: float) -> list[TaskRecord]:
+        """Containers of the app's functions that there were between these Unix times."""
+        alive = [each for each in self.of_app(app_id) if each.function_id]
+        known = {each.task_id for each in alive}
+        ended = [each for each in self._ended.values() if each.app_id == app_id]
+        known.update(each.task_id for each in ended)
+        found = [*alive, *(each for each in ended if each.function_id)]
+        # What ended this moment may not be committed yet; the rest is not in memory.
+        stored = await self._store.ended_since(app_id, since)
+        found += (each for each in stored if each.task_id not in known)
+        return [
+            each
+            for each in found
+            if each.enqueued_at < until and (each.is_alive or each.finished_at >= since)
+        ]
+
+    async def some(self, task_ids: Iterable[str]) -> dict[str, TaskRecord]:
+        """Those of these tasks that are known, live or finished."""
+        found: dict[str, TaskRecord] = {}
+        others: list[str] = []
+        for task_id in dict.fromkeys(task_ids):
+            record = self.recent(task_id)
+            if record is not None:
+                found[task_id] = record
+            else:
+                others.append(task_id)
+        for record in await self._store.some(others) if others else ():
+            found[record.task_id] = record
+        return found
 
     async def prune(self) -> int:
         """Forget tasks that ended longer ago than the retention."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -15,20 +17,25 @@ tasks = sa.Table(
     metadata,
     sa.Column("task_id", sa.String(40), primary_key=True),
     sa.Column("function_id", sa.String(40), nullable=False),
-    sa.Column("app_id", sa.String(40), nullable=False, index=True),
+    sa.Column("app_id", sa.String(40), nullable=False),
     sa.Column("node_id", sa.String(40), nullable=False),
     sa.Column("enqueued_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float, nullable=False, index=True),
     sa.Column("edition", sa.String, nullable=False, server_default=""),
+    sa.Column("failed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("tasks_by_app", "app_id", "finished_at"),
 )
 
+_IDS_MAX: Final = 500
+"""Ids in one query."""
 _insert = insert(tasks)
 _upsert: sa.Executable = _insert.on_conflict_do_update(
     index_elements=["task_id"],
     set_={
         "started_at": _insert.excluded.started_at,
         "finished_at": _insert.excluded.finished_at,
+        "failed": _insert.excluded.failed,
     },
 )
 
@@ -56,6 +63,30 @@ class TaskStore:
             return TaskRecord(**row._mapping) if row else None  # pyright: ignore[reportPrivateUsage]
 
         return await self._database.read(query)
+
+    async def ended_since(self, app_id: str, time: float) -> list[TaskRecord]:
+        """Containers of the app's functions that ended at that time or later."""
+        query = sa.select(tasks).where(tasks.c.app_id == app_id, tasks.c.finished_at >= time)
+        query = query.where(tasks.c.function_id != "")
+
+        def read(connection: sa.Connection) -> list[TaskRecord]:
+            rows = connection.execute(query)
+            return [TaskRecord(**row._mapping) for row in rows]  # pyright: ignore[reportPrivateUsage]
+
+        return await self._database.read(read)
+
+    async def some(self, task_ids: Sequence[str]) -> list[TaskRecord]:
+        """Those of these tasks that are known."""
+
+        def read(connection: sa.Connection) -> list[TaskRecord]:
+            found: list[TaskRecord] = []
+            for start in range(0, len(task_ids), _IDS_MAX):
+                wanted = tasks.c.task_id.in_(task_ids[start : start + _IDS_MAX])
+                for row in connection.execute(sa.select(tasks).where(wanted)):
+                    found.append(TaskRecord(**row._mapping))  # pyright: ignore[reportPrivateUsage]
+            return found
+
+        return await self._database.read(read)
 
     async def prune(self, finished_before: float) -> int:
         """Forget tasks that ended before that time; how many."""

@@ -40,6 +40,7 @@ class Door:
         self.opened = 0
         self.granting = True
         self.waiting: list[Lease] = []
+        self.over: list[tuple[bytes, str, int]] = []
 
     def admit(self, headers: Headers) -> Target | Refusal:
         if any(name.lower() == b"x-stranger" for name, _ in headers):
@@ -63,6 +64,12 @@ class Door:
 
     def close(self, _lease: Lease) -> None:
         self.taken -= 1
+
+    def served(
+        self, _target: Target, path: bytes, task_id: str, arrived_at: float, status: int
+    ) -> None:
+        assert arrived_at > 0
+        self.over.append((path, task_id, status))
 
     def explain(self, _target: Target, reason: str) -> str:
         return f"no answer: {reason}"

@@ -1,0 +1,188 @@
+"""How functions, servers and apps did in a range of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from homeport.apps.model import App
+from homeport.functions.model import FunctionRecord
+from homeport.functions.service import FunctionService
+from homeport.history.model import KEPT_S, RANGE_MAX_S, Range, Summary, checked, histogram
+from homeport.history.service import HistoryService, Subject, root_of
+from homeport.kernel.clock import Clock
+from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.tasks.model import TaskRecord
+from homeport.tasks.service import TaskService
+
+
+class SandboxCounts(Protocol):
+    """Who knows an app's sandboxes."""
+
+    async def counts(self, app_id: str, since: float, until: float) -> tuple[int, int]:
+        """How many ended in that time, and how many there were at its end."""
+        ...
+
+
+@dataclass(slots=True)
+class Containers:
+    """Containers in a range of time."""
+
+    total: int = 0
+    """There at any time of it."""
+    started: int = 0
+    """Came up in it."""
+    failed: int = 0
+    """Ended in it with an error."""
+    creating: int = 0
+    """Not up yet at its end."""
+    startup: dict[int, int] = field(default_factory=dict[int, int])
+    """Histogram of how long those that came up took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of one function or server, with or without its variants."""
+
+    range: Range
+    ended: Summary
+    containers: Containers
+    running: int = 0
+    variants: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A function or server of an app, with its variants."""
+
+    record: FunctionRecord
+    ended: Summary
+    containers: Containers
+
+
+@dataclass(frozen=True, slots=True)
+class AppStatistics:
+    """Of a whole app: its present functions and servers by name."""
+
+    range: Range
+    members: dict[str, Member]
+    sandboxes_finished: int
+    sandboxes_live: int
+    deployments: int
+
+
+class StatisticsService:
+    """Counts in ranges of at most seven days."""
+
+    def __init__(
+        self,
+        history: HistoryService,
+        functions: FunctionService,
+        tasks: TaskService,
+        sandboxes: SandboxCounts,
+        clock: Clock,
+    ) -> None:
+        self._history = history
+        self._functions = functions
+        self._tasks = tasks
+        self._sandboxes = sandboxes
+        self._clock = clock
+
+    async def of_function(
+        self, subject: Subject, since: float, until: float, task_id: str = ""
+    ) -> Statistics:
+        """Of a function or server; with ``task_id`` of that one container of it alone.
+
+        Raises ``InvalidError``, and ``NotFoundError`` for a container that is none of its.
+        """
+        range = checked(since, until, RANGE_MAX_S)
+        if task_id:
+            subject = Subject(subject.record, all_variants=True)
+            task = await self._tasks.find(task_id)
+            if task is None or not self._is_of(task, subject):
+                raise NotFoundError(
+                    f"Function {subject.record.tag!r} ({subject.record.function_id}) has (had) no "
+                    f"container {task_id!r}."
+                )
+            tasks = [task] if _is_there(task, range) else []
+        else:
+            found = await self._tasks.of_range(subject.record.app_id, since, until)
+            tasks = [task for task in found if self._is_of(task, subject)]
+        return Statistics(
+            range=range,
+            ended=await self._history.summary(subject, range, task_id),
+            containers=count_containers(tasks, range),
+            running=await self._history.running_at(subject, until, task_id),
+            variants=len(self._functions.variants_of(subject.record.function_id)),
+        )
+
+    async def of_app(self, app: App, since: float, until: float) -> AppStatistics:
+        """Of an app. Raises ``InvalidError`` about the range."""
+        range = checked(since, until, RANGE_MAX_S)
+        if since < self._clock.now() - KEPT_S:
+            raise InvalidError(
+                f"What was before the last {KEPT_S / 86400:g} days is not kept: choose a later "
+                "start of the time range."
+            )
+        ended = await self._history.of_app(app.app_id, range)
+        tasks: dict[str, list[TaskRecord]] = {}
+        for task in await self._tasks.of_range(app.app_id, since, until):
+            tasks.setdefault(self._root(task.function_id), []).append(task)
+        members: dict[str, Member] = {}
+        for tag, function_id in app.layout.function_ids.items():
+            record = self._functions.find(function_id)
+            if record is not None:
+                of_it = count_containers(tasks.get(function_id, []), range)
+                members[tag] = Member(record, ended.get(function_id, Summary()), of_it)
+        finished, live = await self._sandboxes.counts(app.app_id, since, until)
+        versions = (each for each in app.deployments if not each.is_staged)
+        return AppStatistics(
+            range=range,
+            members=members,
+            sandboxes_finished=finished,
+            sandboxes_live=live,
+            deployments=sum(each.deployed_at in range for each in versions),
+        )
+
+    def _is_of(self, task: TaskRecord, subject: Subject) -> bool:
+        if subject.all_variants:
+            return self._root(task.function_id) == subject.root_id
+        return task.function_id == subject.record.function_id
+
+    def _root(self, function_id: str) -> str:
+        record = self._functions.find(function_id)
+        return root_of(record) if record is not None else function_id
+
+
+def count_containers(tasks: Iterable[TaskRecord], range: Range) -> Containers:
+    """What of these containers is told of ``range``, in which all of them were there."""
+    found = Containers()
+    startups: list[float] = []
+    for task in tasks:
+        found.total += 1
+        if task.started_at and task.started_at in range:
+            found.started += 1
+            startups.append(task.started_at - task.enqueued_at)
+        if task.failed and task.finished_at in range:
+            found.failed += 1
+        is_up = 0 < task.started_at < range.until
+        is_over = 0 < task.finished_at < range.until
+        found.creating += not is_up and not is_over
+    found.startup = histogram(startups)
+    return found
+
+
+def add_up(members: Sequence[Member]) -> tuple[Summary, Containers]:
+    """All of them together, without how long containers took."""
+    ended, containers = Summary(), Containers()
+    for member in members:
+        ended.merge(member.ended)
+        for name in ("total", "started", "failed", "creating"):
+            value = getattr(containers, name) + getattr(member.containers, name)
+            setattr(containers, name, value)
+    return ended, containers
+
+
+def _is_there(task: TaskRecord, range: Range) -> bool:
+    return task.enqueued_at < range.until and (task.is_alive or task.finished_at >= range.since)
