@@ -14,7 +14,7 @@ from homeport.storage.dialects import create_engine
 from homeport.storage.migrations import migrate
 
 HERE = Path(__file__).parent
-ON_BOTH = {"storage", "blobs", "volumes", "dicts", "queues"}
+ON_BOTH = {"storage", "blobs", "volumes", "dicts", "queues", "history"}
 """Folders whose tests use most of what the databases differ in; the whole of them costs minutes."""
 OF_SQLITE = {"test_checkpoints"}
 """Modules about files that only SQLite has."""

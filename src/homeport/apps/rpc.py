@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
@@ -10,6 +12,7 @@ from modal_proto import api_pb2
 from homeport.apps.deployments import Deployments
 from homeport.apps.model import App, AppState, Deployment
 from homeport.apps.service import AppService
+from homeport.apps.suggest import Name, suggest
 from homeport.apps.wire import lifecycle
 from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Layout
@@ -19,6 +22,9 @@ from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.kernel.numbers import member
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
+
+_SUGGESTIONS: Final = 4
+"""Names that are suggested where the client does not say how many."""
 
 
 class AppsRpc:
@@ -209,6 +215,36 @@ class AppsRpc:
                 metadata=_handle(app),
             )
         return response
+
+    async def ObjectSuggest(
+        self, request: api_pb2.ObjectSuggestRequest, ctx: Context
+    ) -> api_pb2.ObjectSuggestResponse:
+        environment = self._environment(request.environment_name, ctx)
+        apps = [app for app in self._apps.all_deployed(environment) if ctx.may_see(app.app_id)]
+        names = self._names(apps, request.kind)
+        limit = request.limit or _SUGGESTIONS
+        found = await asyncio.to_thread(suggest, request.query, names, limit)
+        return api_pb2.ObjectSuggestResponse(
+            suggestions=[
+                api_pb2.ObjectSuggestion(app_name=each.app, object_name=each.name) for each in found
+            ]
+        )
+
+    def _names(self, apps: Iterable[App], kind: int) -> list[Name]:
+        """What these apps have of that kind. Raises ``InvalidError`` for one that is none."""
+        kinds = api_pb2.ObjectSuggestRequest
+        if kind == kinds.OBJECT_SUGGEST_KIND_APP:
+            return [Name("", app.name) for app in apps]
+        if kind not in (kinds.OBJECT_SUGGEST_KIND_FUNCTION, kinds.OBJECT_SUGGEST_KIND_SERVER):
+            raise InvalidError(f"kind cannot be {kind}; there are apps, functions and servers.")
+        found: list[Name] = []
+        for app in apps:
+            for tag, function_id in app.layout.function_ids.items():
+                record = self._functions.find(function_id)
+                is_server = bool(record and record.spec and record.spec.is_server)
+                if is_server == (kind == kinds.OBJECT_SUGGEST_KIND_SERVER):
+                    found.append(Name(app.name, tag))
+        return found
 
     async def AppDeploymentHistory(
         self, request: api_pb2.AppDeploymentHistoryRequest, ctx: Context

@@ -135,6 +135,14 @@ class AppService:
                 return app
         return None
 
+    def all_deployed(self, environment: str) -> Iterable[App]:
+        """Every app that is deployed there."""
+        return [
+            app
+            for app in self._apps.values()
+            if app.environment == environment and app.state is AppState.DEPLOYED
+        ]
+
     def require_deployed(self, name: str, environment: str) -> App:
         """The deployed app; raises ``NotFoundError`` with what to do."""
         app = self.deployed(name, environment)

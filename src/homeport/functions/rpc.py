@@ -14,6 +14,7 @@ from homeport.environments.service import EnvironmentService
 from homeport.functions.model import Autoscaler, ClassRecord, FunctionRecord, FunctionSpec
 from homeport.functions.service import FunctionService
 from homeport.functions.variant_wire import bound, pinned
+from homeport.functions.variants import Cursor, page
 from homeport.functions.wire import (
     autoscaler_message,
     autoscaler_of,
@@ -47,6 +48,10 @@ class Pools(Protocol):
     """What the scheduler tells and is told about a function's containers."""
 
     def stats(self, function_id: str) -> PoolStats: ...
+
+    def containers(self, function_id: str) -> int:
+        """How many a function has, without its variants."""
+        ...
 
     def override(self, function_id: str, changes: Autoscaler) -> Autoscaler:
         """Change scaling until the next deploy; returns the settings in force."""
@@ -206,6 +211,33 @@ class FunctionsRpc:
     def _is_outdated(self, record: FunctionRecord) -> bool:
         known = self._functions.get(record.function_id)
         return known.definition != record.definition
+
+    async def FunctionListVariants(
+        self, request: api_pb2.FunctionListVariantsRequest, ctx: Context
+    ) -> api_pb2.FunctionListVariantsResponse:
+        base = self._functions.get(request.function_id)
+        ctx.require_app(base.app_id)
+        cursor = None
+        if request.HasField("cursor"):
+            cursor = Cursor(request.cursor.created_before, request.cursor.function_id)
+        variants, following, is_ranked = page(
+            self._functions.variants_of(base.function_id),
+            limit=request.limit,
+            cursor=cursor,
+            containers=self._pools.containers,
+        )
+        response = api_pb2.FunctionListVariantsResponse(ordered_by_task_count=is_ranked)
+        for record in variants:
+            info = response.infos.add(
+                function_id=record.function_id,
+                serialized_params=record.require_spec().serialized_params,
+            )
+            if record.options:
+                info.function_options.ParseFromString(record.options)
+        if following is not None:
+            response.next_cursor.created_before = following.created_at
+            response.next_cursor.function_id = following.function_id
+        return response
 
     # ── classes ─────────────────────────────────────────────────────────────────────────────
 

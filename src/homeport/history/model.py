@@ -248,14 +248,14 @@ def checked(since: float, until: float, at_most_s: float = math.inf) -> Range:
     return Range(since, until)
 
 
-def buckets(range: Range, bucket_s: int) -> tuple[int, int]:
-    """First and past-the-last number of the buckets that cover ``range``.
+def buckets(span: Range, bucket_s: int) -> tuple[int, int]:
+    """First and past-the-last number of the buckets that cover ``span``.
 
     Bucket ``n`` begins ``n * bucket_s`` seconds after 1970. Raises ``InvalidError``.
     """
     if bucket_s < 1:
         raise InvalidError("bucket_secs must be 1 or more.")
-    first, end = math.floor(range.since / bucket_s), math.ceil(range.until / bucket_s)
+    first, end = math.floor(span.since / bucket_s), math.ceil(span.until / bucket_s)
     if end - first > BUCKETS_MAX:
         raise InvalidError(
             f"The time range has {end - first} buckets of {bucket_s} s; at most {BUCKETS_MAX} are "

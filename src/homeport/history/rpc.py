@@ -69,8 +69,8 @@ class HistoryRpc:
         if which == "tail":
             found = await self._history.newest(subject, request.tail.count)
         elif which == "range":
-            range = _range(request.range)
-            found = await self._history.between(subject, range, request.range.limit)
+            span = _range(request.range)
+            found = await self._history.between(subject, span, request.range.limit)
         else:
             raise InvalidError("Say which calls: the last ones (tail) or those of a time (range).")
         names = (each.item.task_id if isinstance(each, Live) else each.task_id for each in found)
@@ -95,9 +95,9 @@ class HistoryRpc:
         self, request: api_pb2.FunctionGetTimeRangeStatsRequest, ctx: Context
     ) -> api_pb2.FunctionGetTimeRangeStatsResponse:
         record = self._function(request.function_id, ctx, is_server=False)
-        range = _range(request)
+        span = _range(request)
         found = await self._statistics.of_function(
-            Subject(record, request.rollup), range.since, range.until, request.container_id
+            Subject(record, request.rollup), span.since, span.until, request.container_id
         )
         return wire.function_stats(found)
 
@@ -111,8 +111,8 @@ class HistoryRpc:
         if which == "tail":
             found = await self._history.newest(subject, request.tail.count)
         elif which == "range":
-            range = _range(request.range)
-            found = await self._history.between(subject, range, request.range.limit)
+            span = _range(request.range)
+            found = await self._history.between(subject, span, request.range.limit)
         else:
             raise InvalidError(
                 "Say which requests: the last ones (tail) or those of a time (range)."
@@ -136,9 +136,9 @@ class HistoryRpc:
         self, request: api_pb2.ServerGetTimeRangeStatsRequest, ctx: Context
     ) -> api_pb2.ServerGetTimeRangeStatsResponse:
         subject = Subject(self._function(request.function_id, ctx, is_server=True))
-        range = _range(request)
+        span = _range(request)
         found = await self._statistics.of_function(
-            subject, range.since, range.until, request.container_id
+            subject, span.since, span.until, request.container_id
         )
         return wire.server_stats(found)
 
@@ -149,11 +149,11 @@ class HistoryRpc:
     ) -> api_pb2.AppGetTimeRangeStatsResponse:
         app = self._apps.get(request.app_id)
         ctx.require_app(app.app_id)
-        range = _range(request)
-        found = await self._statistics.of_app(app, range.since, range.until)
+        span = _range(request)
+        found = await self._statistics.of_app(app, span.since, span.until)
         response = api_pb2.AppGetTimeRangeStatsResponse(
-            since=wire.timestamp(range.since),
-            until=wire.timestamp(range.until),
+            since=wire.timestamp(span.since),
+            until=wire.timestamp(span.until),
             sandboxes=api_pb2.AppSandboxCounts(
                 total=found.sandboxes_finished + found.sandboxes_live,
                 finished=found.sandboxes_finished,

@@ -222,37 +222,37 @@ class HistoryService:
         entries = await self._store.newest(*subject.key, count)
         return sorted(_merged(entries, live), key=enqueued_at, reverse=True)[:count]
 
-    async def between(self, subject: Subject, range: Range, limit: int) -> list[Entry | Live]:
-        """The first ``limit`` that were enqueued in ``range``, the oldest first.
+    async def between(self, subject: Subject, span: Range, limit: int) -> list[Entry | Live]:
+        """The first ``limit`` that were enqueued in ``span``, the oldest first.
 
         Raises ``InvalidError``.
         """
         limited(limit, "The limit of entries")
-        live = [each for each in await self._live(subject) if enqueued_at(each) in range]
+        live = [each for each in await self._live(subject) if enqueued_at(each) in span]
         await self.saved()
-        entries = await self._store.between(*subject.key, range, limit)
+        entries = await self._store.between(*subject.key, span, limit)
         return sorted(_merged(entries, live), key=enqueued_at)[:limit]
 
-    async def count(self, subject: Subject, range: Range, bucket_s: int) -> dict[int, int]:
-        """How many were enqueued in ``range``, by number of bucket: all that it covers.
+    async def count(self, subject: Subject, span: Range, bucket_s: int) -> dict[int, int]:
+        """How many were enqueued in ``span``, by number of bucket: all that it covers.
 
         Raises ``InvalidError``.
         """
-        first, end = buckets(range, bucket_s)
+        first, end = buckets(span, bucket_s)
         live = await self._live(subject)
         await self.saved()
-        found = await self._store.count(*subject.key, range, bucket_s)
+        found = await self._store.count(*subject.key, span, bucket_s)
         for each in live:
-            if enqueued_at(each) in range and each.item.output is None:
+            if enqueued_at(each) in span and each.item.output is None:
                 bucket = int(enqueued_at(each) // bucket_s)
                 found[bucket] = found.get(bucket, 0) + 1
-        return {bucket: found.get(bucket, 0) for bucket in _numbers(first, end)}
+        return {bucket: found.get(bucket, 0) for bucket in range(first, end)}
 
-    async def summary(self, subject: Subject, range: Range, task_id: str = "") -> Summary:
-        """What ended in ``range`` (in that one container)."""
+    async def summary(self, subject: Subject, span: Range, task_id: str = "") -> Summary:
+        """What ended in ``span`` (in that one container)."""
         await self.saved()
         total = Summary()
-        for each in (await self._store.totals(*subject.key, range, task_id)).values():
+        for each in (await self._store.totals(*subject.key, span, task_id)).values():
             total.merge(each)
         return total
 
@@ -268,15 +268,15 @@ class HistoryService:
             for each in live
         )
 
-    async def of_app(self, app_id: str, range: Range) -> dict[str, Summary]:
-        """What ended in ``range``, by function (with its variants)."""
+    async def of_app(self, app_id: str, span: Range) -> dict[str, Summary]:
+        """What ended in ``span``, by function (with its variants)."""
         await self.saved()
-        return await self._store.totals("app_id", app_id, range)
+        return await self._store.totals("app_id", app_id, span)
 
-    async def by_bucket(self, subject: Subject, range: Range, bucket_s: int) -> dict[int, Summary]:
-        """What ended in ``range``, by number of bucket; without those in which nothing did."""
+    async def by_bucket(self, subject: Subject, span: Range, bucket_s: int) -> dict[int, Summary]:
+        """What ended in ``span``, by number of bucket; without those in which nothing did."""
         await self.saved()
-        return await self._store.by_bucket(*subject.key, range, bucket_s)
+        return await self._store.by_bucket(*subject.key, span, bucket_s)
 
     async def _live(self, subject: Subject) -> list[Live]:
         """The inputs that have not ended."""
@@ -351,7 +351,3 @@ def _merged(entries: list[Entry], live: list[Live]) -> list[Entry | Live]:
     ended = {(entry.call_id, entry.idx) for entry in entries}
     rest = [each for each in live if (each.item.call.call_id, each.item.idx) not in ended]
     return [*entries, *rest]
-
-
-def _numbers(first: int, end: int) -> range:
-    return range(first, end)

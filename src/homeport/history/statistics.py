@@ -45,7 +45,7 @@ class Containers:
 class Statistics:
     """Of one function or server, with or without its variants."""
 
-    range: Range
+    span: Range
     ended: Summary
     containers: Containers
     running: int = 0
@@ -65,7 +65,7 @@ class Member:
 class AppStatistics:
     """Of a whole app: its present functions and servers by name."""
 
-    range: Range
+    span: Range
     members: dict[str, Member]
     sandboxes_finished: int
     sandboxes_live: int
@@ -96,7 +96,7 @@ class StatisticsService:
 
         Raises ``InvalidError``, and ``NotFoundError`` for a container that is none of its.
         """
-        range = checked(since, until, RANGE_MAX_S)
+        span = checked(since, until, RANGE_MAX_S)
         if task_id:
             subject = Subject(subject.record, all_variants=True)
             task = await self._tasks.find(task_id)
@@ -105,27 +105,27 @@ class StatisticsService:
                     f"Function {subject.record.tag!r} ({subject.record.function_id}) has (had) no "
                     f"container {task_id!r}."
                 )
-            tasks = [task] if _is_there(task, range) else []
+            tasks = [task] if _is_there(task, span) else []
         else:
             found = await self._tasks.of_range(subject.record.app_id, since, until)
             tasks = [task for task in found if self._is_of(task, subject)]
         return Statistics(
-            range=range,
-            ended=await self._history.summary(subject, range, task_id),
-            containers=count_containers(tasks, range),
+            span=span,
+            ended=await self._history.summary(subject, span, task_id),
+            containers=count_containers(tasks, span),
             running=await self._history.running_at(subject, until, task_id),
             variants=len(self._functions.variants_of(subject.record.function_id)),
         )
 
     async def of_app(self, app: App, since: float, until: float) -> AppStatistics:
         """Of an app. Raises ``InvalidError`` about the range."""
-        range = checked(since, until, RANGE_MAX_S)
+        span = checked(since, until, RANGE_MAX_S)
         if since < self._clock.now() - KEPT_S:
             raise InvalidError(
                 f"What was before the last {KEPT_S / 86400:g} days is not kept: choose a later "
                 "start of the time range."
             )
-        ended = await self._history.of_app(app.app_id, range)
+        ended = await self._history.of_app(app.app_id, span)
         tasks: dict[str, list[TaskRecord]] = {}
         for task in await self._tasks.of_range(app.app_id, since, until):
             tasks.setdefault(self._root(task.function_id), []).append(task)
@@ -133,16 +133,16 @@ class StatisticsService:
         for tag, function_id in app.layout.function_ids.items():
             record = self._functions.find(function_id)
             if record is not None:
-                of_it = count_containers(tasks.get(function_id, []), range)
+                of_it = count_containers(tasks.get(function_id, []), span)
                 members[tag] = Member(record, ended.get(function_id, Summary()), of_it)
         finished, live = await self._sandboxes.counts(app.app_id, since, until)
         versions = (each for each in app.deployments if not each.is_staged)
         return AppStatistics(
-            range=range,
+            span=span,
             members=members,
             sandboxes_finished=finished,
             sandboxes_live=live,
-            deployments=sum(each.deployed_at in range for each in versions),
+            deployments=sum(each.deployed_at in span for each in versions),
         )
 
     def _is_of(self, task: TaskRecord, subject: Subject) -> bool:
@@ -155,19 +155,19 @@ class StatisticsService:
         return root_of(record) if record is not None else function_id
 
 
-def count_containers(tasks: Iterable[TaskRecord], range: Range) -> Containers:
-    """What of these containers is told of ``range``, in which all of them were there."""
+def count_containers(tasks: Iterable[TaskRecord], span: Range) -> Containers:
+    """What of these containers is told of ``span``, in which all of them were there."""
     found = Containers()
     startups: list[float] = []
     for task in tasks:
         found.total += 1
-        if task.started_at and task.started_at in range:
+        if task.started_at and task.started_at in span:
             found.started += 1
             startups.append(task.started_at - task.enqueued_at)
-        if task.failed and task.finished_at in range:
+        if task.failed and task.finished_at in span:
             found.failed += 1
-        is_up = 0 < task.started_at < range.until
-        is_over = 0 < task.finished_at < range.until
+        is_up = 0 < task.started_at < span.until
+        is_over = 0 < task.finished_at < span.until
         found.creating += not is_up and not is_over
     found.startup = histogram(startups)
     return found
@@ -184,5 +184,5 @@ def add_up(members: Sequence[Member]) -> tuple[Summary, Containers]:
     return ended, containers
 
 
-def _is_there(task: TaskRecord, range: Range) -> bool:
-    return task.enqueued_at < range.until and (task.is_alive or task.finished_at >= range.since)
+def _is_there(task: TaskRecord, span: Range) -> bool:
+    return task.enqueued_at < span.until and (task.is_alive or task.finished_at >= span.since)

@@ -63,7 +63,7 @@ class HistoryStore:
         return self._database.append(_upsert, rows)
 
     async def totals(
-        self, column: Column, value: str, range: Range, task_id: str = ""
+        self, column: Column, value: str, span: Range, task_id: str = ""
     ) -> dict[str, Summary]:
         """What ended in that time (in one container), by root function."""
 
@@ -78,11 +78,11 @@ class HistoryStore:
                     _columns.last_finished,
                     _columns.summary,
                 )
-                .where(_columns[column] == value, _columns.last_finished >= range.since)
-                .where(_columns.first_finished < range.until)
+                .where(_columns[column] == value, _columns.last_finished >= span.since)
+                .where(_columns.first_finished < span.until)
             )
             for row in connection.execute(query):
-                if not task_id and row.first_finished in range and row.last_finished in range:
+                if not task_id and row.first_finished in span and row.last_finished in span:
                     of_root = found.setdefault(row.root_id, Summary())
                     of_root.merge(summary_of(row.summary))
                 else:
@@ -90,7 +90,7 @@ class HistoryStore:
             for pack_id, entries in _entries(connection, list(partly)):
                 of_root = found.setdefault(partly[pack_id], Summary())
                 for entry in entries:
-                    if entry.finished_at in range and task_id in ("", entry.task_id):
+                    if entry.finished_at in span and task_id in ("", entry.task_id):
                         of_root.add(entry)
             return found
 
@@ -139,13 +139,13 @@ class HistoryStore:
 
         return await self._database.read(read)
 
-    async def between(self, column: Column, value: str, range: Range, limit: int) -> list[Entry]:
+    async def between(self, column: Column, value: str, span: Range, limit: int) -> list[Entry]:
         """The first ``limit`` that were enqueued in that time, the oldest first."""
 
         def read(connection: sa.Connection) -> list[Entry]:
             query = (
                 sa.select(_columns.pack_id, _columns.first_enqueued)
-                .where(*_enqueued_in(column, value, range))
+                .where(*_enqueued_in(column, value, span))
                 .order_by(_columns.first_enqueued)
             )
             firsts = {row.pack_id: row.first_enqueued for row in connection.execute(query)}
@@ -153,15 +153,13 @@ class HistoryStore:
             for pack_id, entries in _entries(connection, list(firsts)):
                 if len(found) >= limit and found[-1].enqueued_at <= firsts[pack_id]:
                     break
-                found += (entry for entry in entries if entry.enqueued_at in range)
+                found += (entry for entry in entries if entry.enqueued_at in span)
                 found = heapq.nsmallest(limit, found, key=lambda entry: entry.enqueued_at)
             return found
 
         return await self._database.read(read)
 
-    async def count(
-        self, column: Column, value: str, range: Range, bucket_s: int
-    ) -> dict[int, int]:
+    async def count(self, column: Column, value: str, span: Range, bucket_s: int) -> dict[int, int]:
         """How many were enqueued in that time, by number of bucket."""
 
         def read(connection: sa.Connection) -> dict[int, int]:
@@ -172,17 +170,17 @@ class HistoryStore:
                 _columns.entries,
                 _columns.first_enqueued,
                 _columns.last_enqueued,
-            ).where(*_enqueued_in(column, value, range))
+            ).where(*_enqueued_in(column, value, span))
             for row in connection.execute(query):
                 bucket = int(row.first_enqueued // bucket_s)
                 is_one = bucket == row.last_enqueued // bucket_s
-                if is_one and row.first_enqueued in range and row.last_enqueued in range:
+                if is_one and row.first_enqueued in span and row.last_enqueued in span:
                     found[bucket] = found.get(bucket, 0) + row.entries
                 else:
                     partly.append(row.pack_id)
             for _, entries in _entries(connection, partly):
                 for entry in entries:
-                    if entry.enqueued_at in range:
+                    if entry.enqueued_at in span:
                         bucket = int(entry.enqueued_at // bucket_s)
                         found[bucket] = found.get(bucket, 0) + 1
             return found
@@ -190,7 +188,7 @@ class HistoryStore:
         return await self._database.read(read)
 
     async def by_bucket(
-        self, column: Column, value: str, range: Range, bucket_s: int
+        self, column: Column, value: str, span: Range, bucket_s: int
     ) -> dict[int, Summary]:
         """What ended in that time, by number of bucket."""
 
@@ -204,20 +202,20 @@ class HistoryStore:
                     _columns.last_finished,
                     _columns.summary,
                 )
-                .where(_columns[column] == value, _columns.last_finished >= range.since)
-                .where(_columns.first_finished < range.until)
+                .where(_columns[column] == value, _columns.last_finished >= span.since)
+                .where(_columns.first_finished < span.until)
             )
             for row in connection.execute(query):
                 bucket = int(row.first_finished // bucket_s)
                 is_one = bucket == row.last_finished // bucket_s
-                if is_one and row.first_finished in range and row.last_finished in range:
+                if is_one and row.first_finished in span and row.last_finished in span:
                     of_bucket = found.setdefault(bucket, Summary())
                     of_bucket.merge(summary_of(row.summary))
                 else:
                     partly.append(row.pack_id)
             for _, entries in _entries(connection, partly):
                 for entry in entries:
-                    if entry.finished_at in range:
+                    if entry.finished_at in span:
                         bucket = int(entry.finished_at // bucket_s)
                         found.setdefault(bucket, Summary()).add(entry)
             return found
@@ -267,12 +265,12 @@ class HistoryStore:
         return await self._database.write(write)
 
 
-def _enqueued_in(column: Column, value: str, range: Range) -> list[sa.ColumnElement[bool]]:
+def _enqueued_in(column: Column, value: str, span: Range) -> list[sa.ColumnElement[bool]]:
     return [
         _columns[column] == value,
-        _columns.last_finished >= range.since,  # what the index knows: nothing ends before it came
-        _columns.last_enqueued >= range.since,
-        _columns.first_enqueued < range.until,
+        _columns.last_finished >= span.since,  # what the index knows: nothing ends before it came
+        _columns.last_enqueued >= span.since,
+        _columns.first_enqueued < span.until,
     ]
 
 

@@ -99,8 +99,8 @@ def request_info(entry: Entry) -> api_pb2.ServerRequestInfo:
 def function_stats(found: Statistics) -> api_pb2.FunctionGetTimeRangeStatsResponse:
     """The statistics of a function."""
     response = api_pb2.FunctionGetTimeRangeStatsResponse(
-        since=timestamp(found.range.since),
-        until=timestamp(found.range.until),
+        since=timestamp(found.span.since),
+        until=timestamp(found.span.until),
         input_success_count=found.ended.succeeded,
         input_failure_count=found.ended.failed,
         input_timeout_count=found.ended.timed_out,
@@ -120,10 +120,10 @@ def function_stats(found: Statistics) -> api_pb2.FunctionGetTimeRangeStatsRespon
 def server_stats(found: Statistics) -> api_pb2.ServerGetTimeRangeStatsResponse:
     """The statistics of a server."""
     response = api_pb2.ServerGetTimeRangeStatsResponse(
-        since=timestamp(found.range.since),
-        until=timestamp(found.range.until),
+        since=timestamp(found.span.since),
+        until=timestamp(found.span.until),
         request_count=found.ended.total,
-        request_rate_per_second=found.ended.total / found.range.seconds,
+        request_rate_per_second=found.ended.total / found.span.seconds,
         container_started_count=found.containers.started,
         container_error_count=found.containers.failed,
         container_creating_at_end_count=found.containers.creating,

@@ -83,9 +83,13 @@ class Context:
             return self.identity
         raise PermissionDeniedError(f"{self.method} is not for containers: it needs a token")
 
+    def may_see(self, app_id: str) -> bool:
+        """Whether the caller is told what goes on in an app: containers are of their own only."""
+        return not isinstance(self.identity, TaskIdentity) or self.identity.app_id == app_id
+
     def require_app(self, app_id: str) -> None:
         """Raises ``PermissionDeniedError`` for a container of another app."""
-        if isinstance(self.identity, TaskIdentity) and self.identity.app_id != app_id:
+        if not self.may_see(app_id):
             raise PermissionDeniedError(
                 f"{self.method}: a container is told of its own app only; use a client with a token"
             )

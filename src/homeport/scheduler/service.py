@@ -301,6 +301,11 @@ class Scheduler:
             headroom=max(0, slots - running),
         )
 
+    def containers(self, function_id: str) -> int:
+        """How many a function has, without its variants."""
+        pool = self._board.pools.get(function_id)
+        return len(pool.tasks) if pool is not None else 0
+
     def is_full(self, function_id: str) -> bool:
         """Whether no container of a function has room, and none is coming."""
         pool = self._board.pools.get(function_id)
