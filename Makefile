@@ -17,7 +17,7 @@ demo: setup  ## start Homeport, run a real job on it, stop it
 # What every change must pass; `make conformance` runs all suites with all clients, and tests/chaos
 # kills processes under load.
 CONFORMANCE := \
-	hello calls classes deploy entrypoints generators failures nested examples scaling \
+	hello calls call_history classes deploy entrypoints generators failures nested examples scaling \
 	lifecycle stress recovery lost_answers ephemeral schedules serve images images_registry images_rebuilt \
 	images_agree image_volumes images_recovery dicts queues queue_crowd storage_errors volumes volumes_mounted \
 	network_file_systems buckets workspace lookups secrets web servers sandboxes sandboxes_recovery sandbox_images \

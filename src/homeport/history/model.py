@@ -58,11 +58,12 @@ class Summary(msgspec.Struct, array_like=True):
 
     def add(self, entry: Entry) -> None:
         """One entry more."""
-        self.statuses[entry.status] = self.statuses.get(entry.status, 0) + 1
-        place = bin_of(entry.finished_at - entry.enqueued_at)
+        _, _, enqueued, started, finished, _, status, _ = entry
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        place = bin_of(finished - enqueued)
         self.latency[place] = self.latency.get(place, 0) + 1
-        if entry.started_at:
-            place = bin_of(entry.finished_at - entry.started_at)
+        if started:
+            place = bin_of(finished - started)
             self.execution[place] = self.execution.get(place, 0) + 1
 
     def merge(self, other: Summary) -> None:
@@ -110,7 +111,9 @@ class Summary(msgspec.Struct, array_like=True):
 
 def bin_of(seconds: float) -> int:
     """The histogram's bin for a duration."""
-    return math.ceil(math.log(max(seconds, _SHORTEST_S)) / _GROWTH)
+    if seconds < _SHORTEST_S:
+        seconds = _SHORTEST_S
+    return math.ceil(math.log(seconds) / _GROWTH)
 
 
 def value_of(place: int) -> float:
@@ -174,18 +177,10 @@ class Pack:
 
     def add(self, entry: Entry) -> None:
         """One entry more."""
-        self._rows.append(
-            (
-                self._place(entry.call_id),
-                entry.idx,
-                entry.enqueued_at,
-                entry.started_at,
-                entry.finished_at,
-                self._place(entry.task_id),
-                entry.status,
-                self._place(entry.name),
-            )
-        )
+        call_id, idx, enqueued, started, finished, task_id, status, name = entry
+        place = self._place
+        words = place(call_id), place(task_id), place(name)
+        self._rows.append((words[0], idx, enqueued, started, finished, words[1], status, words[2]))
         self.summary.add(entry)
 
     def _place(self, word: str) -> int:

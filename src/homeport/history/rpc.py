@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,7 +12,7 @@ from homeport.apps.service import AppService
 from homeport.apps.wire import lifecycle
 from homeport.functions.model import FunctionRecord
 from homeport.functions.service import FunctionService
-from homeport.history import wire
+from homeport.history import metrics, wire
 from homeport.history.model import Entry, Range, checked
 from homeport.history.service import HistoryService, Live, Subject
 from homeport.history.statistics import Member, StatisticsService, add_up
@@ -182,6 +183,74 @@ class HistoryRpc:
         response.servers.total.requests.CopyFrom(wire.request_counts(ended))
         response.servers.total.containers.CopyFrom(wire.container_counts(containers))
         return response
+
+    # ── metrics ─────────────────────────────────────────────────────────────────────────────
+
+    async def MetricsGetInfo(
+        self, request: api_pb2.MetricsGetInfoRequest, ctx: Context
+    ) -> api_pb2.MetricsGetInfoResponse:
+        kind = request.target_type
+        if kind not in (request.METRICS_TARGET_TYPE_FUNCTION, request.METRICS_TARGET_TYPE_SERVER):
+            raise InvalidError(f"target_type cannot be {kind}; there are functions and servers.")
+        is_server = kind == request.METRICS_TARGET_TYPE_SERVER
+        window = _window(request)
+        return api_pb2.MetricsGetInfoResponse(
+            groups=map(wire.definition, metrics.chosen(request.groups, is_server=is_server)),
+            bucket_secs=window.bucket_s,
+            bucket_count=window.end - window.first,
+        )
+
+    async def FunctionGetMetrics(
+        self, request: api_pb2.FunctionGetMetricsRequest, ctx: Context
+    ) -> api_pb2.FunctionGetMetricsResponse:
+        record = self._function(request.function_id, ctx, is_server=False)
+        rows = metrics.chosen(request.groups, is_server=False)
+        window = _window(request)
+        since, until = wire.timestamp(window.span.since), wire.timestamp(window.span.until)
+        return api_pb2.FunctionGetMetricsResponse(
+            since=since,
+            until=until,
+            bucket_secs=window.bucket_s,
+            series=await self._series(Subject(record, request.rollup), rows, window),
+        )
+
+    async def ServerGetMetrics(
+        self, request: api_pb2.ServerGetMetricsRequest, ctx: Context
+    ) -> api_pb2.ServerGetMetricsResponse:
+        record = self._function(request.function_id, ctx, is_server=True)
+        rows = metrics.chosen(request.groups, is_server=True)
+        window = _window(request)
+        since, until = wire.timestamp(window.span.since), wire.timestamp(window.span.until)
+        return api_pb2.ServerGetMetricsResponse(
+            since=since,
+            until=until,
+            bucket_secs=window.bucket_s,
+            series=await self._series(Subject(record), rows, window),
+        )
+
+    async def _series(
+        self, subject: Subject, rows: Sequence[metrics.Row], window: metrics.Window
+    ) -> list[api_pb2.FunctionMetricSeries]:
+        ended = await self._history.by_bucket(subject, window.span, window.bucket_s)
+        containers = await self._statistics.containers_by_bucket(
+            subject, window.first, window.end, window.bucket_s
+        )
+        return [
+            wire.metric_series(each, metrics.points(each, window, ended, containers))
+            for row in rows
+            for each in row.series
+        ]
+
+
+def _window(
+    request: api_pb2.MetricsGetInfoRequest
+    | api_pb2.FunctionGetMetricsRequest
+    | api_pb2.ServerGetMetricsRequest,
+) -> metrics.Window:
+    """The buckets that a request is about. Raises ``InvalidError``."""
+    span = _range(request)
+    bucket_s = request.bucket_secs if request.HasField("bucket_secs") else None
+    return metrics.window(span.since, span.until, bucket_s)
 
 
 def _range(bounds: _Bounds) -> Range:

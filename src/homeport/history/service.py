@@ -87,12 +87,17 @@ class _Open:
     def add(self, entry: Entry) -> None:
         self.is_saved = False
         self.pack.add(entry)
-        self.first_enqueued = min(self.first_enqueued, entry.enqueued_at)
-        self.last_enqueued = max(self.last_enqueued, entry.enqueued_at)
-        if entry.started_at:
-            self.first_started = min(self.first_started, entry.started_at)
-        self.first_finished = min(self.first_finished, entry.finished_at)
-        self.last_finished = max(self.last_finished, entry.finished_at)
+        _, _, enqueued, started, finished, *_ = entry
+        if enqueued < self.first_enqueued:
+            self.first_enqueued = enqueued
+        if enqueued > self.last_enqueued:
+            self.last_enqueued = enqueued
+        if 0 < started < self.first_started:
+            self.first_started = started
+        if finished < self.first_finished:
+            self.first_finished = finished
+        if finished > self.last_finished:
+            self.last_finished = finished
 
     def row(self) -> dict[str, Any]:
         return {

@@ -145,6 +145,25 @@ class StatisticsService:
             deployments=sum(each.deployed_at in span for each in versions),
         )
 
+    async def containers_by_bucket(
+        self, subject: Subject, first: int, end: int, bucket_s: int
+    ) -> dict[int, Containers]:
+        """The containers of each of these buckets, by its number."""
+        since, until = first * bucket_s, end * bucket_s
+        found = await self._tasks.of_range(subject.record.app_id, since, until)
+        tasks = [task for task in found if self._is_of(task, subject)]
+        by_bucket: dict[int, list[TaskRecord]] = {}
+        for task in tasks:
+            last = end - 1 if task.is_alive else int(task.finished_at // bucket_s)
+            for bucket in range(
+                max(first, int(task.enqueued_at // bucket_s)), min(last, end - 1) + 1
+            ):
+                by_bucket.setdefault(bucket, []).append(task)
+        return {
+            bucket: count_containers(each, Range(bucket * bucket_s, (bucket + 1) * bucket_s))
+            for bucket, each in by_bucket.items()
+        }
+
     def _is_of(self, task: TaskRecord, subject: Subject) -> bool:
         if subject.all_variants:
             return self._root(task.function_id) == subject.root_id

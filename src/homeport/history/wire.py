@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
+from homeport.history.metrics import Row, Series
 from homeport.history.model import PERCENTILES, Entry, Summary, percentiles
 from homeport.history.service import Live, enqueued_at
 from homeport.history.statistics import Containers, Statistics
+from homeport.kernel.errors import InvalidError
 from homeport.kernel.numbers import Moment, time_ns
 from homeport.link.messages import (
     STATUS_FAILURE,
@@ -40,11 +42,16 @@ REQUEST_LATENCY: Final = "Latency (s)"
 STARTUP: Final = "Startup time (s)"
 """The names under which the client shows distributions, in its own order."""
 _UNIT: Final = "seconds"
+_LATEST: Final = 253_402_300_799.0
+"""The last second of the year 9999: what a ``Timestamp`` can say."""
 
 
 def seconds(moment: Moment, what: str) -> float:
     """In Unix seconds. Raises ``InvalidError`` naming ``what`` it is, if it is no time."""
-    return time_ns(moment, what) / 1e9
+    found = time_ns(moment, what) / 1e9
+    if not 0 <= found <= _LATEST:
+        raise InvalidError(f"{what} must be between the years 1970 and 9999.")
+    return found
 
 
 def timestamp(time: float) -> Timestamp:
@@ -159,4 +166,32 @@ def container_counts(containers: Containers) -> api_pb2.AppContainerCounts:
     """What an app's statistics say of containers."""
     return api_pb2.AppContainerCounts(
         container_errors=containers.failed, container_active_count=containers.total
+    )
+
+
+def definition(row: Row) -> api_pb2.MetricGroupDefinition:
+    """Series that are shown as one."""
+    return api_pb2.MetricGroupDefinition(
+        name=row.group,
+        description=row.description,
+        display_name=row.name,
+        metrics=[
+            api_pb2.MetricDefinition(name=each.name, unit=each.unit, description=each.description)
+            for each in row.series
+        ],
+    )
+
+
+def metric_series(
+    series: Series, points: Sequence[tuple[float, float | None]]
+) -> api_pb2.FunctionMetricSeries:
+    """One series with its points."""
+    return api_pb2.FunctionMetricSeries(
+        name=series.name,
+        unit=series.unit,
+        description=series.description,
+        points=[
+            api_pb2.FunctionMetricPoint(timestamp=timestamp(time), value=value)
+            for time, value in points
+        ],
     )

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,33 @@ class Runner:
         report.unlink(missing_ok=True)
         environ = self._environment({"CONFORMANCE_REPORT": str(report), **(more or {})})
         return Started(command, environ, self.folder / "started.log", report)
+
+    @contextlib.contextmanager
+    def answering(
+        self, client: Client, program: str
+    ) -> Iterator[Callable[[Sequence[str]], Completed]]:
+        """``python program.py``, which answers a line for each line that it is sent."""
+        with subprocess.Popen(
+            [str(client.python), _path(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment({}),
+            cwd=self.folder,
+        ) as process:
+            asking, answers = process.stdin, process.stdout
+            assert asking is not None
+            assert answers is not None
+
+            def ask(arguments: Sequence[str]) -> Completed:
+                asking.write(json.dumps(arguments) + "\n")
+                asking.flush()
+                return Completed(" ".join(arguments), **json.loads(answers.readline()))
+
+            try:
+                yield ask
+            finally:
+                asking.close()
 
     def interrupted(
         self,

@@ -674,3 +674,47 @@ def test_refused_request_without_a_body_leaves_the_connection_open() -> None:
             writer.close()
 
     run(scenario())
+
+
+def test_each_request_is_noted_when_it_is_over() -> None:
+    waits = asyncio.Event()
+
+    async def by_path(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            path = (await head_of(reader)).split(b" ")[1]
+            if path == b"/wait":
+                waits.set()
+                await reader.read()
+            writer.write(b"HTTP/1.1 %b X\r\nContent-Length: 0\r\n\r\n" % path[1:4])
+
+    async def scenario() -> None:
+        async with Case(by_path) as case:
+            await case.ask(get("/200?a=b", last=False) + get("/404"))
+            assert case.door.over == [(b"/200", "ta-1", 200), (b"/404", "ta-1", 404)]
+            case.door.over.clear()
+            await case.ask(get("/200", "X-Stranger: 1"))  # it is for no container
+            assert case.door.over == []
+            _, writer = await case.connect()
+            writer.write(get("/wait"))
+            await waits.wait()
+            writer.close()  # the client leaves before there is an answer
+            await case.settled()
+            assert case.door.over == [(b"/wait", "ta-1", 0)]
+
+    run(scenario())
+
+
+def test_a_request_without_an_answer_is_noted_with_what_we_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splice, "RETRY_S", (0.0, 0.0))
+
+    async def cut(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+
+    async def scenario() -> None:
+        async with Case(cut) as case:
+            assert (await case.ask(get("/x"))).startswith(b"HTTP/1.1 502")
+            assert case.door.over == [(b"/x", "ta-1", 502)]
+
+    run(scenario())
