@@ -11,6 +11,7 @@ import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import Checks, Runner
 from tests.conformance.harness.server import Server
+from tests.conformance.test_sidecars import SIDECAR_CHECKS
 
 from homeport.node.leaks import find_leaks
 from homeport.node.trial import works
@@ -62,8 +63,12 @@ def test_what_it_wrote_is_kept(checks: Checks) -> None:
     assert checks.value("volume") == "kept\n"
 
 
-def test_sidecars_are_refused_with_what_to_change(checks: Checks) -> None:
-    assert "sandbox_runtime" in checks.value("sidecar")[1]
+@pytest.mark.parametrize(("check", "expected"), SIDECAR_CHECKS)
+def test_sidecars_are_as_elsewhere(
+    runner: Runner, client: Client, check: str, expected: object
+) -> None:
+    sidecars = runner.checks(client, "sidecars", script=True)
+    assert sidecars.value(check) == expected
 
 
 def test_it_ends(checks: Checks) -> None:

@@ -195,10 +195,17 @@ def add_address(netlink: Netlink, index: int, address: str, peer: str = "") -> N
 
 def add_default_route(netlink: Netlink, index: int, gateway: str) -> None:
     """Everything goes to ``gateway``, which is on the link though not in its subnet."""
+    add_route(netlink, index, "", 0, gateway)
+
+
+def add_route(netlink: Netlink, index: int, network: str, bits: int, gateway: str) -> None:
+    """``network`` (of ``bits``) is reached through ``gateway``, which is on the link."""
     main, boot, universe, unicast = 254, 3, 0, 1
     body = struct.pack(
-        "=BBBBBBBBI", socket.AF_INET, 0, 0, 0, main, boot, universe, unicast, _RTNH_F_ONLINK
+        "=BBBBBBBBI", socket.AF_INET, bits, 0, 0, main, boot, universe, unicast, _RTNH_F_ONLINK
     )
+    if bits:
+        body += attribute(1, socket.inet_aton(network))
     body += attribute(5, socket.inet_aton(gateway)) + attribute(4, struct.pack("=I", index))
     netlink.ask(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
 

@@ -3,6 +3,9 @@
 A link is a pair of interfaces, one in each container's network, and nothing of it is in the host's:
 the rules about what a container may reach outside do not concern it, and it goes with the first
 of the two networks.
+
+Where a container's network stack is not the kernel's (gVisor), that one is behind the kernel in the
+container's network (``inner_link``), which forwards to it from the links and to nothing else.
 """
 
 from __future__ import annotations
@@ -11,15 +14,32 @@ import asyncio
 import contextlib
 import os
 import stat
+from dataclasses import dataclass
 from typing import Final
 
 from homeport.node import netlink
 from homeport.node.network import in_netns
 from homeport.node.runtime.port import Container
 
+_INNER: Final = "peers"
+_INNER_KERNEL: Final = "peers-kernel"
+_INNER_GATEWAY: Final = "198.19.255.1"
+_INNER_HIGH: Final = 250
+_INNER_LOW: Final = 250
 _HOSTS_BYTES_MAX: Final = 1024 * 1024
 LINKS_MAX: Final = 120 * 250
 """Links in the life of one sandbox: each has an address of its own at either end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of a link; ``behind`` and ``beyond`` are the ``peer_address`` of the two containers."""
+
+    interface: str
+    address: str
+    peer: str
+    behind: str
+    beyond: str
 
 
 async def connect(
@@ -31,18 +51,42 @@ async def connect(
     """
     if number > LINKS_MAX:
         raise OSError(0, f"a sandbox has at most {LINKS_MAX} such links in its life")
-    if one.has_own_stack or other.has_own_stack:
-        raise OSError(
-            0,
-            "containers of gVisor (runsc) cannot be linked while they run; sandboxes with sidecars "
-            "need another sandbox_runtime, such as bubblewrap",
-        )
     # 198.18.0.0/15 is nobody's: it is set aside for tests of networks
     here, there = (f"198.18.{number // 120}.{number % 120 * 2 + end}" for end in (1, 2))
     interfaces = f"peer{number}a", f"peer{number}b"
-    await asyncio.to_thread(_link, one.netns, other.netns, interfaces, (here, there))
-    await _name(one, other_name, there)
-    await _name(other, name, here)
+    ends = (
+        _End(interfaces[0], here, there, one.peer_address, other.peer_address),
+        _End(interfaces[1], there, here, other.peer_address, one.peer_address),
+    )
+    await asyncio.to_thread(_link, one.netns, other.netns, ends)
+    await _name(one, other_name, other.peer_address or there)
+    await _name(other, name, one.peer_address or here)
+
+
+def inner_link(number: int) -> str:
+    """Make one for a container that has not started, in the calling thread's network: its address.
+
+    ``number`` tells the containers of a node apart.
+    """
+    place = number % (_INNER_HIGH * _INNER_LOW)
+    address = f"198.19.{place // _INNER_LOW}.{place % _INNER_LOW + 1}"
+    with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
+        file.write("0")  # for all interfaces
+    with contextlib.closing(netlink.Netlink()) as route:
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            netlink.create_veth(route, _INNER_KERNEL, _INNER, here)
+        finally:
+            os.close(here)
+        kernel, inner = route.index(_INNER_KERNEL), route.index(_INNER)
+        with open(f"/proc/sys/net/ipv4/conf/{_INNER_KERNEL}/forwarding", "w") as file:
+            file.write("1")
+        netlink.add_address(route, kernel, _INNER_GATEWAY, address)
+        netlink.set_up(route, kernel)
+        netlink.add_address(route, inner, address)
+        netlink.set_up(route, inner)
+        netlink.add_route(route, inner, "198.18.0.0", 15, _INNER_GATEWAY)
+    return address
 
 
 def is_gone(container: Container) -> bool:
@@ -50,31 +94,34 @@ def is_gone(container: Container) -> bool:
     return not os.path.exists(container.netns)
 
 
-def _link(one: str, other: str, interfaces: tuple[str, str], addresses: tuple[str, str]) -> None:
+def _link(one: str, other: str, ends: tuple[_End, _End]) -> None:
     theirs = os.open(other, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        in_netns(one, lambda: _begin(theirs, interfaces, addresses))
-        in_netns(theirs, lambda: _set_up(interfaces[1], *addresses[::-1]))
+        in_netns(one, lambda: _begin(theirs, ends))
+        in_netns(theirs, lambda: _set_up(ends[1]))
     finally:
         os.close(theirs)
 
 
-def _begin(theirs: int, interfaces: tuple[str, str], addresses: tuple[str, str]) -> None:
+def _begin(theirs: int, ends: tuple[_End, _End]) -> None:
     """Make both ends, from the network of the first."""
     with contextlib.closing(netlink.Netlink()) as route:
-        netlink.create_veth(route, interfaces[0], interfaces[1], theirs)
-    _set_up(interfaces[0], *addresses)
+        netlink.create_veth(route, ends[0].interface, ends[1].interface, theirs)
+    _set_up(ends[0])
 
 
-def _set_up(interface: str, address: str, peer: str) -> None:
+def _set_up(end: _End) -> None:
     """In the calling thread's network."""
     # What one container may reach outside is not to be reached through it by the other.
-    with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
-        file.write("0")
+    setting = f"conf/{end.interface}/forwarding" if end.behind else "ip_forward"
+    with open(f"/proc/sys/net/ipv4/{setting}", "w") as file:
+        file.write("1" if end.behind else "0")
     with contextlib.closing(netlink.Netlink()) as route:
-        index = route.index(interface)
-        netlink.add_address(route, index, address, peer)
+        index = route.index(end.interface)
+        netlink.add_address(route, index, end.address, end.peer)
         netlink.set_up(route, index)
+        if end.beyond:
+            netlink.add_route(route, index, end.beyond, 32, end.peer)
 
 
 async def _name(container: Container, name: str, address: str) -> None:

@@ -16,7 +16,6 @@ from homeport.kernel.errors import (
     InvalidError,
     NotFoundError,
     UnavailableError,
-    UnimplementedError,
 )
 from homeport.link.messages import (
     LogEntry,
@@ -159,18 +158,13 @@ class Sidecars:
     ) -> None:
         """Start one; the same id once. When it returns it runs, or its end says why it could not.
 
-        Raises ``UnimplementedError`` under gVisor, ``AlreadyExistsError`` if a running one has the name, ``InvalidError``,
+        Raises ``AlreadyExistsError`` if a running one has the name, ``InvalidError``,
         ``NotFoundError`` if the sandbox has ended.
         """
         if start.task_id in self._by_id:
             return
         if owner.is_over:
             raise NotFoundError(f"the sandbox {owner.start.sandbox_id} is not running")
-        if owner.container.has_own_stack:
-            raise UnimplementedError(
-                "sandboxes under gVisor (runsc) have no sidecars: gVisor's network has the interfaces "
-                "it started with; set sandbox_runtime to another one, such as bubblewrap"
-            )
         running = self.of(owner.task_id, ended_too=False)
         if any(each.name == name for each in running):
             raise AlreadyExistsError(f"The sandbox has a sidecar container named {name!r} already")

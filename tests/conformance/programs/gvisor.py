@@ -55,16 +55,6 @@ def volume():
         return b"".join(kept.read_file("file")).decode()
 
 
-def sidecar():
-    try:
-        box._experimental_sidecars.create("true", name="helper", image=image)
-    except AttributeError:
-        return None
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return "no error"
-
-
 def main():
     global app, box
     report = Report()
@@ -79,7 +69,7 @@ def main():
     report.check("kernel", lambda: run("dmesg"))
     report.check("exits", lambda: [run("sh", "-c", s)[1] for s in ("exit 7", "kill -9 $$")])
     report.check("no_program", lambda: raised(lambda: box.exec("no-such-program").wait())[0])
-    for call in (files, terminal, tunnel, snapshot, volume, sidecar):
+    for call in (files, terminal, tunnel, snapshot, volume):
         report.check(call.__name__, call)
     report.check("end", lambda: [box.terminate(), box.wait(raise_on_termination=False), box.poll()])
 

@@ -119,8 +119,8 @@ class RunningContainer:
         return f"/proc/{self._started.init_pid}/ns/net"
 
     @property
-    def has_own_stack(self) -> bool:
-        return False
+    def peer_address(self) -> str:
+        return ""
 
     @property
     def cgroup(self) -> Cgroup | None:

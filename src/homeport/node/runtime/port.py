@@ -260,8 +260,12 @@ class Container(Protocol):
         ...
 
     @property
-    def has_own_stack(self) -> bool:
-        """Whether its network stack is not the kernel's: it has the interfaces of its start only."""
+    def peer_address(self) -> str:
+        """Where other containers of its sandbox reach it, whatever link they come by.
+
+        Empty if it has the address of each link: its network stack is the kernel's. Another one
+        has the interfaces of its start only, and the kernel in ``netns`` forwards to it.
+        """
         ...
 
     def memory_bytes(self) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,8 @@ from typing import Any, Final
 import msgspec
 
 from homeport.node.cgroups import Cgroup, CgroupProvider
-from homeport.node.network import Lease, NetworkProvider
+from homeport.node.network import Lease, NetworkProvider, in_netns
+from homeport.node.peers import inner_link
 from homeport.node.runtime import linux
 from homeport.node.runtime.arguments import (
     mount_plan,
@@ -97,14 +99,20 @@ class RunscContainer(RunningContainer):
         self._keeper = Keeper(self._control, self.pid)
         self._tool: list[str] = []
         self._tool_name = ""
+        self._peer_address = ""
 
-    def use(self, tool: list[str], name: str) -> None:
-        """How to call ``runsc`` about it, and what it is called there."""
+    def use(self, tool: list[str], name: str, peer_address: str) -> None:
+        """How to call ``runsc`` about it, what it is called there, and its address for others."""
         self._tool, self._tool_name = tool, name
+        self._peer_address = peer_address
 
     @property
-    def has_own_stack(self) -> bool:
-        return True
+    def peer_address(self) -> str:
+        return self._peer_address
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self._lease.netns_fd}"
 
     async def exec(self, spec: ExecSpec) -> Process:
         env, workdir = self._surroundings(spec)
@@ -201,6 +209,7 @@ class RunscRuntime(StagedRuntime):
         self._binary = path
         self._hides_settings = _needs_hidden_settings(_release(path))
         self._state = run_dir.absolute() / "runsc"
+        self._links = itertools.count()
         if not cgroups.available():
             raise RuntimeUnavailableError(
                 "runsc needs control groups, and there are none in /sys/fs/cgroup: mount them "
@@ -269,10 +278,21 @@ class RunscRuntime(StagedRuntime):
             yield invocation
 
     async def _start(self, spec: ContainerSpec, lease: Lease) -> RunningContainer:
+        address = ""
+        if lease.netns_fd >= 0:
+            address = await self._stage.run(lambda: self._link(lease))
         container = await super()._start(spec, lease)
         assert isinstance(container, RunscContainer)
-        container.use(self._tool(spec), self._short_name(spec.id))
+        container.use(self._tool(spec), self._short_name(spec.id), address)
         return container
+
+    def _link(self, lease: Lease) -> str:
+        """What other containers of its sandbox will come by; only now can it be given that."""
+        number = next(self._links)
+        try:
+            return in_netns(lease.netns_fd, lambda: inner_link(number))
+        except OSError as error:
+            raise ContainerStartError(f"the container's network: {error}") from error
 
     def _tool(self, spec: ContainerSpec) -> list[str]:
         """How to call it about a container."""
@@ -335,7 +355,7 @@ class RunscRuntime(StagedRuntime):
         return self._cgroups.create(spec.id, limits)
 
     def _options(self, state: Path, network: str) -> list[str]:
-        mode = {"none": "none", "host": "host"}.get(network, "sandbox")
+        mode = "host" if network == "host" else "sandbox"
         return [
             *("--root", str(state), f"--network={mode}", "--ignore-cgroups"),
             *("--overlay2=none", "--file-access=shared", "--dcache=0"),
@@ -395,7 +415,7 @@ def _config(
     args = _keeper_arguments(spec, user)
     mounts = _mounts(spec, root)
     config = bundle_config(spec, root, user, args=args, workdir=workdir, mounts=mounts)
-    if netns_fd >= 0 and spec.network == "nat":
+    if netns_fd >= 0:
         path = f"/proc/{os.getpid()}/fd/{netns_fd}"
         config["linux"]["namespaces"].append({"type": "network", "path": path})
     return config
