@@ -81,11 +81,12 @@ def inner_link(number: int) -> str:
         kernel, inner = route.index(_INNER_KERNEL), route.index(_INNER)
         with open(f"/proc/sys/net/ipv4/conf/{_INNER_KERNEL}/forwarding", "w") as file:
             file.write("1")
-        netlink.add_address(route, kernel, _INNER_GATEWAY, address)
-        netlink.set_up(route, kernel)
         netlink.add_address(route, inner, address)
         netlink.set_up(route, inner)
+        # first: no gateway is an address of the network's own, which this one becomes
         netlink.add_route(route, inner, "198.18.0.0", 15, _INNER_GATEWAY)
+        netlink.add_address(route, kernel, _INNER_GATEWAY, address)
+        netlink.set_up(route, kernel)
     return address
 
 
