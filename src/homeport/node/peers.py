@@ -70,24 +70,41 @@ def inner_link(number: int) -> str:
     """
     place = number % (_INNER_HIGH * _INNER_LOW)
     address = f"198.19.{place // _INNER_LOW}.{place % _INNER_LOW + 1}"
-    with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
-        file.write("0")  # for all interfaces
+    _forward_nothing()
     with contextlib.closing(netlink.Netlink()) as route:
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             netlink.create_veth(route, _INNER_KERNEL, _INNER, here)
         finally:
             os.close(here)
-        kernel, inner = route.index(_INNER_KERNEL), route.index(_INNER)
-        with open(f"/proc/sys/net/ipv4/conf/{_INNER_KERNEL}/forwarding", "w") as file:
-            file.write("1")
+        inner = route.index(_INNER)
         netlink.add_address(route, inner, address)
         netlink.set_up(route, inner)
-        # first: no gateway is an address of the network's own, which this one becomes
         netlink.add_route(route, inner, "198.18.0.0", 15, _INNER_GATEWAY)
-        netlink.add_address(route, kernel, _INNER_GATEWAY, address)
-        netlink.set_up(route, kernel)
     return address
+
+
+def _open_inner(route: netlink.Netlink, address: str) -> None:
+    """The kernel's end, with the first link: gVisor takes what has an address when it starts."""
+    kernel = route.index(_INNER_KERNEL)
+    try:
+        netlink.add_address(route, kernel, _INNER_GATEWAY, address)
+    except FileExistsError:
+        return
+    netlink.set_up(route, kernel)
+    _forward(_INNER_KERNEL)
+
+
+def _forward_nothing() -> None:
+    """What one container may reach outside is not to be reached through it by another."""
+    with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
+        file.write("0")
+
+
+def _forward(interface: str) -> None:
+    """What comes in by it may go on."""
+    with open(f"/proc/sys/net/ipv4/conf/{interface}/forwarding", "w") as file:
+        file.write("1")
 
 
 def is_gone(container: Container) -> bool:
@@ -113,14 +130,16 @@ def _begin(theirs: int, ends: tuple[_End, _End]) -> None:
 
 def _set_up(end: _End) -> None:
     """In the calling thread's network."""
-    # What one container may reach outside is not to be reached through it by the other.
-    setting = f"conf/{end.interface}/forwarding" if end.behind else "ip_forward"
-    with open(f"/proc/sys/net/ipv4/{setting}", "w") as file:
-        file.write("1" if end.behind else "0")
+    if end.behind:
+        _forward(end.interface)
+    else:
+        _forward_nothing()
     with contextlib.closing(netlink.Netlink()) as route:
         index = route.index(end.interface)
         netlink.add_address(route, index, end.address, end.peer)
         netlink.set_up(route, index)
+        if end.behind:
+            _open_inner(route, end.behind)
         if end.beyond:
             netlink.add_route(route, index, end.beyond, 32, end.peer)
 
