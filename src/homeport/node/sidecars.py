@@ -126,6 +126,14 @@ class _Reports:
         return "".join(f"[{self._name}] {line}" for line in text.splitlines(keepends=True))
 
 
+def check_memory(sidecars: Sidecars, task_id: str) -> None:
+    """Raise ``InvalidError`` for a sandbox of which no memory snapshot can be taken."""
+    if sidecars.of(task_id, ended_too=False):
+        raise InvalidError(
+            "There is no memory snapshot of a sandbox while it has sidecars: end them first"
+        )
+
+
 class Sidecars:
     """The sidecars of all sandboxes of a node."""
 

@@ -57,7 +57,7 @@ from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import Container
 from homeport.node.sandbox import Exec, Sandbox
 from homeport.node.sandbox_snapshots import Snapshots
-from homeport.node.sidecars import Sidecars
+from homeport.node.sidecars import Sidecars, check_memory
 from homeport.node.task import Relay, Task
 from homeport.node.templates.pool import Templates
 from homeport.node.tunnels import Contexts, Place, Tunnel, TunnelPort, Tunnels
@@ -416,6 +416,7 @@ class Supervisor:
         if self.snapshots is None:
             raise UnavailableError("this node takes no snapshots")
         await sandbox.started()
+        check_memory(self.sidecars, message.task_id)
         await self.snapshots.take_memory(sandbox, message.snapshot_id)
 
     async def _open_tunnel(self, message: OpenTunnel) -> int:

@@ -35,7 +35,7 @@ from homeport.node.router.executions import Executions
 from homeport.node.router.output import GoneError
 from homeport.node.runtime.port import Egress
 from homeport.node.sandbox import Sandbox
-from homeport.node.sidecars import MAIN, Sidecar, Sidecars
+from homeport.node.sidecars import MAIN, Sidecar, Sidecars, check_memory
 from homeport.transport import dispatch
 from homeport.transport.dispatch import IncomingCall, StatusError
 from homeport.transport.statuses import STATUS_OF_CODE
@@ -314,8 +314,7 @@ class RouterRpc:
         sandbox = self._sandbox(request.task_id)
         if not sandbox.is_over:
             await sandbox.started()
-        if self._sidecars.of(request.task_id, ended_too=False):
-            raise InvalidError("There is no memory snapshot of a sandbox that has sidecars")
+        check_memory(self._sidecars, request.task_id)
         key = request.idempotency_key
         snapshot_id = await self._snapshots.take_memory_named(sandbox, key)
         return pb.TaskSnapshotMemoryResponse(snapshot_id=snapshot_id)
