@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import (
     Bind,
     Container,
+    ContainerEndedError,
     ContainerStartError,
     ExecError,
     ExecSpec,
@@ -53,7 +55,6 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 GVISOR_CANNOT = {
     "test_process_limit": "its processes are threads of gVisor's on the host, which needs many itself",
-    "test_two_containers_are_linked_by_name": "its network stack has the interfaces of its start only",
 }
 """Cases that containers of runsc do not have, and why; what they do instead is below."""
 
@@ -862,11 +863,13 @@ def test_two_containers_are_linked_by_name(in_box: InBox) -> None:
         script = "until echo | nc other 80 2>&1 | grep hello; do sleep 0.1; done"
         assert await execute(one, "sh", "-c", script) == (0, "hello\n")
         assert "one" in (await execute(other, "cat", "/etc/hosts"))[1]
-        assert (await execute(third, "sh", "-c", "nc -w 1 198.18.0.4 80"))[0] != 0
+        stranger = f"nc -w 1 {other.peer_address or '198.18.0.4'} 80"
+        assert (await execute(third, "sh", "-c", stranger))[0] != 0
         # a name once more: one line, the new address; no link is followed
         await connect(one, "one", other, "other", 2)
         hosts = (await execute(one, "cat", "/etc/hosts"))[1]
-        assert [line.split()[0] for line in hosts.splitlines() if "other" in line] == ["198.18.0.6"]
+        there = other.peer_address or "198.18.0.6"
+        assert [line.split()[0] for line in hosts.splitlines() if "other" in line] == [there]
         script = "rm /etc/hosts; ln -s /etc/group /etc/hosts"
         assert (await execute(one, "sh", "-c", script))[0] == 0
         with pytest.raises(OSError, match="symbolic links"):
@@ -942,19 +945,74 @@ def test_programs_with_long_arguments_and_many_at_once(in_box: InBox) -> None:
     in_box(check)
 
 
-def test_gvisors_containers_are_not_linked(
-    gvisor_failure: str, tmp_path: Path, layer: Path
-) -> None:
+def test_a_checkpoint_is_gone_on_with(gvisor_failure: str, tmp_path: Path, layer: Path) -> None:
     if gvisor_failure:
         pytest.skip(gvisor_failure)
 
     async def main() -> None:
         async with open_box("runsc", tmp_path, layer) as box:
-            one, other = await box.start("sleep", "1000"), await box.start("sleep", "1000")
-            with pytest.raises(OSError, match="sandbox_runtime"):
-                await connect(one, "one", other, "other", 1)
+            script = "read a; echo got $a; read b; echo $a $b; exit 5"
+            first, said = await talking(box, script)
+            assert await said("one") == "got one\n"
+            beside = "while sleep 0.01; do date > /now.new; mv /now.new /now; done"
+            await first.exec(ExecSpec(("sh", "-c", beside)))
+            upper = box.home / "uppers" / first.id
+            await eventually((upper / "now").exists)
+            image = tmp_path / "image"
+            image.mkdir()
+            await first.checkpoint(image)
+            await first.wait()
+            await first.remove(keep_upper=True)
+            with pytest.raises(ContainerEndedError):
+                await first.exec(ExecSpec(("true",)))
+            for _ in range(2):
+                layers = (layer, upper)
+                again, said = await talking(box, script, layers=layers, checkpoint=image)
+                assert (
+                    await execute(again, "sh", "-c", "rm /now; until [ -e /now ]; do :; done")
+                ) == (
+                    0,
+                    "",
+                )
+                assert await said("two") == "one two\n"
+                assert (await again.wait()).returncode == 5
+                await again.remove()
+            plain = await box.start("sleep", "1000")
+            with pytest.raises(RuntimeUnavailableError):
+                await plain.checkpoint(image)
 
     asyncio.run(main())
+    assert find_leaks(tmp_path) == []
+
+
+async def talking(
+    box: Box, script: str, **more: Any
+) -> tuple[Container, Callable[[str], Awaitable[str]]]:
+    """A container for checkpoints, and what it answers to a line."""
+    stdin, ours = os.pipe()
+    answers, stdout = os.pipe()
+    try:
+        container = await box.start(
+            "sh", "-c", script, can_checkpoint=True, stdin_fd=stdin, stdout_fd=stdout, **more
+        )
+    finally:
+        os.close(stdin)
+        os.close(stdout)
+
+    async def say(word: str) -> str:
+        os.write(ours, f"{word}\n".encode())
+        return (await asyncio.to_thread(os.read, answers, 100)).decode()
+
+    return container, say
+
+
+def test_only_gvisor_has_checkpoints(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        if box.runtime.name != "runsc":
+            with pytest.raises(RuntimeUnavailableError, match="gVisor"):
+                await box.start("true", can_checkpoint=True)
+
+    in_box(check)
 
 
 def test_gvisors_containers_outlive_a_stopped_keeper_no_longer_than_asked(

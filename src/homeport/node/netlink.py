@@ -17,6 +17,7 @@ from typing import Final
 
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
+NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 NLM_F_APPEND: Final = 0x800
@@ -199,7 +200,7 @@ def add_default_route(netlink: Netlink, index: int, gateway: str) -> None:
 
 
 def add_route(netlink: Netlink, index: int, network: str, bits: int, gateway: str) -> None:
-    """``network`` (of ``bits``) is reached through ``gateway``, which is on the link."""
+    """``network`` (of ``bits``) is reached through ``gateway``, on the link, and no other way."""
     main, boot, universe, unicast = 254, 3, 0, 1
     body = struct.pack(
         "=BBBBBBBBI", socket.AF_INET, bits, 0, 0, main, boot, universe, unicast, _RTNH_F_ONLINK
@@ -207,7 +208,7 @@ def add_route(netlink: Netlink, index: int, network: str, bits: int, gateway: st
     if bits:
         body += attribute(1, socket.inet_aton(network))
     body += attribute(5, socket.inet_aton(gateway)) + attribute(4, struct.pack("=I", index))
-    netlink.ask(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
+    netlink.ask(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 # --- nftables -----------------------------------------------------------------------------------
