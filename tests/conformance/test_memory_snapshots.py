@@ -31,20 +31,25 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
-def runner(
+def of_generation(
     request: pytest.FixtureRequest, guarded: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Runner, str]:
     return Runner(guarded, tmp_path_factory.mktemp(request.param)), request.param
 
 
 @pytest.fixture
-def checks(runner: tuple[Runner, str], client: Client) -> Checks:
+def checks(of_generation: tuple[Runner, str], client: Client) -> Checks:
     """What the program reported."""
-    of_generation, generation = runner
+    runner, generation = of_generation
     if generation == "v2" and client.release < (1, 5, 4):
         pytest.skip("this client takes memory snapshots of sandboxes of the first generation only")
     environ = {"MODAL_SANDBOX_V2": "0" if generation == "v1" else "1"}
-    return of_generation.checks(client, "memory_snapshots", script=True, environ=environ)
+    return runner.checks(client, "memory_snapshots", script=True, environ=environ)
+
+
+def test_without_gvisor_there_are_none(runner: Runner, client: Client) -> None:
+    checks = runner.checks(client, "memory_snapshots", "refused", script=True)
+    assert "need gVisor" in checks.value("refused")[1]
 
 
 def test_a_snapshot_ends_its_sandbox(checks: Checks) -> None:
