@@ -110,10 +110,6 @@ class RunscContainer(RunningContainer):
     def peer_address(self) -> str:
         return self._peer_address
 
-    @property
-    def netns(self) -> str:
-        return f"/proc/{os.getpid()}/fd/{self._lease.netns_fd}"
-
     async def exec(self, spec: ExecSpec) -> Process:
         env, workdir = self._surroundings(spec)
         return await self._keeper.exec(spec, env, workdir)
