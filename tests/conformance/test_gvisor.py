@@ -53,7 +53,7 @@ def test_programs_files_terminals_and_ports(checks: Checks) -> None:
     assert checks.value("exits") == [7, 137]
     assert checks.value("no_program") != "nothing"
     assert checks.value("files") == [["outside", 0], "inside\n", "outside"]
-    name, last, code = checks.value("terminal")
+    (name,), last, code = checks.value("terminal")
     assert (name[:9], last, code) == ("/dev/pts/", "got words", 0)
     assert checks.value("tunnel") == "homeport"
 

@@ -28,8 +28,9 @@ def terminal():
     process = box.exec("sh", "-c", "tty; read line; echo got $line", pty=True)
     process.stdin.write(b"words\n")
     process.stdin.drain()
-    text = process.stdout.read()
-    return [text.splitlines()[0], text.splitlines()[-1], process.wait()]
+    lines = process.stdout.read().splitlines()
+    # the echo of what was typed may be before the first line
+    return [[line for line in lines if "/" in line], lines[-1], process.wait()]
 
 
 def tunnel():
