@@ -207,9 +207,80 @@ def test_rollover_and_staged(runner: Runner, client: Client) -> None:
         assert edition(runner, client, name, "one") == "one"
         runner.cli(client, "app", "promote", name, "v3").succeeded()
         assert edition(runner, client, name, "three") == "three"
+        runner.cli(client, "app", "rollback", name).succeeded()  # v3 was staged, v2 was deployed
+        assert edition(runner, client, name, "one") == "one"
+        rows = runner.rows(client, "app", "history", name)
+        assert [row["version"] for row in rows] == ["v5", "v4", "v3", "v2", "v1"]
     deploy(runner, client, name, "four", "--strategy", "recreate")
     assert edition(runner, client, name, "four") == "four"
     runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()
+
+
+@pytest.fixture(scope="module")
+def stopped(client: Client, runner: Runner) -> str:
+    """An app that was deployed once and stopped."""
+    name = f"was-there-{client.version.replace('.', '-')}"
+    deploy(runner, client, name, "one")
+    runner.cli(client, "app", "stop", name, *_yes(client)).succeeded()
+    return name
+
+
+UNKNOWN_ID = "ap-0000000000000000000000"
+
+
+@pytest.mark.since("1.5.4")
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("history no-such-app", "No App with name 'no-such-app' found in the 'main' environment"),
+        (f"rollback {UNKNOWN_ID}", f"'{UNKNOWN_ID}' not found"),
+        ("stop [bold]x[/bold] --yes", "No App with name '[bold]x[/bold]'"),
+        ("logs ../\N{LATIN SMALL LETTER A WITH DIAERESIS}", "No App with name '../"),
+        ("history NAME --env nowhere", "Environment 'nowhere' not found; there are: "),
+        ("rollback STOPPED", "is not deployed"),
+        ("rollover STOPPED", "is not deployed"),
+        ("stop STOPPED --yes", "already stopped"),
+        ("rollback FRESH", "has no version to roll back to: v1 is the first one"),
+        ("rollback FRESH v1", "v1 is the version that is deployed"),
+        ("rollback FRESH v0", "name a version to roll back to"),
+        ("rollback FRESH latest", "Invalid version specifier: latest"),
+    ],
+)
+def test_mistakes(
+    runner: Runner,
+    client: Client,
+    name: str,
+    stopped: str,
+    fresh: str,
+    command: str,
+    words: str,
+) -> None:
+    named = {"NAME": name, "STOPPED": stopped, "FRESH": fresh}
+    done = runner.cli(client, "app", *(named.get(word, word) for word in command.split()))
+    assert done.returncode != 0
+    assert words in " ".join(done.output.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", "").split())
+
+
+@pytest.mark.since("1.6.4")
+def test_mistakes_when_promoting(runner: Runner, client: Client, stopped: str, fresh: str) -> None:
+    for app, version, words in (
+        (stopped, "v1", "is not deployed"),
+        (fresh, "v1", "v1 is not staged"),
+        (fresh, "v17", f"has no version v17 (the latest is v1); `modal app history {fresh}`"),
+        (fresh, "v0", "Invalid version specifier: v0"),
+    ):
+        done = runner.cli(client, "app", "promote", app, version)
+        assert done.returncode != 0
+        assert words in done.output
+
+
+@pytest.fixture(scope="module")
+def fresh(client: Client, runner: Runner) -> Iterator[str]:
+    """An app that was deployed once."""
+    name = f"fresh-{client.version.replace('.', '-')}"
+    deploy(runner, client, name, "one")
+    yield name
+    runner.cli(client, "app", "stop", name, *_yes(client))
 
 
 REDEPLOYS = int(os.environ.get("HOMEPORT_TEST_REDEPLOYS", "3"))

@@ -199,6 +199,7 @@ def test_ambiguous_requests_are_refused(site: Site) -> None:
         ("Transfer-Encoding: chunked, identity",),
         ("Content-Length: +3",),
         ("X : y",),
+        ("Host: other",),
         (" folded: y",),
     ):
         for name in ("bare", "served"):
@@ -410,9 +411,10 @@ def test_failure_says_which_call_and_where_its_log_is(site: Site) -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_failure_in_the_middle_breaks_the_answer(site: Site) -> None:
+@pytest.mark.parametrize("http2", [False, True])
+def test_failure_in_the_middle_breaks_the_answer(site: Site, http2: bool) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        site.ask("bare", "/half")
+        site.ask("bare", "/half", http2=http2)
 
 
 def test_application_that_does_not_start(site: Site) -> None:

@@ -19,6 +19,7 @@ URL_TOO_LONG: Final = Refusal(
 HEAD_TOO_LARGE: Final = Refusal(
     431, f"The headers of this request are over {HEAD_BYTES_MAX // 1024} KiB; send smaller ones."
 )
+TWO_HOSTS: Final = Refusal(400, "This request has more than one Host header.")
 TOO_SLOW: Final = Refusal(
     408, f"The headers of this request did not come within {HEAD_S:g} seconds."
 )
@@ -44,14 +45,19 @@ class HeadGuard:
         self._size = 0
 
     def complete(self, url: bytes, headers: Headers) -> Refusal | None:
-        """The head is there; whether it is too long."""
+        """The head is there; what is wrong with it, if anything is."""
         self.stop()
         size = len(url)
         if size > HEAD_BYTES_MAX:
             return URL_TOO_LONG
+        hosts = 0
         for name, value in headers:
             size += len(name) + len(value)
-        return HEAD_TOO_LARGE if size > HEAD_BYTES_MAX else None
+            if len(name) == 4 and name.lower() == b"host":
+                hosts += 1
+        if size > HEAD_BYTES_MAX:
+            return HEAD_TOO_LARGE
+        return TWO_HOSTS if hosts > 1 else None
 
     def received(self, size: int, url: bytes) -> Refusal | None:
         """So many bytes were parsed; whether that is too much for a head that is still not there.

@@ -106,16 +106,21 @@ class Relay:
             opened = self._doorman.open(target, headers)
             if isinstance(opened, Refusal):
                 raise FailedError(opened.status, opened.text)
+            upload = _Upload(receive, is_whole=not _has_body(scope))
+            leaving = asyncio.ensure_future(upload.left())
             try:
-                place = await _granted(opened)
+                place = await _granted(opened, leaving)
+                if place is None:
+                    return
                 send.task_id = place.task_id
                 if not target.point.is_h2:
-                    await self._pass_on(target, place, scope, receive, send)
+                    await self._pass_on(target, place, scope, upload, leaving, send)
                     return
+                leaving.cancel()  # what the client sends is the exchange's now
                 upstream = await self._http2.connect(
                     place.task_id, place.address, target.point.port
                 )
-                has_body = _has_body(scope)
+                has_body = not upload.is_whole
                 exchange = upstream.request(_http2_headers(scope), has_body=has_body)
                 await _answer_http2(exchange, scope, receive, send, has_body=has_body)
                 return
@@ -124,6 +129,7 @@ class Relay:
                 if attempt == ATTEMPTS_MAX or not untouched:
                     raise FailedError(502, f"its web server gave no answer ({error})") from None
             finally:
+                leaving.cancel()
                 self._doorman.close(opened)
             await asyncio.sleep(min(RETRY_S[0] * 2 ** (attempt - 1), RETRY_S[1]))
 
@@ -148,20 +154,23 @@ class Relay:
         return True
 
     async def _pass_on(
-        self, target: Target, place: Place, scope: Scope, receive: Receive, send: Send
+        self,
+        target: Target,
+        place: Place,
+        scope: Scope,
+        upload: _Upload,
+        leaving: asyncio.Future[None],
+        send: Send,
     ) -> None:
         """Raises ``FailedError``, ``BrokenError``; ends as well when the client leaves."""
-        upload = _Upload(receive, is_whole=not _has_body(scope))
-        leaving = asyncio.ensure_future(upload.left())
         passing = asyncio.ensure_future(self._exchange(target, place, scope, upload, send))
         try:
             await asyncio.wait((leaving, passing), return_when=asyncio.FIRST_COMPLETED)
             if passing.done():
                 passing.result()
         finally:
-            leaving.cancel()
             passing.cancel()
-            await asyncio.wait((leaving, passing))
+            await asyncio.wait((passing,))
 
     async def _exchange(
         self, target: Target, place: Place, scope: Scope, upload: _Upload, send: Send
@@ -246,8 +255,8 @@ def _part(body: bytes, *, last: bool) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": not last}
 
 
-async def _granted(lease: Lease) -> Place:
-    """Wait for a place. Raises ``FailedError`` if there will be none."""
+async def _granted(lease: Lease, leaving: asyncio.Future[None]) -> Place | None:
+    """Wait for a place; ``None`` if the client does not. Raises ``FailedError`` if there is none."""
     loop = asyncio.get_running_loop()
     changed: asyncio.Future[None] = loop.create_future()
 
@@ -257,7 +266,9 @@ async def _granted(lease: Lease) -> Place:
 
     lease.on_change = wake
     if lease.place is None and lease.output is None:
-        await changed
+        await asyncio.wait((changed, leaving), return_when=asyncio.FIRST_COMPLETED)
+    if lease.place is None and lease.output is None:
+        return None
     if lease.place is None:
         reason = lease.output.result.exception if lease.output is not None else ""
         raise FailedError(503, reason)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from homeport.calls.exchange import Exchange
-from homeport.calls.model import Call, Output
+from homeport.calls.model import Call, InputState, Output
 from homeport.calls.service import CallService
 from homeport.link.messages import STATUS_INIT_FAILURE, STATUS_TERMINATED, STATUS_TIMEOUT
 from homeport.web import asgi_wire as wire
@@ -270,8 +270,14 @@ async def _read_websocket(
 
 
 def abandon(calls: CallService, call: Call, exchange: Exchange) -> None:
-    """The client is gone: its application may end by itself, and is ended if it does not."""
+    """The client is gone: its application may end by itself, and is ended if it does not.
+
+    One that was not begun with is not begun with: no container is started for nobody.
+    """
     exchange.close()
+    if call.inputs[0].state is InputState.WAITING:
+        calls.release(call)
+        return
     asyncio.get_running_loop().call_later(DISCONNECT_GRACE_S, calls.release, call)
 
 

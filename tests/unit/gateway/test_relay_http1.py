@@ -136,3 +136,21 @@ def test_client_that_leaves_an_endless_answer_ends_it(body: bool) -> None:
                 await asyncio.sleep(0.01)
 
     asyncio.run(talk())
+
+
+def test_client_that_leaves_while_it_waits_gives_its_turn_up() -> None:
+    async def never(_request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        raise AssertionError("it was asked")
+
+    async def talk() -> None:
+        async with _behind_a_gateway(never) as (client, door):
+            door.granting = False
+            stream_id = _send(client, b"GET", [])
+            while not door.waiting:
+                await asyncio.sleep(0.01)
+            client.http2.reset_stream(stream_id, ngh2.ErrorCode.CANCEL)
+            client.flush()
+            while door.taken:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(talk())
