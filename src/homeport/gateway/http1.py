@@ -11,6 +11,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from homeport.gateway import offers
 from homeport.gateway.doorman import Refusal
 from homeport.gateway.errors import error_body
 from homeport.gateway.head import HeadGuard
@@ -29,26 +30,64 @@ class _Bounded(HttpToolsProtocol):
         self._head = HeadGuard(self._refuse)
         self._refusal: Refusal | None = None
         self.url = b""
+        self._is_cut = False
+        """The parser leaves out a body that is there: see ``offers``."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        refusal = self._head.received(len(data), self.url)
+        self._unset_keepalive_if_required()
+        size = len(data)
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                data = data[upgrade.args[0] :]
+                if self._is_cut:
+                    self.parser = offers.parser_of_body(self, self.headers)
+                    self._is_cut = False
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+        refusal = self._head.received(size, self.url)
         if refusal is not None:
             self._refuse(refusal)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head.begin()
+        if not self._is_cut:
+            super().on_message_begin()
+            self._head.begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_cut:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_cut:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_cut:
+            return
         self._refusal = self._head.complete(self.url, self.headers)
         if self._refusal is not None:
             raise httptools.HttpParserError  # which ends in ``send_400_response``
         super().on_headers_complete()
+        self._is_cut = (
+            self.parser.should_upgrade()
+            and offers.has_offer(self.headers)
+            and offers.has_body(self.headers)
+        )
+
+    def on_message_complete(self) -> None:
+        if not self._is_cut:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._head.stop()

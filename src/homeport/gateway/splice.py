@@ -19,6 +19,7 @@ import httptools
 import structlog
 
 from homeport.calls.lease import Lease, Place
+from homeport.gateway import offers
 from homeport.gateway.doorman import Doorman, Headers, Refusal
 from homeport.gateway.errors import error_body
 from homeport.gateway.head import HeadGuard
@@ -144,6 +145,10 @@ class SpliceProtocol(asyncio.Protocol):
         self._chunk: bytes | None = None
         """What is being parsed, if the request that is being read began with it."""
         self._successor: ProtocolFactory | None = None
+        self._is_cut = False
+        """The parser leaves out a body that is there: see ``offers``."""
+        self._begun_with = b""
+        """What its first request began with."""
         self._peer = b""
         self._scheme = b"http"
 
@@ -172,24 +177,31 @@ class SpliceProtocol(asyncio.Protocol):
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
+        size = len(data)
+        while data and not self._upgraded and self._successor is None:
+            data = self._parse(data)
+        self._chunk = None
+        if self._successor is not None:
+            self._hand_over(self._successor, self._begun_with)
+        elif self._upgraded and data:
+            self._send_body(data)
+        elif (refusal := self._head.received(size, self._incoming.url)) is not None:
+            self._end_with(refusal)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Take requests from ``data``; what is left of it is to be looked at anew."""
         self._chunk = data if self._is_between and not self._requests else None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._successor is not None:
-                self._hand_over(self._successor, data)
-                return
-            self._upgraded = True
-            rest = data[upgrade.args[0] :]
-            if rest:
-                self._send_body(rest)
+            self._upgraded = self._incoming.is_upgrade
+            if self._is_cut:
+                self._parser = offers.parser_of_body(self, self._incoming.headers)
+                self._is_cut = False
+            return data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             self._end_with(Refusal(400, f"This is not a valid HTTP request: {error}"))
-        self._chunk = None
-        if self._successor is not None:
-            self._hand_over(self._successor, data)
-        elif (refusal := self._head.received(len(data), self._incoming.url)) is not None:
-            self._end_with(refusal)
+        return b""
 
     def _hand_over(self, successor: ProtocolFactory, data: bytes) -> None:
         """From this request on the connection is another protocol's."""
@@ -236,17 +248,25 @@ class SpliceProtocol(asyncio.Protocol):
     # ── the request, as it comes (httptools) ────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
+        if self._is_cut:
+            return
         self._is_between = False
         self._incoming = _Request()
         self._head.begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._is_cut:
+            return
         self._incoming.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_cut:
+            return
         self._incoming.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._is_cut:
+            return
         request = self._incoming
         too_long = self._head.complete(request.url, request.headers)
         if self._transport.is_closing() or self._successor is not None or self._is_done:
@@ -255,12 +275,13 @@ class SpliceProtocol(asyncio.Protocol):
         request.version = self._parser.get_http_version()
         request.keep_alive = self._parser.should_keep_alive()
         request.is_upgrade = self._parser.should_upgrade()
+        request.is_whole = not offers.has_body(request.headers)
+        if request.is_upgrade and offers.has_offer(request.headers):
+            request.is_upgrade = False
+            request.headers = offers.without_offer(request.headers)
+            self._is_cut = not request.is_whole
         request.is_chunked = any(
             name.lower() == b"transfer-encoding" and b"chunked" in value.lower()
-            for name, value in request.headers
-        )
-        request.is_whole = not request.is_chunked and not any(
-            name.lower() == b"content-length" and value.strip(b" \t0")
             for name, value in request.headers
         )
         if too_long is not None:
@@ -280,6 +301,8 @@ class SpliceProtocol(asyncio.Protocol):
         self._send_body(body)
 
     def on_message_complete(self) -> None:
+        if self._is_cut:
+            return
         self._is_between = True
         self._chunk = None
         request = self._incoming
@@ -307,6 +330,7 @@ class SpliceProtocol(asyncio.Protocol):
             if admitted.status == 421 and self._chunk is not None:
                 self._requests.clear()
                 self._successor = self._others(_host(request.headers))
+                self._begun_with = self._chunk
             else:
                 self._refuse(admitted)
             return

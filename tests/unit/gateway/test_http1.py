@@ -12,9 +12,12 @@ from homeport.gateway.http1 import Http1
 
 
 async def _say_path(scope: Any, receive: Any, send: Any) -> None:
-    while (await receive()).get("more_body"):
-        pass
-    headers = [(b"content-length", b"%d" % len(scope["raw_path"]))]
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    headers = [(b"content-length", b"%d" % len(scope["raw_path"])), (b"x-body", body)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": scope["raw_path"]})
 
@@ -67,3 +70,22 @@ def test_head_that_does_not_end_times_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_garbage_is_a_bad_request() -> None:
     assert _ask(b"\x00\x01\r\n\r\n").split()[1] == b"400"
+
+
+def test_offer_of_http2_without_tls_is_passed_over() -> None:
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"
+    first = b"GET /first HTTP/1.1\r\nHost: a\r\n" + offer + b"\r\n\r\n"
+    answer = _ask(first, _request(b"/second", b"X: y"), rest_s=0.1)
+    assert answer.count(b"HTTP/1.1 200 ") == 2
+    assert answer.endswith(b"/second")
+    answer = _ask(first + _request(b"/second", b"X: y"))
+    assert answer.endswith(b"/second")
+    for framing, body in (
+        (b"Content-Length: 4", b"body"),
+        (b"Transfer-Encoding: chunked", b"4\r\nbody\r\n0\r\n\r\n"),
+    ):
+        post = first.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\n" + framing + b"\r\n\r\n")
+        answer = _ask(post, body[:2], body[2:] + _request(b"/second", b"X: y"), rest_s=0.05)
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+        assert b"x-body: body" in answer
+        assert answer.endswith(b"/second")

@@ -718,3 +718,41 @@ def test_a_request_without_an_answer_is_noted_with_what_we_said(
             assert case.door.over == [(b"/x", "ta-1", 502)]
 
     run(scenario())
+
+
+def test_offer_of_http2_without_tls_is_passed_over() -> None:
+    """Some clients make it with their first request; what they say next is HTTP/1.1."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append((await head_of(reader)).lower())
+            if b"content-length: 4" in heads[-1]:
+                assert await reader.readexactly(4) == b"body"
+            elif b"chunked" in heads[-1]:
+                assert b"body" in await reader.readuntil(b"0\r\n\r\n")
+            writer.write(OK)
+
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+
+    async def scenario() -> None:
+        async with Case(serve) as case:
+            reader, writer = await case.connect()
+            for _ in range(2):
+                writer.write(get("/", *offer, last=False))
+                assert (await reader.readexactly(len(OK))) == OK
+            for framing, body in (
+                ("Content-Length: 4", b"body"),
+                ("Transfer-Encoding: chunked", b"4\r\nbody\r\n0\r\n\r\n"),
+            ):
+                post = get("/", *offer, framing, last=False).replace(b"GET", b"POST")
+                writer.write(post + body[:2])
+                await asyncio.sleep(0.05)
+                writer.write(body[2:] + get("/next", last=False))
+                assert (await reader.readexactly(2 * len(OK))) == OK * 2
+            assert len(heads) == 6
+            assert all(b"upgrade" not in head and b"http2" not in head for head in heads)
+            assert case.connections == 1
+            writer.close()
+
+    run(scenario())
