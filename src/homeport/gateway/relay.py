@@ -177,6 +177,8 @@ class Relay:
     ) -> None:
         assert self._session is not None
         path = scope["raw_path"].decode("latin-1")
+        if not path.startswith("/"):  # "OPTIONS *" asks the server at large
+            raise FailedError(400, f"{path[:100]!r} is no path")
         query = scope["query_string"].decode("latin-1")
         raw = f"http://{place.address}:{target.point.port}{path}{'?' if query else ''}{query}"
         begun = False

@@ -17,6 +17,7 @@ from tests.unit.transport.raw_client import Answer, RawClient
 from homeport.gateway.direct import Direct
 from homeport.gateway.relay import Relay
 from homeport.transport.grpc_server import GrpcServer
+from homeport.web.requests import FailedError
 from homeport.web.service import Target
 
 Fields = list[tuple[bytes, bytes]]
@@ -37,7 +38,11 @@ async def _behind_a_gateway(serve: Serve) -> AsyncIterator[tuple[RawClient, Door
     await relay.start()
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        await relay.http(cast(Target, target), scope, receive, send)
+        try:
+            await relay.http(cast(Target, target), scope, receive, send)
+        except FailedError as error:
+            await send({"type": "http.response.start", "status": error.status, "headers": []})
+            await send({"type": "http.response.body", "body": error.text.encode()})
 
     grpc = GrpcServer(Recorder(), application=application)
     front = await loop.create_server(grpc.protocol_factory, "127.0.0.1", 0)
@@ -55,7 +60,8 @@ async def _behind_a_gateway(serve: Serve) -> AsyncIterator[tuple[RawClient, Door
 
 def _send(client: RawClient, method: bytes, more: Fields, *, end: bool = True) -> int:
     plain = [(b":method", method), (b":scheme", b"http"), (b":authority", b"site")]
-    stream_id = client.http2.send_request([*plain, (b":path", b"/"), *more], end_stream=end)
+    path = b"*" if method == b"OPTIONS" else b"/"
+    stream_id = client.http2.send_request([*plain, (b":path", path), *more], end_stream=end)
     client.answers[stream_id] = Answer()
     client.flush()
     return stream_id
@@ -99,6 +105,11 @@ def test_request_without_a_body_has_none() -> None:
     for method in (b"POST", b"DELETE"):
         _, seen = _ask(method, None)
         assert (seen["body"], "Transfer-Encoding" in seen) == (b"", False)
+
+
+def test_what_is_for_no_path_is_refused() -> None:
+    answer, seen = _ask(b"OPTIONS", None)
+    assert (answer.headers[":status"], seen) == ("400", {})
 
 
 def test_expectation_is_the_gateways() -> None:
