@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import httptools
 from uvicorn.config import Config
@@ -15,6 +16,7 @@ from homeport.gateway import offers
 from homeport.gateway.doorman import Refusal
 from homeport.gateway.errors import error_body
 from homeport.gateway.head import HeadGuard
+from homeport.gateway.linger import Linger
 
 KEEP_ALIVE_S: Final = 75
 """An idle connection is closed after that time."""
@@ -22,8 +24,30 @@ WEBSOCKET_BYTES_MAX: Final = 16 * 1024 * 1024
 """The longest WebSocket message."""
 
 
+class _Transport:
+    """A transport whose ``close`` waits for what ``is_owed`` by the client."""
+
+    def __init__(self, transport: asyncio.Transport, is_owed: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._is_owed = is_owed
+        self.lingering: Linger | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingering is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """The second time at once."""
+        if self.lingering is None and self._is_owed() and not self._transport.is_closing():
+            self.lingering = Linger(self._transport)
+        else:
+            self._transport.close()
+
+
 class _Bounded(HttpToolsProtocol):
-    """Uvicorn's protocol, with bounds for what comes before a body."""
+    """Uvicorn's protocol, with bounds for what comes before a body and an end without resets."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -33,11 +57,25 @@ class _Bounded(HttpToolsProtocol):
         self._is_cut = False
         """The parser leaves out a body that is there: see ``offers``."""
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._ending = _Transport(transport, self._is_owed)
+        super().connection_made(cast(asyncio.Transport, self._ending))
+
+    def _is_owed(self) -> bool:
+        """Whether the client has an answer to a request that it is still sending."""
+        cycle: Any = self.cycle  # none before the first request
+        return cycle is not None and cycle.response_complete and cycle.more_body
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.stop()
+        if self._ending.lingering is not None:
+            self._ending.lingering.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._ending.lingering is not None:
+            self._ending.lingering.heard()
+            return
         self._unset_keepalive_if_required()
         size = len(data)
         while data:

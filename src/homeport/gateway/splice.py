@@ -23,6 +23,7 @@ from homeport.gateway import offers
 from homeport.gateway.doorman import Doorman, Headers, Refusal
 from homeport.gateway.errors import error_body
 from homeport.gateway.head import HeadGuard
+from homeport.gateway.linger import Linger
 from homeport.gateway.upstream import BUFFER_BYTES, FULL, Upstream, Upstreams
 from homeport.web.service import Target
 
@@ -34,10 +35,6 @@ REPLAY_BYTES_MAX: Final = 64 * 1024
 """A request up to that size is sent again if its connection to the container was stale."""
 KEEP_ALIVE_S: Final = 75.0
 """A client's connection without a request is closed after that time."""
-LINGER_S: Final = 30.0
-LINGER_IDLE_S: Final = 5.0
-"""A client that is answered before it has sent everything is listened to so long, and while it sends: a
-connection closed before that is reset, and the answer lost."""
 ATTEMPTS_MAX: Final = 8
 RETRY_S: Final = (0.05, 1.0)
 """Before a request is sent again: first, and at most; doubled in between. That a container is gone is
@@ -139,9 +136,8 @@ class SpliceProtocol(asyncio.Protocol):
         self._head = HeadGuard(self._end_with)
         self._last_word: Refusal | None = None
         """What is said once the requests before it are answered."""
-        self._lingers_until = 0.0
+        self._lingering: Linger | None = None
         """Set once everything is said: what still comes is not read but thrown away."""
-        self._heard = False
         self._chunk: bytes | None = None
         """What is being parsed, if the request that is being read began with it."""
         self._successor: ProtocolFactory | None = None
@@ -168,8 +164,8 @@ class SpliceProtocol(asyncio.Protocol):
             if self._upstream is not None:
                 self._upstream.write(data)
             return
-        if self._lingers_until:
-            self._heard = True
+        if self._lingering is not None:
+            self._lingering.heard()
             return
         if self._upgraded:  # and whether the container agrees is not known yet
             self._send_body(data)
@@ -229,6 +225,8 @@ class SpliceProtocol(asyncio.Protocol):
         self._closed = True
         self._connections.discard(self)
         self._head.stop()
+        if self._lingering is not None:
+            self._lingering.stop()
         if self._idle is not None:
             self._idle.cancel()
         if self._requests:
@@ -541,7 +539,7 @@ class SpliceProtocol(asyncio.Protocol):
     @property
     def _is_done(self) -> bool:
         """Whether no further request is taken."""
-        return self._last_word is not None or bool(self._lingers_until)
+        return self._last_word is not None or self._lingering is not None
 
     def _end_with(self, refusal: Refusal) -> None:
         """What came last is no request: answer those before it, then say so and close."""
@@ -571,21 +569,8 @@ class SpliceProtocol(asyncio.Protocol):
         """Close the connection once the client has sent what it was sending, or does not any more."""
         if self._closed or self._transport.is_closing():
             return
-        self._lingers_until = self._loop.time() + LINGER_S
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        if self._held:
-            self._held.clear()
-            self._transport.resume_reading()
-        self._heard = True
-        self._listen_on()
-
-    def _listen_on(self) -> None:
-        if not self._heard or self._stopping or self._loop.time() >= self._lingers_until:
-            self._transport.close()
-            return
-        self._heard = False
-        self._idle = self._loop.call_later(LINGER_IDLE_S, self._listen_on)
+        self._held.clear()
+        self._lingering = Linger(self._transport)
 
     # ── answers of our own ──────────────────────────────────────────────────────────────────
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ from homeport.gateway.http1 import Http1
 
 
 async def _say_path(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == "/full":
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": b"full"})
+        return
     body, more = b"", True
     while more:
         message = await receive()
@@ -89,3 +95,27 @@ def test_offer_of_http2_without_tls_is_passed_over() -> None:
         assert answer.count(b"HTTP/1.1 200 ") == 2
         assert b"x-body: body" in answer
         assert answer.endswith(b"/second")
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+def test_answer_before_the_end_of_an_upload_is_not_lost(connection: bytes) -> None:
+    """Closed with something unread, a connection is reset, and its client may lose the answer."""
+
+    def upload(port: int) -> bytes:
+        lines = (b"POST /full HTTP/1.1", b"Host: a", b"Content-Length: 60000000")
+        with socket.create_connection(("127.0.0.1", port), 20) as client:
+            client.sendall(b"\r\n".join([*lines, b"Connection: " + connection, b"", b""]))
+            for _ in range(60):
+                client.sendall(b"x" * 1_000_000)
+            return client.recv(65536)
+
+    async def talk() -> bytes:
+        http = Http1(_say_path)
+        server = await asyncio.get_running_loop().create_server(http.protocol, "127.0.0.1", 0)
+        async with asyncio.timeout(20):
+            answer = await asyncio.to_thread(upload, server.sockets[0].getsockname()[1])
+        server.close()
+        await http.stop(1.0)
+        return answer
+
+    assert asyncio.run(talk()).endswith(b"full")
