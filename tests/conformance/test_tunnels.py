@@ -36,6 +36,11 @@ def test_tunnel(checks: Checks, check: str, expected: object) -> None:
     assert checks.value(check) == expected
 
 
+@pytest.mark.since("1.3.5")
+def test_a_port_that_is_said_to_answer(checks: Checks) -> None:
+    assert checks.value("forward_flash") == "from the container: hello"
+
+
 def test_a_port_is_forwarded_once(checks: Checks) -> None:
     kind, text = checks.value("forward_twice")
     assert "8000" in text, (kind, text)

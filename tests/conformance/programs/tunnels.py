@@ -7,11 +7,14 @@ import os
 import socket
 import ssl
 import sys
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import modal
+import modal.experimental
 
 app = modal.App("conformance-tunnels")
 
@@ -326,15 +329,39 @@ def forwarded_twice():
             return [type(error).__name__, str(error)]
 
 
+@app.function()
+def flash_forwarded():
+    """As ``forwarded``, with the forwarding that also says again and again that its port answers."""
+    known = modal.Dict.from_name("conformance-tunnels", create_if_missing=True)
+    asked = threading.Event()
+
+    def serve(server):
+        while True:
+            connection, _ = server.accept()
+            with connection, connection.makefile("rwb") as file:
+                if line := file.readline():  # not just a look whether somebody listens
+                    file.write(b"from the container: " + line)
+                    asked.set()
+
+    server = socket.create_server(("127.0.0.1", 8000))
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
+    manager = modal.experimental.flash_forward(8000)
+    where = urllib.parse.urlsplit(manager.get_container_url())
+    known["flash"] = [where.hostname, where.port or 443]
+    asked.wait(60)
+    manager.stop()
+    manager.close()
+
+
 def forward(protocol):
     where = modal.Dict.from_name("conformance-tunnels", create_if_missing=True)
     if protocol in where:  # of an earlier run
         where.pop(protocol)
-    call = forwarded.spawn(protocol)
+    call = flash_forwarded.spawn() if protocol == "flash" else forwarded.spawn(protocol)
     while (found := where.get(protocol)) is None:
         time.sleep(0.1)
     found = tuple(found)
-    connection = tls(found) if protocol == "tls" else socket.create_connection(found, timeout=30)
+    connection = socket.create_connection(found, timeout=30) if protocol == "tcp" else tls(found)
     answer = asks(connection, "hello")
     call.get()
     return answer
@@ -358,6 +385,8 @@ def main():
         report.check("forward_tls", lambda: forward("tls"))
         report.check("forward_tcp", lambda: forward("tcp"))
         report.check("forward_twice", forwarded_twice.remote)
+        if hasattr(modal.experimental, "flash_forward"):
+            report.check("forward_flash", lambda: forward("flash"), 90.0)
 
 
 if __name__ == "__main__":
