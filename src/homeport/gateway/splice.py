@@ -585,7 +585,8 @@ class SpliceProtocol(asyncio.Protocol):
         kind, body = error_body(refusal.status, refusal.text, accept.decode("latin-1"))
         if refusal.body is not None:
             kind, body = b"application/json", refusal.body
-        keep = request.keep_alive and request.is_whole and not last and not self._stopping
+        is_http = request.is_whole and not request.is_upgrade  # what follows it as well
+        keep = request.keep_alive and is_http and not last and not self._stopping
         head = [
             b"HTTP/1.1 %d %b" % (refusal.status, b"" if refusal.status < 400 else b"Error"),
             b"Content-Type: " + kind,

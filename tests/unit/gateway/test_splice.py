@@ -676,6 +676,15 @@ def test_refused_request_without_a_body_leaves_the_connection_open() -> None:
     run(scenario())
 
 
+def test_refused_upgrade_ends_the_connection() -> None:
+    async def scenario() -> None:
+        async with Case(hello) as case:
+            upgrade = ("Connection: Upgrade", "Upgrade: websocket", "X-Stranger: yes")
+            assert _status(await case.ask(get("/", *upgrade, last=False))) == 401
+
+    run(scenario())
+
+
 def test_each_request_is_noted_when_it_is_over() -> None:
     waits = asyncio.Event()
 
