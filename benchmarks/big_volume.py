@@ -21,6 +21,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def many(server: Measured, count: int) -> None:
             (folder / f"{number}").write_bytes(content)
         batch.put_directory(folder, "/contents")
     hashes = [hashlib.sha256(content).digest() for content in contents]
+    warnings.filterwarnings("ignore", message=".*internal gRPC API.*")  # which is used on purpose
 
     async def put(first: int) -> None:
         request = api_pb2.VolumePutFiles2Request(volume_id=volume.object_id)

@@ -16,6 +16,7 @@ from tests.conformance.harness.s3 import ObjectStore
 from tests.conformance.harness.server import Server
 
 from homeport.node.buckets import running
+from homeport.node.leaks import find_leaks
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("rclone"), reason="needs rclone: scripts/setup tests"
@@ -76,33 +77,39 @@ def test_a_secret_without_keys_is_an_error_that_names_them(checks: Checks) -> No
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("killed", ["node", "machine"])
-def test_what_was_not_uploaded_when_the_node_died_is_before_anybody_reads_it(
-    runner: Runner, client: Client, server: Server, store: ObjectStore, killed: str
+@pytest.mark.parametrize("end", ["node killed", "machine killed", "stopped"])
+def test_what_was_not_uploaded_when_the_node_ended_is_before_anybody_reads_it(
+    runner: Runner, client: Client, server: Server, store: ObjectStore, end: str
 ) -> None:
+    prefix = end.replace(" ", "-")
     with Gate(store.url) as gate:
         gate.close()
-        environ = {"BUCKET_URL": gate.url, "BUCKET_PREFIX": killed}
+        environ = {"BUCKET_URL": gate.url, "BUCKET_PREFIX": prefix}
         started = runner.start(client, "bucket_killed.py", environ=environ)
         started.wait_for(lambda output: "all is written" in output)
         gate.await_upload()
-        assert store.get("first", f"{killed}/large.bin") is None
-        server.kill("node")
-        if killed == "machine":
+        assert store.get("first", f"{prefix}/large.bin") is None
+        if end == "stopped":
+            server.stop()
+            assert not find_leaks(server.home)
+            server.start()
+        else:
+            server.kill("node")
+        if end == "machine killed":
             folders = list((server.home / "node" / "buckets").iterdir())
             found = [pid for folder in folders if (pid := running(folder))]
             assert found
             for pid in found:
                 os.kill(pid, signal.SIGKILL)
         gate.tell()
-        if killed == "machine":
+        if end != "node killed":
             gate.await_upload()  # by the next node
         gate.open()
         checks = started.checks()
     assert checks.value("write") == ["deep", "large.bin"]
     assert checks.value("read") == [True, "small"]
-    assert store.get("first", f"{killed}/large.bin") == b"large" * (1 << 20)
-    assert store.get("first", f"{killed}/deep/small.txt") == b"small"
+    assert store.get("first", f"{prefix}/large.bin") == b"large" * (1 << 20)
+    assert store.get("first", f"{prefix}/deep/small.txt") == b"small"
 
 
 def _until(store: ObjectStore, bucket: str, key: str) -> bytes | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from tests.conformance.harness.clients import Client
+from tests.conformance.harness.gate import Gate
 from tests.conformance.harness.programs import Checks, Runner
-from tests.conformance.harness.s3 import ObjectStore
+from tests.conformance.harness.s3 import SIGNED, ObjectStore
 from tests.conformance.harness.server import Server, server_with
 
 from homeport.storage.bucket import Bucket
@@ -106,6 +107,42 @@ def test_fsck_and_doctor_look_there(checks: Checks, server: Server, client: Clie
     assert json.loads(done.stdout)["damages"] == []
     found = json.loads(server.homeport("doctor", "--json").stdout)
     assert [check["state"] for check in found if check["name"] == "object store"] == ["ok"]
+
+
+@pytest.mark.newest
+def test_the_store_of_google_by_its_own_protocol(
+    store: ObjectStore, client: Client, tmp_path: Path
+) -> None:
+    """What is used of GCS (its XML API) a server of S3 answers too; only credentials differ."""
+    store.create("google")
+    with Gate(store.url, authorization=SIGNED) as gate:
+        account = {"gcs_base_url": gate.url, "disable_oauth": True}
+        keys = {"client_email": "", "private_key": "", "private_key_id": ""}
+        home = tmp_path / "home"
+        home.mkdir()
+        (home / "homeport.toml").write_text(
+            'blob_store = "gs://google/homeport"\n[blob_store_options]\n'
+            f"service_account_key = '{json.dumps({**account, **keys})}'\n"
+        )
+        with server_with(home, {}) as server:
+            checks = Runner(server, tmp_path).checks(client, "object_store")
+            assert checks.value("large") == [True, True]
+            for version in ("v1", "v2"):
+                assert all(checks.value(f"{version}_read").values())
+                assert checks.value(f"{version}_inside") == [True, True]
+            assert checks.value("dict") is True
+            done = server.homeport("volume", "fsck", "--json", timeout_s=120)
+            assert json.loads(done.stdout)["damages"] == [], done.stderr
+            looked = server.homeport("doctor", "--json", timeout_s=120)
+            assert looked.returncode == 0, looked.stdout + looked.stderr
+            found = json.loads(looked.stdout)
+            assert [check["state"] for check in found if check["name"] == "object store"] == ["ok"]
+            assert not [path for path in (home / "blobs").rglob("*") if path.is_file()]
+    options = {"endpoint": store.url, "region": "us-east-1"}
+    there = Bucket(
+        "s3://google/homeport", {**options, "access_key_id": "k", "secret_access_key": "s"}
+    )
+    assert max(there.sizes().values()) > 18 * MIB
 
 
 def up(home: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:

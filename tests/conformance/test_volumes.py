@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,72 @@ def test_cli(runner: Runner, client: Client, name: str, tmp_path: Path) -> None:
     assert volume("ls", name).returncode != 0
     volume("delete", "--yes", f"{name}-new").succeeded()
     assert volume("ls", f"{name}-new").returncode != 0
+
+
+def test_cli_with_unusual_names(runner: Runner, client: Client, tmp_path: Path) -> None:
+    """Spaces, any letters, what looks like options and patterns; blocks that are just full; links."""
+    name = f"unusual-{client.version.replace('.', '-')}"
+
+    def volume(command: str, *arguments: str) -> Completed:
+        return runner.cli(client, "volume", command, *arguments)
+
+    def refused(words: str, command: str, *arguments: str) -> None:
+        done = volume(command, *arguments)
+        assert done.returncode != 0
+        assert words in " ".join(done.output.replace("│", " ").split())
+
+    block = 8 << 20
+    files = {
+        "-dash": b"dash",
+        "--force": b"no option",
+        "empty": b"",
+        **{f"full {more}": os.urandom(block + more) for more in (-1, 0, 1)},
+        "with space/ünï ☃/ſ.bin": b"unicode",
+        "with space/" + "deep/" * 40 + "x": b"deep",
+        **{
+            odd: odd.encode()
+            for odd in ("new\nline", "back\\slash", "100%", "q?*[x]", "#hash", " a ")
+        },
+    }
+    tree = tmp_path / "tree"
+    for path, data in files.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(data)
+    (tree / "link").symlink_to("--force")
+    (tree / "dangling").symlink_to("nowhere")
+    (tree / "no files").mkdir()
+    volume("create", name).succeeded()
+    volume("put", name, str(tree), "/up").succeeded()
+    refused("already exists", "put", name, str(tree), "/up")
+    got = tmp_path / "got"
+    got.mkdir()
+    volume("get", name, "/up", str(got)).succeeded()
+    found = [path for path in got.rglob("*") if path.is_file()]
+    there = {path.relative_to(got / "up").as_posix(): path.read_bytes() for path in found}
+    assert there == {**files, "link": b"no option"}
+
+    (tmp_path / "old").write_text("old")
+    refused("already exists", "get", name, "/up/#hash", str(tmp_path / "old"))
+    assert (tmp_path / "old").read_text() == "old"
+    volume("get", "--force", name, "/up/#hash", str(tmp_path / "old")).succeeded()
+    assert (tmp_path / "old").read_text() == "#hash"
+    assert volume("get", name, "/up/--force", "-").succeeded().stdout.startswith("no option")
+
+    volume("put", name, "--", str(tree / "-dash"), "-dashed").succeeded()
+    volume("put", "--force", name, str(tree / "empty"), "/up/#hash").succeeded()
+    kept = "is a directory and is not replaced"
+    refused(kept, "put", "--force", name, str(tree / "empty"), "/up/with space")
+    refused(
+        "nothing can be uploaded below", "put", "-f", name, str(tree / "no files/.."), "/up/100%"
+    )
+    refused("leads out of the volume", "put", name, str(tree / "empty"), "/a/../../b")
+    refused("copied to itself", "cp", name, "/up/empty", "up//empty")
+    refused("'/' cannot be copied into itself", "cp", "-r", name, "/", "/up/inside")
+    refused("root of a volume is not removed", "rm", "-r", name, "/")
+    volume("rm", "-r", name, "up/with space/ünï ☃").succeeded()
+    refused("not a Volume name", "rename", "--yes", name, "a name")
+    refused("not found", "rename", "--yes", "never-made", f"{name}-new")
+    assert volume("ls", name).succeeded().stdout.split() == ["-dashed", "up"]
 
 
 @pytest.mark.since("1.1.2")

@@ -40,6 +40,19 @@ def examine(settings: Settings, *, quick: bool) -> Report:
     return msgspec.json.decode(done.stdout, type=Report)
 
 
+def line(damage: Damage) -> str:
+    """One line about what is wrong; names cannot do anything to a terminal."""
+    return f"{damage.volume}: {_shown(damage.path)}: {damage.problem}"
+
+
+def _shown(name: str) -> str:
+    escaped = (
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name
+    )
+    return "".join(escaped)
+
+
 def summary(report: Report) -> str:
     """One line about what was looked at."""
     return (

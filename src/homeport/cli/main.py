@@ -59,7 +59,7 @@ class _Image(_Official):
             # The store of layers and all it takes: no other command need wait for them.
             from homeport.cli import images
 
-            images.images.main(ctx.args, "homeport image", obj=_load(ctx, None), parent=ctx)
+            images.images.main(ctx.args, "image", obj=_load(ctx, None), parent=ctx.parent)
         super().invoke(ctx)
 
 
@@ -68,7 +68,7 @@ class _Volume(_Official):
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.args[:1] == ["fsck"]:
-            fsck_command.main(ctx.args[1:], "homeport volume fsck", parent=ctx)
+            fsck_command.main(ctx.args[1:], "fsck", parent=ctx)
         super().invoke(ctx)
 
 
@@ -254,7 +254,7 @@ def fsck_command(ctx: click.Context, home: Path | None, quick: bool, as_json: bo
         click.echo(msgspec.json.encode(report))
     else:
         for damage in report.damages:
-            click.echo(f"{damage.volume}: {damage.path}: {damage.problem}", err=True)
+            click.echo(fsck.line(damage), err=True)
         click.echo(fsck.summary(report))
     ctx.exit(1 if report.damages else 0)
 

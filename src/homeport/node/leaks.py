@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -32,7 +33,7 @@ def find_leaks(home: Path | None = None) -> list[str]:
     """
     notes = None if home is None else _notes(home)
     tags = None if notes is None else _tags(notes)
-    found = [*_containers(notes), *_services(home), *_mounts(home)]
+    found = [*_containers(notes), *_services(home), *_uploads(home), *_mounts(home)]
     found += [f"control group {path}" for path in all_groups(DEFAULT_ROOT) if _is_group(path, tags)]
     for name in interface_names():
         if _INTERFACE.match(name) and (tags is None or name[len(INTERFACE_PREFIX) :][:6] in tags):
@@ -90,6 +91,19 @@ def _services(home: Path | None) -> Iterator[str]:
             continue
         if wanted is None or wanted in words:
             yield f"process {entry} ({b' '.join(words).decode(errors='replace').strip()})"
+
+
+def _uploads(home: Path | None) -> Iterator[str]:
+    """What still uploads to a bucket for a container that has ended (``node/buckets.py``)."""
+    inside = b"" if home is None else os.fsencode(home.absolute()) + b"/"
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        places = [word for name, word in itertools.pairwise(words) if name == b"--cache-dir"]
+        if any(word.startswith(inside) and b"/node/buckets/" in word for word in places):
+            yield f"upload to a bucket by process {entry}"
 
 
 def _mounts(home: Path | None) -> Iterator[str]:

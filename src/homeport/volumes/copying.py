@@ -50,7 +50,8 @@ def _copy_file(tree: Tree, entry: VolumeEntry, into: str, now: float) -> None:
 
 def _copy_directory(tree: Tree, entry: VolumeEntry, into: str, now: float) -> None:
     if is_inside(into, entry.path):
-        raise InvalidError(f"the directory {entry.path!r} cannot be copied into itself")
+        where = entry.path or "/"
+        raise InvalidError(f"the directory {where!r} cannot be copied into itself")
     found = tree.get(into)
     if found is not None and found.kind != DIRECTORY:
         raise InvalidError(f"the file {into!r} cannot be replaced by a directory")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from homeport.cli import official
+from homeport.cli import fsck, official
 
 from .conftest import Up
 
@@ -256,3 +256,16 @@ def test_damaged_credentials_are_said(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "credentials.toml does not fit" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_fsck_finds_does_nothing_to_a_terminal() -> None:
+    damage = fsck.Damage("data", "new\nline \x1b[31mred ☃", "is missing")
+    assert fsck.line(damage) == "data: new\\nline \\x1b[31mred ☃: is missing"
+
+
+def test_a_command_beside_the_clients_is_called_by_its_name(tmp_path: Path) -> None:
+    assert "Usage: homeport volume fsck [" in homeport(tmp_path, "volume", "fsck", "--help").stdout
+    assert "Usage: homeport image ls [" in homeport(tmp_path, "image", "ls", "--help").stdout
+    done = homeport(tmp_path, "volume", "fsck")
+    assert done.returncode == 1
+    assert "was Homeport ever started there?" in done.stderr

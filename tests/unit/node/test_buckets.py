@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from homeport.kernel.errors import InvalidError, UnavailableError
 from homeport.link.messages import BucketRef
-from homeport.node.buckets import Buckets, environment, seal, unseal
+from homeport.node.buckets import Buckets, environment, running, seal, unseal
+from homeport.node.leaks import find_leaks
 
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -64,3 +67,14 @@ def test_credentials_on_the_disk_are_sealed_with_the_nodes_token() -> None:
     assert unseal(sealed, "token") == ref
     assert unseal(sealed, "another") is None
     assert unseal(sealed[:20], "token") is None
+
+
+def test_an_upload_that_goes_on_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "node" / "buckets" / "ta-1.0"
+    program = [sys.executable, "-c", "input()", "mount", "--cache-dir", str(folder / "cache")]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as process:
+        assert running(folder) == process.pid
+        assert running(folder.with_name("ta-1")) == 0
+        assert f"upload to a bucket by process {process.pid}" in find_leaks(tmp_path)
+        assert find_leaks(tmp_path / "another") == []
+        process.communicate(b"\n")
