@@ -204,6 +204,12 @@ class Buckets:
         task.add_done_callback(lambda _: self._tasks.pop(folder, None))
 
     async def _finish(self, folder: Path, ref: BucketRef | None) -> None:
+        try:
+            await self._finished(folder, ref)
+        except OSError as error:
+            log.error("a bucket's uploads cannot go on", folder=str(folder), error=str(error))
+
+    async def _finished(self, folder: Path, ref: BucketRef | None) -> None:
         await asyncio.to_thread(_detach, folder / "mount")
         await _left_to_end(folder)
         unsaved = await asyncio.to_thread(_is_unsaved, folder)
@@ -266,7 +272,7 @@ async def _uploaded(ref: BucketRef, folder: Path) -> bool:
             pause *= 2
         try:
             process = await _started(ref, folder, FLUSH_S)
-        except (InvalidError, OSError):
+        except (InvalidError, UnavailableError, OSError):
             continue  # its words are in the log of the folder
         try:
             await asyncio.to_thread(_detach, folder / "mount")
