@@ -127,6 +127,31 @@ def test_processes_and_memory_are_bounded(tmp_path: Path) -> None:
     run(tmp_path / "home", check)
 
 
+@needs_busybox
+def test_directories_for_caching_are_kept_as_far_as_there_is_room(tmp_path: Path) -> None:
+    async def check(shop: Workshop) -> None:
+        def step(name: str, command: str) -> str:
+            return f"RUN --mount=type=cache,target=/{name} {command}\n"
+
+        fill = step("much", "head -c 3000000 /dev/zero > /much/a && test -s /much/a")
+        await shop.build("FROM base\n" + step("little", "echo kept > /little/a"))
+        outcome = await shop.build(
+            "FROM base\n" + fill + step("much", "ls /much > /a") + step("little", "ls /little > /b")
+        )
+        assert [shop.tree(outcome, n) for n in (-2, -1)] == [{"a": "a\n"}, {"b": "a\n"}]
+        await shop.kept.stop()
+        seen = await shop.build(
+            "FROM base\n" + step("much", "ls /much > /x") + step("little", "cat /little/a > /y")
+        )
+        assert shop.tree(seen, -2) == {"x": ""}
+        assert shop.tree(seen) == {"y": "kept\n"}
+        assert await shop.kept.prune() > 0
+        gone = await shop.build("FROM base\n" + step("little", "ls /little > /z"))
+        assert shop.tree(gone) == {"z": ""}
+
+    run(tmp_path / "home", check, caches_bytes_max=2_000_000)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs a Debian host")
 def test_a_python_image_from_nothing(tmp_path: Path) -> None:
