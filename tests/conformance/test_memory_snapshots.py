@@ -64,6 +64,12 @@ def test_several_sandboxes_go_on_from_it(checks: Checks) -> None:
     assert checks.value("third") == [True, "2 one other", *rest]
 
 
+def test_programs_in_a_restored_one(checks: Checks, client: Client) -> None:
+    assert checks.value("much") == [1_000_000, "aside\n", 0]
+    if client.release >= (1, 2):
+        assert checks.value("terminal") == ["/dev/pts/", 3]
+
+
 def test_a_restored_one_can_be_saved_again(checks: Checks) -> None:
     assert checks.value("fourth") == [True, "3 one other more", ["kept\nhidden\n", 0], "kept", True]
 

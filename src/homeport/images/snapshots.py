@@ -48,17 +48,19 @@ class ImageSnapshots:
         sandbox_id: str,
         app_id: str,
         ttl_s: float,
+        what: str = "files",
     ) -> None:
         """``layers`` over those of the image ``base_id`` are an image; durable when it returns.
 
-        Without ``base_id`` they are all of it. ``made_on`` is the sandbox's own image.
+        Without ``base_id`` they are all of it. ``made_on`` is the sandbox's own image,
+        and ``what`` part of it this is is said in its recipe.
         """
         base = self._images.get(base_id) if base_id else None
         now = self._clock.now()
         recipe = Recipe(
             dockerfile=[
                 "FROM base" if base else "FROM scratch",
-                f"# the files of sandbox {sandbox_id}",
+                f"# the {what} of sandbox {sandbox_id}",
             ],
             bases=[("base", base_id)] if base else [],
             context_files=[],

@@ -88,6 +88,7 @@ class Images(Protocol):
         sandbox_id: str,
         app_id: str,
         ttl_s: float,
+        what: str = ...,
     ) -> None: ...
 
 
@@ -231,10 +232,10 @@ class MemorySnapshots:
         )
         *files, memory = said.layers
         parts = (
-            (snapshot.files_image_id, sandbox.spec.image_id, files),
-            (snapshot.memory_image_id, "", [memory]),
+            ("files", snapshot.files_image_id, sandbox.spec.image_id, files),
+            ("memory", snapshot.memory_image_id, "", [memory]),
         )
-        for image_id, base_id, layers in parts:
+        for what, image_id, base_id, layers in parts:
             await self._images.add(
                 image_id,
                 made_on=sandbox.spec.image_id,
@@ -244,6 +245,7 @@ class MemorySnapshots:
                 sandbox_id=sandbox.sandbox_id,
                 app_id=sandbox.app_id,
                 ttl_s=said.ttl_s,
+                what=what,
             )
         await self._store.add(snapshot)
 

@@ -95,6 +95,20 @@ def restored(box, first, word, at_snapshot):
     ]
 
 
+def much(box):
+    """Through a program of a restored sandbox."""
+    process = box.exec("sh", "-c", "echo aside >&2; cat")
+    process.stdin.write("x" * 1_000_000)
+    process.stdin.write_eof()
+    process.stdin.drain()
+    return [len(process.stdout.read()), process.stderr.read(), process.wait()]
+
+
+def terminal(box):
+    process = box.exec("sh", "-c", "tty; exit 3", pty=True)
+    return [process.stdout.read()[:9], process.wait()]
+
+
 def end(box):
     """Its program ends by itself when its input does."""
     box.stdin.write_eof()
@@ -154,6 +168,9 @@ def main():
     report.check("ids", lambda: [first.object_id, second.object_id])
     third = again(type(snapshot).from_id(snapshot.object_id), **named(None))
     report.check("third", lambda: restored(third, first, "other", at_snapshot))
+    report.check("much", lambda: much(third))
+    if HAS_NAMES:
+        report.check("terminal", lambda: terminal(third))
     fourth = again(third._experimental_snapshot(), **named("fourth"))
     report.check("fourth", lambda: restored(fourth, third, "more", at_snapshot))
     report.check("end", lambda: end(fourth))
