@@ -124,6 +124,31 @@ def test_info(runner: Runner, client: Client, name: str) -> None:
     assert "double" in plain
 
 
+BY_ID = """
+import json, modal, sys
+named = modal.Function.from_name(sys.argv[1], "double").hydrate()
+known = modal.Function.from_id(named.object_id)
+seen = [known.remote(4)]
+known.update_autoscaler(max_containers=3, scaledown_window=7)
+settings = known.autoscaler.settings()
+seen += [settings.max_containers, settings.scaledown_window]
+seen.append(known.info(refresh=True).__class__.__name__)
+try:
+    modal.Function.from_id("fu-" + "0" * 22).hydrate()
+except modal.exception.NotFoundError as error:
+    seen.append(str(error))
+print("SEEN " + json.dumps(seen))
+"""
+
+
+@pytest.mark.since("1.6.4")
+def test_functions_by_id(runner: Runner, client: Client, name: str) -> None:
+    done = runner.python(client, "-c", BY_ID, name).succeeded()
+    *seen, unknown = json.loads(done.stdout.partition("SEEN ")[2])
+    assert seen == [8, 3, 7, "FunctionInfo"]
+    assert f"fu-{'0' * 22}" in unknown
+
+
 def edition(runner: Runner, client: Client, name: str, expected: str) -> str:
     """What is called by name, when it is what is expected or has had the time to become it."""
     done = runner.script(client, "deployed_edition.py", name, expected)

@@ -88,7 +88,7 @@ class WebGateway:
             if target.is_direct:
                 await self._relay.http(target, scope, receive, send)
                 return
-            call_id, _ = _continued(scope)
+            call_id = "" if scope["method"] == "OPTIONS" else _continued(scope)[0]
             call = self._requests.parked(call_id, target) if call_id else None
             if call is not None:
                 await self._requests.go_on(call, receive, send)
@@ -162,7 +162,15 @@ async def _redirect(scope: Scope, send: Send, query: str, call_id: str) -> None:
         path = f"/.{path}"
     query = f"{query}&" if query else ""
     location = f"{path}?{query}{CONTINUE_PARAMETER}={call_id}"
-    await _answer(send, 303, [(b"location", location.encode("latin-1"))], b"")
+    headers = [(b"location", location.encode("latin-1"))]
+    origin = _header(scope, b"origin")
+    if origin:  # a script of another site may go there: what it may read the application says then
+        headers += [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-allow-credentials", b"true"),
+            (b"vary", b"Origin"),
+        ]
+    await _answer(send, 303, headers, b"")
 
 
 async def _error(scope: Scope, send: Send, status: int, text: str) -> None:

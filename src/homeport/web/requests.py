@@ -75,7 +75,10 @@ class WebRequests:
         """Answer a request. Raises ``FailedError``, ``BrokenError``, ``WaitOnError``."""
         exchange = Exchange(wire.request_body(b"", True), FIRST_MESSAGE_S)
         call = self._open(target, scope, exchange)
-        await self._answer(call, exchange, _Upload(self._calls, call, exchange, receive), send)
+        upload = _Upload(self._calls, call, exchange, receive)
+        # What browsers ask before they ask may not be continued elsewhere.
+        may_park = scope["method"] != "OPTIONS"
+        await self._answer(call, exchange, upload, send, may_park=may_park)
 
     def parked(self, call_id: str, target: Target) -> Call | None:
         """The call that a client was sent to wait for, if it is one of ``target``."""
@@ -111,11 +114,19 @@ class WebRequests:
             exchange=exchange,
         )
 
-    async def _answer(self, call: Call, exchange: Exchange, upload: _Upload, send: Send) -> None:
+    async def _answer(
+        self,
+        call: Call,
+        exchange: Exchange,
+        upload: _Upload,
+        send: Send,
+        *,
+        may_park: bool = True,
+    ) -> None:
         reading = asyncio.ensure_future(upload.run())
         kept = False
         try:
-            if not await self._first(exchange, upload):
+            if may_park and not await self._first(exchange, upload):
                 self._park(call)
                 kept = True
                 raise WaitOnError(call.call_id)
