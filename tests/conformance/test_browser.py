@@ -74,6 +74,17 @@ def test_script_of_another_origin(site: Site) -> None:
     assert see(look) == ({"hello": "you"}, "TypeError")
 
 
+def test_long_request_of_a_script_of_another_origin(site: Site) -> None:
+    """It is continued like any other, with all that browsers ask before."""
+
+    async def look(page: Page) -> Any:
+        await page.open(site.urls["served"])
+        ask = "fetch('{}', {{headers: {{'x-mine': '1'}}}}).then(r => r.json()).catch(e => e.name)"
+        return await page.run(ask.format(site.urls["hello"] + "/?name=you&wait=6"))
+
+    assert see(look) == {"hello": "you"}
+
+
 def test_server_sent_events(site: Site) -> None:
     async def look(page: Page) -> list[str]:
         await page.open(site.urls["bare"] + "/x")

@@ -262,7 +262,8 @@ def served():
 
 @app.function(image=image)
 @endpoint()
-def hello(name: str = "world"):
+def hello(name: str = "world", wait: float = 0):
+    time.sleep(wait)
     return {"hello": name}
 
 
