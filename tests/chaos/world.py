@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
 from homeport.rpc.methods import client_services, methods_of
@@ -28,8 +30,10 @@ async def build(call: Call, *, has_node: bool) -> None:
         ),
     )
     functions = {
-        name: await _function(call, app.app_id, image.image_id, name, is_class=name == "C.*")
-        for name in ("f", "C.*")
+        name: await _function(
+            call, app.app_id, image.image_id, name, is_class=name == "C.*", is_server=name == "S"
+        )
+        for name in ("f", "C.*", "S")
     }
     if has_node:
         await _sandboxes(call, app.app_id)
@@ -47,6 +51,7 @@ async def build(call: Call, *, has_node: bool) -> None:
     await call("FunctionGet", api_pb2.FunctionGetRequest(app_name="one", object_tag="f"))
     await call("ClassGet", api_pb2.ClassGetRequest(app_name="one", object_tag="C"))
     await _map(call, functions["f"])
+    await _history(call, app.app_id, functions)
     bind = api_pb2.FunctionBindParamsRequest(function_id=functions["C.*"], serialized_params=b"")
     await call("FunctionBindParams", bind)
     dict_ = await call(
@@ -123,16 +128,35 @@ async def _sandboxes(call: Call, app_id: str) -> None:
         await call(name, request)
 
 
-async def _function(call: Call, app_id: str, image_id: str, name: str, *, is_class: bool) -> str:
+async def _function(
+    call: Call, app_id: str, image_id: str, name: str, *, is_class: bool, is_server: bool
+) -> str:
     function = api_pb2.Function(
         module_name="world",
         function_name=name,
         image_id=image_id,
         function_type=api_pb2.Function.FUNCTION_TYPE_FUNCTION,
         is_class=is_class,
+        is_server=is_server,
     )
+    if is_server:
+        function.http_config.port = 8000
     request = api_pb2.FunctionCreateRequest(app_id=app_id, function=function)
     return (await call("FunctionCreate", request)).function_id
+
+
+async def _history(call: Call, app_id: str, functions: Mapping[str, str]) -> None:
+    """What was called, in the hour until now."""
+    now = int(time.time())
+    span = {"since": Timestamp(seconds=now - 3600), "until": Timestamp(seconds=now)}
+    of_f, of_s = {"function_id": functions["f"], **span}, {"function_id": functions["S"], **span}
+    await call("AppGetTimeRangeStats", api_pb2.AppGetTimeRangeStatsRequest(app_id=app_id, **span))
+    for name in ("FunctionGetTimeRangeStats", "FunctionGetMetrics"):
+        await call(name, getattr(api_pb2, f"{name}Request")(**of_f))
+    await call("FunctionCallCount", api_pb2.FunctionCallCountRequest(bucket_secs=60, **of_f))
+    for name in ("ServerGetTimeRangeStats", "ServerGetMetrics"):
+        await call(name, getattr(api_pb2, f"{name}Request")(**of_s))
+    await call("ServerCountRequests", api_pb2.ServerCountRequestsRequest(bucket_secs=60, **of_s))
 
 
 async def _map(call: Call, function_id: str) -> None:

@@ -634,7 +634,7 @@ def success(item: Input, now: float) -> Output:
         result=Result(STATUS_SUCCESS),
         data_format=0,
         task_id=item.task_id,
-        started_at=item.call.created_at,
+        started_at=item.started_at or item.call.created_at,
         finished_at=now,
     )
 

@@ -97,6 +97,7 @@ class StatisticsService:
         Raises ``InvalidError``, and ``NotFoundError`` for a container that is none of its.
         """
         span = checked(since, until, RANGE_MAX_S)
+        base_id = subject.root_id if subject.all_variants else subject.record.function_id
         if task_id:
             subject = Subject(subject.record, all_variants=True)
             task = await self._tasks.find(task_id)
@@ -114,7 +115,7 @@ class StatisticsService:
             ended=await self._history.summary(subject, span, task_id),
             containers=count_containers(tasks, span),
             running=await self._history.running_at(subject, until, task_id),
-            variants=len(self._functions.variants_of(subject.record.function_id)),
+            variants=len(self._functions.variants_of(base_id)),
         )
 
     async def of_app(self, app: App, since: float, until: float) -> AppStatistics:

@@ -121,6 +121,7 @@ class Dispatch:
             if item.call.lease is not None:
                 task.leases += 1
                 task.running.add(item.input_id)
+                item.started_at = self._clock.now()
                 item.call.lease.grant(Place(task.task_id, task.address))
                 continue
             items.append(_item(item, final=task.inputs_left == 0))
