@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Final
 
 from modal_proto import api_pb2
 
-from homeport.kernel.errors import UnavailableError, UnimplementedError
+from homeport.kernel.errors import UnimplementedError
 from homeport.kernel.numbers import wait_s
 from homeport.nodes.routers import Routers
 from homeport.rpc.context import Context
 from homeport.sandboxes import wire
 from homeport.sandboxes.memory import MemorySnapshots
 from homeport.sandboxes.model import SandboxRecord
-from homeport.sandboxes.rpc import is_repeat
+from homeport.sandboxes.rpc import is_repeat, say_where
 
 _SNAPSHOT: Final = "sn"
 _POLL_S: Final = 60.0
@@ -74,13 +73,7 @@ class MemorySnapshotRpc:
         response = api_pb2.SandboxRestoreV2Response(
             sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
         )
-        if record.node_id:
-            response.task_id = record.task_id
-            # Without it the client asks for it when it needs it.
-            with contextlib.suppress(UnavailableError):
-                url, jwt = self._routers.access(record.task_id, record.node_id, ctx)
-                response.command_router_access.url = url
-                response.command_router_access.jwt = jwt
+        say_where(response, record, self._routers, ctx)
         return response
 
     async def _restore(

@@ -98,13 +98,7 @@ class SandboxRpc:
         response = api_pb2.SandboxCreateV2Response(
             sandbox_id=record.sandbox_id, metadata=wire.metadata(record)
         )
-        if record.node_id:
-            response.task_id = record.task_id
-            # Without it the client asks for it when it needs it.
-            with contextlib.suppress(UnavailableError):
-                url, jwt = self._routers.access(record.task_id, record.node_id, ctx)
-                response.command_router_access.url = url
-                response.command_router_access.jwt = jwt
+        say_where(response, record, self._routers, ctx)
         return response
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────
@@ -408,6 +402,23 @@ class SandboxRpc:
     ) -> api_pb2.SandboxSetNameResponse:
         await self._service.set_name(request.sandbox_id, request.name)
         return api_pb2.SandboxSetNameResponse()
+
+
+def say_where(
+    response: api_pb2.SandboxCreateV2Response | api_pb2.SandboxRestoreV2Response,
+    record: SandboxRecord,
+    routers: Routers,
+    ctx: Context,
+) -> None:
+    """Which task a new sandbox is and how its node is reached, if that is known by now."""
+    if not record.node_id:
+        return
+    response.task_id = record.task_id
+    # Without it the client asks for it when it needs it.
+    with contextlib.suppress(UnavailableError):
+        url, jwt = routers.access(record.task_id, record.node_id, ctx)
+        response.command_router_access.url = url
+        response.command_router_access.jwt = jwt
 
 
 def is_repeat(ctx: Context) -> bool:
