@@ -59,6 +59,29 @@ class HistoryRpc:
             )
         return record
 
+    async def _fetched(
+        self,
+        subject: Subject,
+        request: api_pb2.FunctionCallFetchRequest | api_pb2.ServerRequestFetchRequest,
+        what: str,
+    ) -> list[Entry | Live]:
+        which = request.WhichOneof("query_oneof")
+        if which == "tail":
+            return await self._history.newest(subject, request.tail.count)
+        if which == "range":
+            span = _range(request.range)
+            return await self._history.between(subject, span, request.range.limit)
+        raise InvalidError(f"Say which {what}: the last ones (tail) or those of a time (range).")
+
+    async def _counted(
+        self,
+        subject: Subject,
+        request: api_pb2.FunctionCallCountRequest | api_pb2.ServerCountRequestsRequest,
+    ) -> list[tuple[Timestamp, int]]:
+        """When a bucket begins, and how many were in it."""
+        found = await self._history.count(subject, _range(request), request.bucket_secs)
+        return [(Timestamp(seconds=n * request.bucket_secs), count) for n, count in found.items()]
+
     # ── functions ───────────────────────────────────────────────────────────────────────────
 
     async def FunctionCallFetch(
@@ -66,14 +89,7 @@ class HistoryRpc:
     ) -> api_pb2.FunctionCallFetchResponse:
         record = self._function(request.function_id, ctx, is_server=False)
         subject = Subject(record, request.all_variants)
-        which = request.WhichOneof("query_oneof")
-        if which == "tail":
-            found = await self._history.newest(subject, request.tail.count)
-        elif which == "range":
-            span = _range(request.range)
-            found = await self._history.between(subject, span, request.range.limit)
-        else:
-            raise InvalidError("Say which calls: the last ones (tail) or those of a time (range).")
+        found = await self._fetched(subject, request, "calls")
         names = (each.item.task_id if isinstance(each, Live) else each.task_id for each in found)
         tasks = await self._tasks.some(name for name in names if name)
         return api_pb2.FunctionCallFetchResponse(
@@ -85,10 +101,8 @@ class HistoryRpc:
     ) -> api_pb2.FunctionCallCountResponse:
         record = self._function(request.function_id, ctx, is_server=False)
         subject = Subject(record, request.all_variants)
-        found = await self._history.count(subject, _range(request), request.bucket_secs)
         response = api_pb2.FunctionCallCountResponse()
-        for bucket, count in found.items():
-            start = Timestamp(seconds=bucket * request.bucket_secs)
+        for start, count in await self._counted(subject, request):
             response.buckets.add(bucket_start_at=start, count=count)
         return response
 
@@ -108,16 +122,7 @@ class HistoryRpc:
         self, request: api_pb2.ServerRequestFetchRequest, ctx: Context
     ) -> api_pb2.ServerRequestFetchResponse:
         subject = Subject(self._function(request.function_id, ctx, is_server=True))
-        which = request.WhichOneof("query_oneof")
-        if which == "tail":
-            found = await self._history.newest(subject, request.tail.count)
-        elif which == "range":
-            span = _range(request.range)
-            found = await self._history.between(subject, span, request.range.limit)
-        else:
-            raise InvalidError(
-                "Say which requests: the last ones (tail) or those of a time (range)."
-            )
+        found = await self._fetched(subject, request, "requests")
         return api_pb2.ServerRequestFetchResponse(
             requests=[wire.request_info(each) for each in found if isinstance(each, Entry)]
         )
@@ -126,10 +131,8 @@ class HistoryRpc:
         self, request: api_pb2.ServerCountRequestsRequest, ctx: Context
     ) -> api_pb2.ServerCountRequestsResponse:
         subject = Subject(self._function(request.function_id, ctx, is_server=True))
-        found = await self._history.count(subject, _range(request), request.bucket_secs)
         response = api_pb2.ServerCountRequestsResponse()
-        for bucket, count in found.items():
-            start = Timestamp(seconds=bucket * request.bucket_secs)
+        for start, count in await self._counted(subject, request):
             response.buckets.add(bucket_start_at=start, count=count)
         return response
 

@@ -70,18 +70,7 @@ class HistoryStore:
         def read(connection: sa.Connection) -> dict[str, Summary]:
             found: dict[str, Summary] = {}
             partly: dict[str, str] = {}
-            query = (
-                sa.select(
-                    _columns.pack_id,
-                    _columns.root_id,
-                    _columns.first_finished,
-                    _columns.last_finished,
-                    _columns.summary,
-                )
-                .where(_columns[column] == value, _columns.last_finished >= span.since)
-                .where(_columns.first_finished < span.until)
-            )
-            for row in connection.execute(query):
+            for row in connection.execute(_summaries(column, value, span)):
                 if not task_id and row.first_finished in span and row.last_finished in span:
                     of_root = found.setdefault(row.root_id, Summary())
                     of_root.merge(summary_of(row.summary))
@@ -195,17 +184,7 @@ class HistoryStore:
         def read(connection: sa.Connection) -> dict[int, Summary]:
             found: dict[int, Summary] = {}
             partly: list[str] = []
-            query = (
-                sa.select(
-                    _columns.pack_id,
-                    _columns.first_finished,
-                    _columns.last_finished,
-                    _columns.summary,
-                )
-                .where(_columns[column] == value, _columns.last_finished >= span.since)
-                .where(_columns.first_finished < span.until)
-            )
-            for row in connection.execute(query):
+            for row in connection.execute(_summaries(column, value, span)):
                 bucket = int(row.first_finished // bucket_s)
                 is_one = bucket == row.last_finished // bucket_s
                 if is_one and row.first_finished in span and row.last_finished in span:
@@ -263,6 +242,21 @@ class HistoryStore:
             return count
 
         return await self._database.write(write)
+
+
+def _summaries(column: Column, value: str, span: Range) -> sa.Executable:
+    """Packs of which something may have ended in that time, without their entries."""
+    return (
+        sa.select(
+            _columns.pack_id,
+            _columns.root_id,
+            _columns.first_finished,
+            _columns.last_finished,
+            _columns.summary,
+        )
+        .where(_columns[column] == value, _columns.last_finished >= span.since)
+        .where(_columns.first_finished < span.until)
+    )
 
 
 def _enqueued_in(column: Column, value: str, span: Range) -> list[sa.ColumnElement[bool]]:

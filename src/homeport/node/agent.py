@@ -193,7 +193,8 @@ class Agent:
             lambda keys: link.send(LayersDropped(keys)),
         )
         stack.push_async_callback(room.stop)
-        kept = Caches(root / "builder", self._config.caches_bytes_max or caches.default_bound(root))
+        bound = self._config.caches_bytes_max or caches.default_bound(root)
+        kept = await asyncio.to_thread(Caches, root / "builder", bound)  # it clears up
         kept.look()
         stack.push_async_callback(kept.stop)
         source = FileSource(

@@ -33,7 +33,7 @@ _READ_S: Final = 1.0
 """A program's end is told so much later at most, if its output is still being read: the command
 line of some clients stops printing at the end."""
 _READER_S: Final = 0.3
-"""So long a program that has ended already waits for its first reader: a client asks for the end
+"""So long after the question for a program's end a first reader may come: a client asks for the end
 and the output at once, and which request comes first is chance."""
 _PROGRAM: Final = "xp"
 
@@ -77,10 +77,13 @@ class _State:
             if not self._readers:
                 self._read.set()
 
-    async def read(self) -> None:
-        """Until somebody has read and nobody does any more; not for long."""
+    async def read(self, asked: float) -> None:
+        """Until somebody has read and nobody does any more; not for long.
+
+        The question for the program's end came at ``asked``, by the loop's clock.
+        """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_READER_S):
+            async with asyncio.timeout_at(asked + _READER_S):
                 await self._met.wait()
         self._met.set()  # who did not come by now reads nothing: later questions need not wait
         with contextlib.suppress(TimeoutError):
@@ -140,11 +143,12 @@ class ProgramsRpc:
         self, request: api_pb2.ContainerExecWaitRequest, ctx: Context
     ) -> api_pb2.ContainerExecWaitResponse:
         task_id, program_id, _ = wire.parse_exec_id(request.exec_id)
+        asked = asyncio.get_running_loop().time()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s(request.timeout, _HOLD_S) or 0.05):
                 code = await self._exit_code(task_id, program_id)
                 if request.timeout:  # else it only asks how the program stands
-                    await self._state(request.exec_id).read()
+                    await self._state(request.exec_id).read(asked)
                 return api_pb2.ContainerExecWaitResponse(completed=True, exit_code=code)
         return api_pb2.ContainerExecWaitResponse(completed=False)
 
