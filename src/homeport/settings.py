@@ -42,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     names."""
     database_url: str = ""
     """``postgresql://USER:PASSWORD@HOST:PORT/NAME``; empty = the file ``homeport.db`` of the home."""
+    standby: bool = False
+    """With ``database_url``: ``homeport up`` waits while another server works on the database, and
+    starts when that one ends, instead of giving up."""
     default_runtime: str = ""
     """Isolation tool of all containers; empty = bubblewrap."""
     sandbox_runtime: str = ""

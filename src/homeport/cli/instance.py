@@ -32,6 +32,8 @@ class UpRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     url: str
     ready: bool = False
+    standby: bool = False
+    """Another server works on its database: nothing runs here but the wait for that one's end."""
     server_pid: int = 0
     node_pid: int = 0
 

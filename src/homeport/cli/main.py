@@ -205,7 +205,9 @@ def status(loaded: Settings) -> dict[str, Any]:
         return found
     url = (record.url if record else "") or (server.url if server else "")
     answer = instance.health(url) if url else None
-    if answer is None:
+    if record is not None and record.standby:
+        found["status"] = "standing by: another server has the database"
+    elif answer is None:
         found["status"] = "starting or not answering" if record else "not running"
     found.update({"url": url} if url else {})
     pids = {

@@ -30,6 +30,7 @@ _START_POLL_S = 0.05
 _IMPATIENT_S = 1.0
 """A stop signal counts as a second one after that; terminal and ``make`` may both send the first."""
 _PR_SET_PDEATHSIG = 1
+_PYTHON = (sys.executable, "-P", "-m")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -133,7 +134,7 @@ class _Child:
                 cwd=self._folder,
                 start_new_session=True,
                 pass_fds=fds,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def ended(self) -> int | None:
@@ -330,22 +331,21 @@ def children(
     wait in the socket's queue, where clients of short patience would give up on a refusal.
     """
     port, fd = listening.getsockname()[1], listening.fileno()
-    python = (sys.executable, "-P", "-m")
     server = ChildSpec(
         name="server",
         argv=(
-            *(*python, "homeport.main", "serve"),
+            *(*_PYTHON, "homeport.main", "serve"),
             *("--home", str(home), "--host", host, "--port", str(port), "--fd", str(fd)),
         ),
         stop_grace_s=15.0,
         fds=(fd,),
         log=logs / "server.log" if logs else None,
     )
-    node_argv = (*python, "homeport.node.main", "--home", str(home), "--server", url)
+    node_argv = (*_PYTHON, "homeport.node.main", "--home", str(home), "--server", url)
     node = ChildSpec(
         name="node",
         argv=node_argv,
-        sweep=(*node_argv, "--sweep"),
+        sweep=sweeping(home),
         stop_grace_s=45.0,
         log=logs / "node.log" if logs else None,
     )
@@ -361,7 +361,12 @@ def _how(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child, before exec: unblock signals; SIGTERM should ``homeport up`` be killed."""
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+
+
+def sweeping(home: Path) -> tuple[str, ...]:
+    """The command that undoes what a node of ``home`` left on the machine when it was killed."""
+    return (*_PYTHON, "homeport.node.main", "--home", str(home), "--sweep")

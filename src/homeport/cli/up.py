@@ -19,7 +19,15 @@ import msgspec
 
 from homeport import __version__
 from homeport.cli import instance
-from homeport.cli.supervisor import ChildFailedError, ChildSpec, Plan, Supervisor, children
+from homeport.cli.supervisor import (
+    ChildFailedError,
+    ChildSpec,
+    Plan,
+    Supervisor,
+    children,
+    die_with_parent,
+    sweeping,
+)
 from homeport.kernel.errors import HomeportError, InvalidError, UnavailableError
 from homeport.settings import Settings
 
@@ -29,6 +37,10 @@ _START_S = 240.0
 """How long another ``up`` may be starting before we stop waiting for it."""
 _FORMER_SERVER_S = 15.0
 _TAIL_LINES = 8
+_FREE, _LEFT = 0, 10
+"""How ``homeport.storage.standby`` ends: no server had the database; one had it, and left."""
+_NEWS = "homeport: "
+"""How its lines begin that say what it waits for."""
 _BACKLOG = 1024
 """Connections that wait while the server is started (again)."""
 
@@ -49,39 +61,90 @@ def run_up(settings: Settings, *, detached_fd: int | None = None) -> None:
     if sys.platform != "linux":
         raise InvalidError("homeport up needs Linux: run it in a Linux machine or virtual machine.")
     instance.open_home(settings)
-    with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(instance.UpLock(settings))
+    outcome = _Outcome(settings, detached_fd)
+    with instance.UpLock(settings) as lock:
         _outlive_former_server(settings)
-        listening = stack.enter_context(_listen(settings.host, settings.port))
+        failure: ChildFailedError | None = None
+        while True:
+            if settings.standby and not _stand_by(settings, lock, outcome) and failure is not None:
+                raise failure  # not because another server had taken over
+            try:
+                _supervise(settings, lock, outcome, in_files=detached_fd is not None)
+            except ChildFailedError as error:
+                if not settings.standby:
+                    raise
+                _log(error.message)
+                failure = error
+            else:
+                return
+
+
+def _supervise(
+    settings: Settings, lock: instance.UpLock, outcome: _Outcome, *, in_files: bool
+) -> None:
+    """Run both until a stop signal. Raises ``ChildFailedError`` with their last words."""
+    with _listen(settings.host, settings.port) as listening:
         url = instance.local_url(settings.host, listening.getsockname()[1])
-        logs = settings.log_dir if detached_fd is not None else None
+        logs = settings.log_dir if in_files else None
         server, node = children(settings.home, settings.host, listening, url, logs=logs)
-        outcome = _Outcome(settings, url, detached_fd)
         plan = Plan(url=url, server=server, node=node, folder=settings.home)
         marks = {spec.name: _size(spec.log) for spec in (server, node)}
         try:
-            Supervisor(plan, lock, _log, outcome.ready).run()
+            Supervisor(plan, lock, _log, lambda answer: outcome.ready(url, answer)).run()
         except ChildFailedError as error:
             error.message += _last_words((server, node), marks)
             raise
 
 
-class _Outcome:
-    """Tells whoever waits that the start succeeded."""
+def _stand_by(settings: Settings, lock: instance.UpLock, outcome: _Outcome) -> bool:
+    """Wait until no other server has the database; whether one had it.
 
-    def __init__(self, settings: Settings, url: str, fd: int | None) -> None:
+    Raises ``HomeportError`` with what keeps this one from standing by.
+    """
+    command = (sys.executable, "-P", "-m", "homeport.storage.standby", str(settings.home))
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=die_with_parent
+    ) as process:
+        assert process.stderr is not None
+        line = ""
+        stands_by = False
+        for raw in process.stderr:
+            line = raw.decode(errors="replace").rstrip()
+            if not line.startswith(_NEWS):
+                continue  # it is the error with which it ends
+            if not stands_by:  # no node will start here for now, to undo what a killed one left
+                subprocess.run(sweeping(settings.home), stdin=subprocess.DEVNULL, check=False)
+                lock.record(instance.UpRecord(pid=os.getpid(), url="", standby=True))
+            stands_by = True
+            _log(line.removeprefix(_NEWS))
+            outcome.stands_by(line)
+    if process.returncode not in (_FREE, _LEFT):
+        raise UnavailableError(line or f"standing by ended with {process.returncode}")
+    return process.returncode == _LEFT
+
+
+class _Outcome:
+    """Tells whoever waits, once, that the start succeeded."""
+
+    def __init__(self, settings: Settings, fd: int | None) -> None:
         self._settings = settings
-        self._url = url
         self._fd = fd
 
-    def ready(self, answer: Mapping[str, Any]) -> None:
+    def ready(self, url: str, answer: Mapping[str, Any]) -> None:
         message = (
-            f"Homeport {answer.get('version', __version__)} is ready at {self._url} "
+            f"Homeport {answer.get('version', __version__)} is ready at {url} "
             f"(home {instance.shown(self._settings.home)}). Try: homeport run examples/hello.py"
         )
         print(message, flush=True)
-        if self._fd is not None:
-            report(self._fd, ok=True, message=message)
+        self._report(message)
+
+    def stands_by(self, line: str) -> None:
+        self._report(line)
+
+    def _report(self, message: str) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            report(fd, ok=True, message=message)
 
 
 def report(fd: int, *, ok: bool, message: str) -> None:
@@ -140,6 +203,10 @@ def ensure_running(settings: Settings, say: Callable[[str], None]) -> str:
         up = instance.find_up(settings)
         if up is not None and up.ready:
             return up.url
+        if up is not None and up.standby:
+            raise UnavailableError(
+                "Homeport stands by here: another server has the database. Use that one's address"
+            )
         if up is None:
             server = instance.find_server(settings)
             if server is not None and instance.health(server.url) is not None:

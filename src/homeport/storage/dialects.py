@@ -28,11 +28,13 @@ from homeport.storage.checkpoints import PRAGMAS, Checkpoints
 __all__ = [
     "BytesDefault",
     "Durability",
+    "await_unlocked",
     "checkpoints_of",
     "create_engine",
     "insert",
     "is_full",
     "is_lost",
+    "lock_holder",
     "make_comparable",
     "open_and_lock",
     "pairs",
@@ -165,6 +167,45 @@ def open_and_lock(engine: Engine) -> Connection:
         time.sleep(_PAUSE_S)
     connection.commit()
     return connection
+
+
+def lock_holder(engine: Engine) -> str | None:
+    """The server that has the PostgreSQL, as the end of a sentence; ``None`` if none has it.
+
+    Raises ``UnavailableError`` if there is no database (blocking).
+    """
+    with _alone(engine) as connection:
+        if connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK_KEY))).scalar():
+            return None
+        return _holder(connection)
+
+
+def await_unlocked(engine: Engine) -> None:
+    """Return once no server has the PostgreSQL (blocking; the database wakes it).
+
+    Raises ``UnavailableError`` if the connection to it is lost meanwhile.
+    """
+    with _alone(engine) as connection:
+        for limit in ("lock_timeout", "statement_timeout"):
+            connection.execute(sa.text(f"SET {limit} = 0"))
+        connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK_KEY)))
+
+
+@contextlib.contextmanager
+def _alone(engine: Engine) -> Generator[Connection]:
+    """A connection that ends afterwards, and with it what it has locked."""
+    connection = _connected(engine, wait_s=0.0).execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        yield connection
+    except DBAPIError as error:
+        if is_lost(error):
+            raise UnavailableError(
+                f"the connection to the database {_shown(engine)} is lost"
+            ) from None
+        raise
+    finally:
+        connection.invalidate()
+        connection.close()
 
 
 def see(engine: Engine) -> str:

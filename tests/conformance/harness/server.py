@@ -38,8 +38,21 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it says that it is ready; fails with the end of its log."""
-        self.home.mkdir(parents=True, exist_ok=True)
         mark = self.log.stat().st_size if self.log.exists() else 0
+        process = self.begin()
+        deadline = time.monotonic() + START_S
+        while not (found := READY.search(self.log.read_bytes()[mark:])):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"homeport up did not become ready:\n{self.tail()}")
+            time.sleep(0.05)
+        self.url = found[1].decode()
+        done = self.homeport("env", "--json")
+        assert done.returncode == 0, done.stderr
+        self._variables = json.loads(done.stdout)
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start it and wait for nothing."""
+        self.home.mkdir(parents=True, exist_ok=True)
         port = self.url.rpartition(":")[2] or str(self._port)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -50,15 +63,7 @@ class Server:
                 env={**os.environ, **self._environ},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_S
-        while not (found := READY.search(self.log.read_bytes()[mark:])):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"homeport up did not become ready:\n{self.tail()}")
-            time.sleep(0.05)
-        self.url = found[1].decode()
-        done = self.homeport("env", "--json")
-        assert done.returncode == 0, done.stderr
-        self._variables = json.loads(done.stdout)
+        return self._process
 
     def stop(self) -> None:
         """Stop it the polite way; whatever is left of it after a minute and a half is killed."""

@@ -269,3 +269,15 @@ def test_a_command_beside_the_clients_is_called_by_its_name(tmp_path: Path) -> N
     done = homeport(tmp_path, "volume", "fsck")
     assert done.returncode == 1
     assert "was Homeport ever started there?" in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--detach",)])
+@pytest.mark.parametrize("url", ["", "mysql://host/x"])
+def test_nobody_stands_by_without_a_database_to_share(
+    tmp_path: Path, url: str, more: tuple[str, ...]
+) -> None:
+    settings = {"HOMEPORT_STANDBY": "true", "HOMEPORT_DATABASE_URL": url}
+    done = homeport(tmp_path / "home", "up", "--port", "0", *more, **settings)
+    assert done.returncode == 1
+    assert "database_url" in done.stderr
+    assert "stand" not in done.stdout
