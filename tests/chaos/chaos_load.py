@@ -6,10 +6,16 @@ FOLDER/seen.json.
 
 import asyncio
 import json
+import os
+import queue
 import random
+import signal
 import sys
 import time
 import traceback
+import uuid
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
@@ -17,6 +23,7 @@ import modal
 
 app = modal.App("chaos")
 volume = modal.Volume.from_name("chaos-kept", create_if_missing=True)
+ticks = modal.Queue.from_name("chaos-ticks", create_if_missing=True)
 
 
 @app.function(max_containers=3)
@@ -52,7 +59,25 @@ def site():
     return square
 
 
-KINDS = ("map", "spawn", "queue", "dict", "volume", "site", "sandbox")
+@app.function(max_containers=1)
+def say(text):
+    """Each run says it otherwise: what is told twice was told by one and the same."""
+    print(text, uuid.uuid4().hex, flush=True)
+
+
+@app.function(max_containers=1, schedule=modal.Period(seconds=3))
+def tick():
+    ticks.put(modal.current_function_call_id())
+
+
+def edition():
+    return os.environ["EDITION"]
+
+
+KINDS = ("map", "spawn", "queue", "dict", "volume", "site", "sandbox", "log", "schedule", "deploy")
+LINE_S = 40.0
+"""A line that is not told by then was lost with its container."""
+TICK_S = DEPLOY_S = 120.0
 NO_ROOM = "are kept for what runs already"
 
 
@@ -62,6 +87,10 @@ class Load:
         self.seed = seed
         self.done = dict.fromkeys(KINDS, 0)
         self.ended = 0
+        self.spawned = []
+        self.lines = Counter()
+        self.line_came = asyncio.Event()
+        self.lines_lost = 0
         self.wrong = []
 
     @property
@@ -100,6 +129,7 @@ class Load:
     async def spawns(self, choice, number):
         values = [choice.randrange(10**6) for _ in range(choice.choice((1, 3, 10)))]
         calls = [await self.together.spawn.aio(value, choice.random()) for value in values]
+        self.spawned += [call.object_id for call in calls]
         await asyncio.sleep(choice.random() * 3)
         for call, value in zip(calls, values, strict=True):
             again = modal.FunctionCall.from_id(call.object_id)
@@ -147,7 +177,7 @@ class Load:
     async def sandboxes(self, choice, number):
         sandbox = await modal.Sandbox.create.aio("sleep", "100", app=self.lookup, timeout=120)
         try:
-            for turn in range(choice.choice((1, 4))):
+            for turn in range(choice.choice((1, 4, 20))):
                 text = f"{number} {turn}"
                 process = await sandbox.exec.aio("sh", "-c", f"sleep 0.1; echo {text}")
                 said = await process.stdout.read.aio()
@@ -168,12 +198,93 @@ class Load:
         else:
             await sandbox.terminate.aio()
 
+    async def logs(self, choice, number):
+        """A line comes through the stream that is read all the time, unless its container died."""
+        text = f"line-{number}-"
+        await self.say.remote.aio(text)
+        try:
+            async with asyncio.timeout(LINE_S):
+                while not any(line.startswith(text) for line in self.lines):
+                    self.line_came.clear()
+                    await self.line_came.wait()
+            self.done["log"] += 1
+        except TimeoutError:
+            self.lines_lost += 1
+            print("lost", text, flush=True)
+        await asyncio.sleep(choice.random())
+
+    async def follow(self, ready):
+        """Read the app's log as the command does, until cancelled; it must not end before."""
+        command = [sys.executable, "-m", "modal", "app", "logs", "chaos", "-f"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        rest = []
+        try:
+            ready.set()
+            while line := await process.stdout.readline():
+                text = line.decode().strip()
+                if text.startswith("line-"):
+                    self.lines[text] += 1
+                    self.line_came.set()
+                else:
+                    rest = [*rest[-20:], text]
+            self.wrong.append(["log", "the stream ended", rest])
+        finally:
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+    async def schedules(self, choice, number):
+        """Clocks that are set back make it wait: that it goes on is seen at the end."""
+        try:
+            await ticks.get.aio(timeout=5)
+            self.done["schedule"] += 1
+        except queue.Empty:
+            pass
+
+    async def deploys(self, choice, number):
+        """What is deployed last is what answers; the one before does until it is ready."""
+        new = modal.App("chaos-editions")
+        secret = modal.Secret.from_dict({"EDITION": str(number)})
+        new.function(name="edition", secrets=[secret])(edition)
+        await new.deploy.aio(name="chaos-editions")
+        function = modal.Function.from_name("chaos-editions", "edition")
+        answers = {str(number - 1), str(number)}
+        async with asyncio.timeout(DEPLOY_S):
+            while (answer := await function.remote.aio()) in answers - {str(number)}:
+                await asyncio.sleep(0.2)
+        self.expect("deploy", answer, str(number))
+        await asyncio.sleep(3 + 5 * choice.random())
+
+    async def at_the_end(self):
+        """What shows only when nothing goes wrong any more."""
+        await ticks.clear.aio()
+        await ticks.get.aio(timeout=TICK_S)
+        twice = [line for line, count in self.lines.items() if count > 1]
+        self.expect("log", twice, [])
+        found = await self._history()
+        count = Counter(row["function_call_id"] for row in found)
+        self.expect("spawn", sorted(set(self.spawned) - set(count)), [])
+        self.expect("spawn", [call for call in count if count[call] > 1], [])
+        self.expect("spawn", {row["status"] for row in found}, {"success"})
+
+    async def _history(self):
+        """All calls of ``together``; the server's clock was not always right."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        span = [(now + timedelta(hours=hours)).isoformat() for hours in (-3, 1)]
+        command = [sys.executable, "-m", "modal", "function", "calls", "chaos/together", "--json"]
+        process = await asyncio.create_subprocess_exec(
+            *command, "--since", span[0], "--until", span[1], stdout=asyncio.subprocess.PIPE
+        )
+        return json.loads((await process.communicate())[0])
+
     async def run(self):
         await app.deploy.aio(name="chaos")
         self.lookup = await modal.App.lookup.aio("chaos")
         self.work = modal.Function.from_name("chaos", "work")
         self.together = modal.Function.from_name("chaos", "together")
         self.keep = modal.Function.from_name("chaos", "keep")
+        self.say = modal.Function.from_name("chaos", "say")
         url = await modal.Function.from_name("chaos", "site").get_web_url.aio()
         host, _, port = url.removeprefix("http://").partition(":")
         # Not every resolver knows that names under localhost mean this machine.
@@ -181,13 +292,25 @@ class Load:
         self.line = modal.Queue.from_name("chaos", create_if_missing=True)
         self.kept = modal.Dict.from_name("chaos", create_if_missing=True)
         self.expect("map", await self.work.remote.aio(3, 0), 9)
+        following = asyncio.Event()
+        follower = asyncio.create_task(self.follow(following))
+        await following.wait()
         (self.folder / "begun").touch()
         steps = {"map": self.maps, "map 2": self.maps, "spawn": self.spawns}
         steps |= {"queue": self.queues, "dict": self.dicts, "volume": self.volumes}
         steps |= {"site": self.sites, "sandbox": self.sandboxes, "sandbox 2": self.sandboxes}
+        steps |= {"log": self.logs, "schedule": self.schedules, "deploy": self.deploys}
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as self.web:
             await asyncio.gather(*(self.repeat(what, step) for what, step in steps.items()))
-        return {"done": self.done, "ended": self.ended, "wrong": self.wrong}
+        await self.at_the_end()
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        return {
+            "done": self.done,
+            "ended": self.ended,
+            "lines_lost": self.lines_lost,
+            "wrong": self.wrong,
+        }
 
 
 def main():

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+from tests.conformance.harness.postgres import PostgreSQL
 from tests.conformance.harness.server import Server
 
 from homeport.node.runtime.records import find_processes, init_name, run_token
@@ -25,6 +26,16 @@ LEFT_MB = 100
 """Of a full disk; less than what the server keeps for what runs."""
 _KILLS_MAX, _WINDOW_S = 4, 61.0
 """``homeport up`` gives up on a part that crashes more often: so much is not disturbed."""
+DEADLY = frozenset(
+    {
+        "kill the node",
+        "kill a container",
+        "kill everything",
+        "pause the node until it counts as gone",
+        "lose what the link says",
+    }
+)
+"""After these there may be containers that are gone, with what only they knew."""
 
 
 class Clock:
@@ -83,8 +94,16 @@ class Disk:
 class Disturbances:
     """Seeded disturbances of ``server``; ``happened`` says which there were, in order."""
 
-    def __init__(self, server: Server, seed: str, clock: Clock, disk: Disk) -> None:
+    def __init__(
+        self,
+        server: Server,
+        seed: str,
+        clock: Clock,
+        disk: Disk,
+        database: PostgreSQL | None = None,
+    ) -> None:
         self._server = server
+        self._database = database
         self._clock = clock
         self._disk = disk
         self._choice = random.Random(f"{seed} disturbances")
@@ -104,7 +123,15 @@ class Disturbances:
             "slow down the server's disk": self._slow_down,
             "fill the disk": self._fill,
         }
-        self._weights = (3, 3, 2, 1, 2, 2, 1, 3, 2, 2, 2, 1)
+        self._weights = [3, 3, 2, 1, 2, 2, 1, 3, 2, 2, 2, 1]
+        if database is not None:
+            self._kinds["kill the database"] = self._kill_database
+            self._weights.append(2)
+
+    @property
+    def deadly(self) -> int:
+        """How often containers may have died of it."""
+        return sum(kind in DEADLY for kind in self.happened)
 
     def next(self) -> None:
         """Wait a little, then let something go wrong."""
@@ -114,15 +141,27 @@ class Disturbances:
         self._kinds[kind]()
 
     def _kill(self, part: str) -> None:
+        if self._may_kill():
+            with self._part(part) as pid:
+                os.kill(pid, signal.SIGKILL)
+
+    def _may_kill(self) -> bool:
         now = time.monotonic()
         while self._kills and now - self._kills[0] > _WINDOW_S:
             self._kills.popleft()
         if len(self._kills) >= _KILLS_MAX:
             self.happened[-1] += " (not again so soon)"
-            return
+            return False
         self._kills.append(now)
-        with self._part(part) as pid:
-            os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _kill_database(self) -> None:
+        """PostgreSQL ends at once, with what it has acknowledged; the server ends for it."""
+        assert self._database is not None
+        if self._may_kill():
+            self._database.stop("immediate")
+            time.sleep(self._choice.uniform(0.0, 4.0))
+            self._database.start()
 
     def _kill_everything(self) -> None:
         self._server.crash()

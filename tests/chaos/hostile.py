@@ -37,6 +37,8 @@ _KINDS: Final = {
     "volume": "vo",
     "shared_volume": "sv",
     "sandbox": "sb",
+    "persistent_sandbox": "ps",
+    "snapshot": "sn",
     "object": "ap",
 }
 """Which ids fit a field, by the last of these words in its name."""

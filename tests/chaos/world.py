@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
+from tests.conformance.harness.server import GVISOR
 
 from homeport.rpc.methods import client_services, methods_of
 
@@ -122,10 +123,32 @@ async def _sandboxes(call: Call, app_id: str) -> None:
     await call("ImageJoinStreaming", wait)
     for name in ("SandboxCreate", "SandboxCreateV2"):
         request = METHODS[name].request(app_id=app_id)
-        request.definition.image_id = image.image_id
-        request.definition.entrypoint_args.extend(["sleep", "5"])
-        request.definition.timeout_secs = 60
-        await call(name, request)
+        _define(request.definition, image.image_id)
+        made = await call(name, request)
+        if GVISOR:
+            await _memory_snapshot(call, made.sandbox_id, is_v2=name.endswith("V2"))
+    request = api_pb2.PersistentSandboxCreateRequest(app_id=app_id)
+    _define(request.definition, image.image_id)
+    id_ = (await call("PersistentSandboxCreate", request)).persistent_sandbox_id
+    for name in ("PersistentSandboxGet", "PersistentSandboxResume", "PersistentSandboxTerminate"):
+        await call(name, METHODS[name].request(persistent_sandbox_id=id_))
+
+
+def _define(sandbox: api_pb2.Sandbox, image_id: str) -> None:
+    sandbox.image_id = image_id
+    sandbox.entrypoint_args.extend(["sleep", "5"])
+    sandbox.timeout_secs = 60
+    sandbox.enable_snapshot = GVISOR
+
+
+async def _memory_snapshot(call: Call, sandbox_id: str, *, is_v2: bool) -> None:
+    """Only gVisor's sandboxes have them."""
+    begun = await call("SandboxSnapshot", api_pb2.SandboxSnapshotRequest(sandbox_id=sandbox_id))
+    which = {"snapshot_id": begun.snapshot_id}
+    await call("SandboxSnapshotWait", api_pb2.SandboxSnapshotWaitRequest(timeout=50, **which))
+    await call("SandboxSnapshotGet", api_pb2.SandboxSnapshotGetRequest(**which))
+    name = "SandboxRestoreV2" if is_v2 else "SandboxRestore"
+    await call(name, METHODS[name].request(**which))
 
 
 async def _function(
@@ -146,9 +169,9 @@ async def _function(
 
 
 async def _history(call: Call, app_id: str, functions: Mapping[str, str]) -> None:
-    """What was called, in the hour until now."""
-    now = int(time.time())
-    span = {"since": Timestamp(seconds=now - 3600), "until": Timestamp(seconds=now)}
+    """What was called, in this hour and the one before."""
+    hour = int(time.time()) // 3600 * 3600
+    span = {"since": Timestamp(seconds=hour - 3600), "until": Timestamp(seconds=hour + 3600)}
     of_f, of_s = {"function_id": functions["f"], **span}, {"function_id": functions["S"], **span}
     await call("AppGetTimeRangeStats", api_pb2.AppGetTimeRangeStatsRequest(app_id=app_id, **span))
     for name in ("FunctionGetTimeRangeStats", "FunctionGetMetrics"):
@@ -157,6 +180,18 @@ async def _history(call: Call, app_id: str, functions: Mapping[str, str]) -> Non
     for name in ("ServerGetTimeRangeStats", "ServerGetMetrics"):
         await call(name, getattr(api_pb2, f"{name}Request")(**of_s))
     await call("ServerCountRequests", api_pb2.ServerCountRequestsRequest(bucket_secs=60, **of_s))
+    info = api_pb2.MetricsGetInfoRequest
+    of_functions = info(target_type=info.METRICS_TARGET_TYPE_FUNCTION, **span)
+    await call("MetricsGetInfo", of_functions)
+    for name, of in (("FunctionCallFetch", "f"), ("ServerRequestFetch", "S")):
+        request = METHODS[name].request
+        tail, time_range = request.Tail(count=10), request.Range(limit=10, **span)
+        await call(name, request(function_id=functions[of], tail=tail))
+        await call(name, request(function_id=functions[of], range=time_range))
+    of_app = {"app_id": app_id, **span}
+    await call("AppFetchLogs", api_pb2.AppFetchLogsRequest(limit=10, **of_app))
+    await call("AppCountLogs", api_pb2.AppCountLogsRequest(bucket_secs=60, **of_app))
+    await call("SandboxGetTimeRangeStats", api_pb2.SandboxGetTimeRangeStatsRequest(**of_app))
 
 
 async def _map(call: Call, function_id: str) -> None:

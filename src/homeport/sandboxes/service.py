@@ -322,6 +322,11 @@ class SandboxService:
         return live.record if live else await self.find(sandbox_id)
 
     def sealed(self, sandbox_id: str, sources: Sequence[Source]) -> list[SecretRef]:
+        """Raises ``InvalidError`` for an id that is empty: in a ``SecretRef`` it would mean sealed."""
+        if "" in sources:
+            raise InvalidError(
+                "One of the secrets has no id: pass secrets of the client as they are"
+            )
         return [
             SecretRef(source)
             if isinstance(source, str)

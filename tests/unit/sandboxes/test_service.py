@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from tests.unit.feature_home import Home, run
 
-from homeport.kernel.errors import AlreadyExistsError, NotFoundError, UnavailableError
+from homeport.kernel.errors import AlreadyExistsError, InvalidError, NotFoundError, UnavailableError
 from homeport.kernel.resources import Limits, Resources
 from homeport.link.messages import (
     PROTOCOL,
@@ -384,5 +384,15 @@ def test_an_app_s_end_waits_for_its_sandboxes(tmp_path: Path) -> None:
         assert world.nodes.of(StopTask) == [record.task_id]
         world.exits(record, -9)
         await stopping
+
+    world(tmp_path, scenario)
+
+
+def test_a_secret_without_an_id_is_refused(tmp_path: Path) -> None:
+    """It is not taken for one that was sent along."""
+
+    async def scenario(world: World) -> None:
+        with pytest.raises(InvalidError, match="no id"):
+            world.service.sealed("sb-1", ["", {"SECRET": "value"}])
 
     world(tmp_path, scenario)
