@@ -106,11 +106,15 @@ class Cgroup:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CgroupError(f"cannot create the control group {path}: {error}") from error
+        self.limit(limits)
+        self._oom_before = self._oom_counter()
+
+    def limit(self, limits: Limits) -> None:
+        """Write the limits; what has none stays as it is. Raises ``CgroupError``."""
         self._limit_memory(limits)
         self._limit_cpu(limits)
         if limits.pids:
             self._write("pids", "pids.max", str(limits.pids))
-        self._oom_before = self._oom_counter()
 
     def attach(self, pid: int) -> None:
         """Move a process in; it must not have children yet. Raises ``CgroupError``.

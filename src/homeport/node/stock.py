@@ -32,6 +32,10 @@ class Stock:
         self._wanted = min(self._most, max(1, 2 * self._wanted))
         self._missed_at = now
 
+    def used(self, now: float) -> None:
+        """Somebody took one that was ready: it is not calm."""
+        self._missed_at = now
+
     def calm(self, now: float) -> float:
         """Keep fewer if it was calm long enough; in how many seconds to ask again, 0 = never."""
         if not self.is_raised:

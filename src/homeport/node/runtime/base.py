@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from homeport.node.runtime import linux
 from homeport.node.runtime.container import NO_CHECKPOINTS, RunningContainer
 from homeport.node.runtime.enter import Entered, Place, enter, enter_program
 from homeport.node.runtime.files import FileTemplate
-from homeport.node.runtime.handshake import write_init
+from homeport.node.runtime.handshake import Started, write_init
 from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared
 from homeport.node.runtime.port import (
     Container,
@@ -167,20 +168,25 @@ class StagedRuntime:
     async def _start(self, spec: ContainerSpec, lease: Lease) -> RunningContainer:
         launch = Launch(self._shared, self, spec, lease)
         started, outer = await self._stage.run(launch.run)
+        return self._container(launch, started, outer, self.clean)
+
+    def _container(
+        self, launch: Launch, started: Started, outer: int, clean: Callable[[str], None]
+    ) -> RunningContainer:
         return self.container_type(
-            spec,
+            launch.spec,
             started=started,
             outer_pid=outer,
-            files_pid=launch.files_pid,
+            inside=launch.inside,
             files_fd=launch.files_fd,
             control=launch.control,
             directory=launch.directory,
             work=launch.work,
             cgroup=launch.cgroup,
-            lease=lease,
+            lease=launch.lease,
             network=self._network,
             stage=self._stage,
-            clean=self.clean,
+            clean=clean,
             user=launch.user,
             files=self._files,
             enter=self._enter,
@@ -199,9 +205,13 @@ class StagedRuntime:
             return None
         return self._cgroups.create(spec.id, limits)
 
+    def _own(self) -> set[str]:
+        """Ids of all containers of this process."""
+        return {*self._containers, *self._starting}
+
     def _sweep(self) -> int:
         """Undo everything under our run directory that no container of this process owns."""
-        mine = {*self._containers, *self._starting}
+        mine = self._own()
         swept = self._kill_strangers(mine)
         groups = {name: name.removesuffix(OCI_SUFFIX) for name in self._cgroups.names()}
         strangers = {name: container for name, container in groups.items() if container not in mine}

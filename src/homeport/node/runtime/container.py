@@ -34,7 +34,7 @@ from homeport.node.runtime.port import (
     RuntimeUnavailableError,
 )
 from homeport.node.runtime.records import ContainerDirectory, remove_tree
-from homeport.node.runtime.stage import Stage
+from homeport.node.runtime.stage import Inside, Stage
 from homeport.node.runtime.users import User
 
 _log = structlog.get_logger(__name__)
@@ -55,7 +55,7 @@ class RunningContainer:
         *,
         started: Started,
         outer_pid: int,
-        files_pid: int,
+        inside: Inside,
         files_fd: int,
         control: socket.socket | None,
         directory: ContainerDirectory,
@@ -86,7 +86,7 @@ class RunningContainer:
         self._on_removed = on_removed
         self._address = lease.address
         self._outer_pid = outer_pid
-        self._files_pid = files_pid
+        self._inside = inside
         self._files_fd = files_fd
         self._control = control
         self._outer_fd = os.pidfd_open(outer_pid)
@@ -134,21 +134,21 @@ class RunningContainer:
         self._spec = replace(self._spec, env=dict(env))
 
     async def mount(self, overlay: Overlay) -> None:
-        await self._stage.run(lambda: self._stage.mount_inside(self._files_pid, overlay))
+        await self._stage.run(lambda: self._stage.mount_inside(self._inside, overlay))
 
     async def unmount(self, target: str) -> bool:
-        return await self._stage.run(lambda: self._stage.unmount_inside(self._files_pid, target))
+        return await self._stage.run(lambda: self._stage.unmount_inside(self._inside, target))
 
     async def mount_image(self, tree: ImageTree) -> MountedImage:
-        return await self._stage.run(lambda: self._stage.mount_image_inside(self._files_pid, tree))
+        return await self._stage.run(lambda: self._stage.mount_image_inside(self._inside, tree))
 
     async def unmount_image(self, mounted: MountedImage) -> bool:
         return await self._stage.run(
-            lambda: self._stage.unmount_image_inside(self._files_pid, mounted)
+            lambda: self._stage.unmount_image_inside(self._inside, mounted)
         )
 
     async def open_directory(self, path: str) -> int:
-        return await self._stage.run(lambda: self._stage.open_inside(self._files_pid, path))
+        return await self._stage.run(lambda: self._stage.open_inside(self._inside, path))
 
     async def connect(self, port: int) -> socket.socket:
         inside = await asyncio.to_thread(socket_in_netns, self.netns)

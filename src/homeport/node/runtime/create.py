@@ -31,12 +31,17 @@ def check_default(name: str) -> None:
 
 
 async def create_runtime(
-    name: str, run_dir: Path, node_id: str, name_servers: Sequence[str] = ()
+    name: str,
+    run_dir: Path,
+    node_id: str,
+    name_servers: Sequence[str] = (),
+    prepared_max: int = 0,
 ) -> StagedRuntime:
     """The runtime called ``name`` (empty = bubblewrap), with its network, ready to start containers.
 
     ``run_dir`` is this node's alone; ``name_servers`` are what containers ask in place of the
-    machine's own. Raises ``RuntimeUnavailableError`` with the fix; there is no
+    machine's own; so many containers wait ahead of their starts at most, where the runtime can
+    (``ahead.py``). Raises ``RuntimeUnavailableError`` with the fix; there is no
     silent choice of another runtime.
     """
     name = name or DEFAULT
@@ -50,7 +55,7 @@ async def create_runtime(
         VethNetwork(tag, name_servers=name_servers) if root else UnprivilegedNetwork()
     )
     cgroups = CgroupProvider(tag)
-    runtime = _make(name, run_dir, network, cgroups, root=root)
+    runtime = _make(name, run_dir, network, cgroups, root=root, prepared_max=prepared_max)
     (run_dir / "network-tag").write_text(tag)  # how the leak check knows what is this node's
     try:
         await network.start()
@@ -61,7 +66,13 @@ async def create_runtime(
 
 
 def _make(
-    name: str, run_dir: Path, network: NetworkProvider, cgroups: CgroupProvider, *, root: bool
+    name: str,
+    run_dir: Path,
+    network: NetworkProvider,
+    cgroups: CgroupProvider,
+    *,
+    root: bool,
+    prepared_max: int,
 ) -> StagedRuntime:
     if name == "bubblewrap" and root:
         return BubblewrapRuntime(run_dir, network, cgroups)
@@ -70,5 +81,5 @@ def _make(
             f"the runtime {name} needs root on this machine: run homeport as root"
         )
     if name == "runsc":
-        return RunscRuntime(run_dir, network, cgroups)
+        return RunscRuntime(run_dir, network, cgroups, prepared_max=prepared_max)
     return OciRuntime(name, run_dir, network, cgroups)

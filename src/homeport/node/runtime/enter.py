@@ -59,8 +59,8 @@ class Place:
     groups: tuple[Path, ...]
     """``cgroup.procs`` files."""
     user: User
-    root_pid: int = 0
-    """Process whose root directory is the container's, where that is not its namespace's."""
+    root: str = ""
+    """Path to the container's root directory, where that is not its namespace's."""
 
 
 def look_up(init_pid: int, init_fd: int, user: User) -> Place:

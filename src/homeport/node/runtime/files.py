@@ -50,7 +50,7 @@ class FileTemplate:
                 "uid": place.user.uid,
                 "gid": place.user.gid,
                 "groups": list(place.user.groups),
-                "root_pid": place.root_pid,
+                "root": place.root,
             }
             self._send(json.dumps(where).encode(), fds)
 

@@ -107,8 +107,8 @@ def become_worker(place: dict[str, Any], fds: list[int]) -> None:
         os.write(group, b"0")
         os.close(group)
     root = -1
-    if place["root_pid"]:
-        root = os.open(f"/proc/{place['root_pid']}/root", os.O_PATH | os.O_DIRECTORY)
+    if place["root"]:
+        root = os.open(place["root"], os.O_PATH | os.O_DIRECTORY)
     check(_libc.setns(pidfd, place["namespaces"]))
     os.close(pidfd)
     if root >= 0:

@@ -66,14 +66,34 @@ def converse(control: socket.socket, attach: Callable[[int], None], command: str
     ``ContainerStartError`` if the tool ended before init, ``CommandError`` if the command cannot
     be executed.
     """
+    init_pid, init_fd = greet(control, attach)
+    return proceed(control, init_pid, init_fd, lambda: control.send(b"+"), command)
+
+
+def greet(control: socket.socket, attach: Callable[[int], None]) -> tuple[int, int]:
+    """The first half of ``converse``: init's pid and a pidfd of it, which is the caller's."""
     word, init_pid = _receive(control)
     if word != b"I":
         raise ContainerStartError("")
-    fds: list[int] = []
+    init_fd = -1
     try:
-        fds.append(os.pidfd_open(init_pid))
+        init_fd = os.pidfd_open(init_pid)
         attach(init_pid)
-        control.send(b"+")
+    except BaseException as error:
+        _end(init_fd)
+        if isinstance(error, OSError):
+            raise ContainerStartError(f"the container's init: {error}") from error
+        raise
+    return init_pid, init_fd
+
+
+def proceed(
+    control: socket.socket, init_pid: int, init_fd: int, go: Callable[[], object], command: str
+) -> Started:
+    """The second half: ``go`` tells init to start the command. ``init_fd`` is taken over."""
+    fds = [init_fd]
+    try:
+        go()
         word, command_pid = _receive(control)
         if word != b"S":
             raise _refusal(word, command)
@@ -84,18 +104,26 @@ def converse(control: socket.socket, attach: Callable[[int], None], command: str
             raise _refusal(word, command)
     except BaseException as error:
         for fd in fds:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            os.close(fd)
+            _end(fd)
         if isinstance(error, OSError):
             raise ContainerStartError(f"the container's init: {error}") from error
         raise
-    return Started(init_pid, fds[0], command_pid, fds[1])
+    return Started(init_pid, init_fd, command_pid, fds[1])
+
+
+def _end(pid_fd: int) -> None:
+    if pid_fd < 0:
+        return
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+    os.close(pid_fd)
 
 
 def _refusal(word: bytes, command: str) -> ContainerStartError:
     if len(word) == 2 and word[:1] == b"E":
         return CommandError(f"{command}: {os.strerror(word[1])}")
+    if len(word) == 2 and word[:1] == b"F":
+        return ContainerStartError(f"the container's init: {os.strerror(word[1])}")
     return ContainerStartError("the container's init ended unexpectedly")
 
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
+import fcntl
 import os
 import signal
 import socket
+import struct
+import termios
+import tty
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -247,6 +251,18 @@ class Keeper:
             answer = self._connecting.pop(number)
             if not answer.done():
                 answer.set_result(more[0])
+
+
+def terminal_size(fd: int) -> str:
+    """The size of the terminal that the command is given, empty for none.
+
+    It gets one of the container's own; the host's only carries the bytes from now on.
+    """
+    if fd < 0 or not os.isatty(fd):
+        return ""
+    rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
+    tty.setraw(fd, termios.TCSANOW)  # what has been typed already stays
+    return f"{rows},{columns}"
 
 
 def _code(status: int) -> int:

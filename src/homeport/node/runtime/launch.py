@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from homeport.node.runtime.port import (
 )
 from homeport.node.runtime.records import ContainerDirectory, Record, outer_name, remove_tree
 from homeport.node.runtime.rootfs import mount_points, write_generated
+from homeport.node.runtime.stage import Inside
 from homeport.node.runtime.users import User
 
 STATUS_FD: Final = 3
@@ -80,8 +81,8 @@ class Shared:
     init_fd: int
     make_cgroup: Callable[[ContainerSpec], Cgroup | None]
     resolver: Callable[[], Resolver]
-    mount_inside: Callable[[int, Overlay], None]
-    place_inside: Callable[[int, Tree], None]
+    mount_inside: Callable[[Inside, Overlay], None]
+    place_inside: Callable[[Inside, Tree], None]
 
 
 class Tool(Protocol):
@@ -129,7 +130,7 @@ class Launch:
         self._tool = tool
         self.user = User()
         """Set by the tool once it has looked into the image."""
-        self.files_pid = 0
+        self.inside = Inside(0)
         """See ``Tool.files_process``; 0 until init is there."""
         self.files_fd = -1
         """A pidfd of that process, the caller's, if it is not init itself."""
@@ -139,20 +140,25 @@ class Launch:
 
     def run(self) -> tuple[Started, int]:
         """Start it: what init said, and the pid of the tool's process (our child)."""
+        with self._recorded(), contextlib.ExitStack() as stack:
+            self._prepare()
+
+            def keep(fd: int) -> int:
+                stack.callback(os.close, fd)
+                return fd
+
+            invocation = stack.enter_context(self._tool.invocation(self, keep))
+            return self._spawn(invocation, keep)
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Generator[None]:
+        """For the time in which what fails has to be undone."""
         try:
             self.directory.create(self._record())
         except FileExistsError:
             raise ContainerStartError(f"there already is a container {self.spec.id}") from None
         try:
-            self._prepare()
-            with contextlib.ExitStack() as stack:
-
-                def keep(fd: int) -> int:
-                    stack.callback(os.close, fd)
-                    return fd
-
-                invocation = stack.enter_context(self._tool.invocation(self, keep))
-                return self._spawn(invocation, keep)
+            yield
         except BaseException as error:
             self._undo()
             if isinstance(error, (OSError, CgroupError, ValueError)):
@@ -175,8 +181,11 @@ class Launch:
         )
 
     def _prepare(self) -> None:
+        self.cgroup = self.shared.make_cgroup(self.spec)
+        self._prepare_files()
+
+    def _prepare_files(self) -> None:
         spec = self.spec
-        self.cgroup = self.shared.make_cgroup(spec)
         if not spec.upper.is_dir():
             spec.upper.mkdir(parents=True)
             os.chmod(spec.upper, 0o755)
@@ -202,8 +211,7 @@ class Launch:
                 with theirs:
                     if invocation.wake is not None:
                         invocation.wake(pid, theirs)
-                command = self.spec.command[0] if self.spec.command else ""
-                started = converse(ours, lambda init: self._attach(init, pid), command)
+                started = self._lead(ours, pid)
                 if self._tool.keeps_control:
                     self.control = ours.dup()
                 return started, pid
@@ -214,6 +222,14 @@ class Launch:
                     words = invocation.words(said)
                     raise ContainerStartError(words or str(error)) from error
                 raise
+
+    @property
+    def command(self) -> str:
+        """What it runs, for messages."""
+        return self.spec.command[0] if self.spec.command else ""
+
+    def _lead(self, control: socket.socket, outer: int) -> Started:
+        return converse(control, lambda init: self._attach(init, outer), self.command)
 
     def _posix_spawn(
         self, invocation: Invocation, control: socket.socket, errors: int, keep: Keep
@@ -255,13 +271,17 @@ class Launch:
     def _attach(self, pid: int, outer: int) -> None:
         if self.cgroup is not None:
             self.cgroup.attach(pid)
-        self.files_pid = self._tool.files_process(self, pid, outer)
-        if self.files_pid != pid:
-            self.files_fd = os.pidfd_open(self.files_pid)
+        self.inside = Inside(self._tool.files_process(self, pid, outer))
+        if self.inside.pid != pid:
+            self.files_fd = os.pidfd_open(self.inside.pid)
+        self.mount_data()
+
+    def mount_data(self) -> None:
+        """Mount what of its data comes late, when the rest is there."""
         for overlay in self.spec.overlays:
-            self.shared.mount_inside(self.files_pid, overlay)
+            self.shared.mount_inside(self.inside, overlay)
         for tree in self.spec.trees:
-            self.shared.place_inside(self.files_pid, tree)
+            self.shared.place_inside(self.inside, tree)
 
     def _undo(self) -> None:
         if self.files_fd >= 0:

@@ -40,6 +40,7 @@ _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
 _FSOPEN_CLOEXEC: Final = 1
 _OPEN_TREE_CLONE: Final = 1
+_AT_RECURSIVE: Final = 0x8000
 _FSMOUNT_CLOEXEC: Final = 1
 _FSCONFIG_SET_FLAG: Final = 0
 _FSCONFIG_SET_STRING: Final = 1
@@ -119,9 +120,12 @@ def punch_hole(fd: int, start: int, end: int) -> None:
     _check(_libc.fallocate(fd, ctypes.c_int(flags), ctypes.c_int64(start), size), "fallocate")
 
 
-def clone_mount(directory: int) -> int:
-    """The open ``directory`` with what is below it once more, mounted nowhere; a descriptor."""
-    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC
+def clone_mount(directory: int, *, recursive: bool = False) -> int:
+    """The open ``directory`` with what is below it once more, mounted nowhere; a descriptor.
+
+    ``recursive``: with what is mounted below it.
+    """
+    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return _syscall("open_tree", _SYS_OPEN_TREE, directory, b"", flags)
 
 

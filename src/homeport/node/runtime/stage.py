@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -32,17 +33,33 @@ _THREADS: Final = 4
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """Where a container's files are seen: in the mounts of process ``pid``.
+
+    Its root is that process's, or the directory ``below`` in it (``/name``).
+    """
+
+    pid: int
+    below: str = ""
+
+    @property
+    def root(self) -> str:
+        """A path that leads there from outside."""
+        return f"/proc/{self.pid}/root{self.below}"
+
+
 class Stage:
     """A few such threads. ``private`` is False without CAP_SYS_ADMIN: then nothing is mounted."""
 
-    def __init__(self, directory: Path, *, private: bool) -> None:
+    def __init__(self, directory: Path, *, private: bool, threads: int = _THREADS) -> None:
         self._directory = directory
         self._private = private
         self._local = threading.local()
         self._next = 0
         self._lock = threading.Lock()
         self._host_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self._threads = ThreadPoolExecutor(_THREADS, "homeport-stage", self._enter)
+        self._threads = ThreadPoolExecutor(threads, "homeport-stage", self._enter)
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Do ``work`` in one of the threads."""
@@ -78,6 +95,19 @@ class Stage:
         target = self.place / "root"
         mount_overlay(target, lowers, upper, work, self.place / "links")
         try:
+            yield target
+        finally:
+            linux.unmount(str(target))
+
+    @contextlib.contextmanager
+    def empty_root(self, directories: Sequence[str]) -> Generator[Path]:
+        """A file system with these directories alone, mounted for the time of the block."""
+        target = self.place / "root"
+        options = f"size=0,nr_inodes={4 * len(directories)},mode=755"
+        linux.mount("tmpfs", str(target), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+        try:
+            for name in directories:
+                (target / name).mkdir(parents=True)
             yield target
         finally:
             linux.unmount(str(target))
@@ -142,14 +172,14 @@ class Stage:
         finally:
             os.close(own)
 
-    def mount_inside(self, pid: int, overlay: Overlay) -> None:
-        """Mount ``overlay`` where process ``pid`` of a container sees it.
+    def mount_inside(self, inside: Inside, overlay: Overlay) -> None:
+        """Mount ``overlay`` where a container sees it.
 
         Raises ``ContainerStartError``, or ``RuntimeUnavailableError`` without the right to mount.
         """
         tree = self._overlay(overlay)
         try:
-            with self._inside(pid):
+            with self._inside(inside):
                 mount_at(tree, overlay.target)
                 if overlay.link:
                     link_to(overlay.target, overlay.link)
@@ -158,28 +188,28 @@ class Stage:
         finally:
             os.close(tree)
 
-    def place_inside(self, pid: int, tree: Tree) -> None:
-        """Place ``tree`` where process ``pid`` of a container sees it. Raises as ``mount_inside``."""
+    def place_inside(self, inside: Inside, tree: Tree) -> None:
+        """Place ``tree`` where a container sees it. Raises as ``mount_inside``."""
         if not self._private:
             raise RuntimeUnavailableError("buckets in containers need root on this machine")
         try:
-            with self._inside(pid):
+            with self._inside(inside):
                 mount_at(tree.fd, tree.target)
         except OSError as error:
-            raise ContainerStartError(f"the bucket at {tree.target}: {error}") from error
+            raise ContainerStartError(f"what belongs at {tree.target}: {error}") from error
 
-    def unmount_inside(self, pid: int, target: str) -> bool:
-        """Unmount what that process sees at ``target``; False if it is in use."""
-        with self._inside(pid):
+    def unmount_inside(self, inside: Inside, target: str) -> bool:
+        """Unmount what the container sees at ``target``; False if it is in use."""
+        with self._inside(inside):
             return linux.unmount_unused(target)
 
-    def delete_inside(self, pid: int, path: str) -> None:
-        """Delete a file as process ``pid`` of a container sees it. Raises ``OSError``."""
-        with self._inside(pid):
+    def delete_inside(self, inside: Inside, path: str) -> None:
+        """Delete a file as a container sees it. Raises ``OSError``."""
+        with self._inside(inside):
             os.unlink(path)
 
-    def mount_image_inside(self, pid: int, tree: ImageTree) -> MountedImage:
-        """Mount an image where process ``pid`` of a container sees it.
+    def mount_image_inside(self, inside: Inside, tree: ImageTree) -> MountedImage:
+        """Mount an image where a container sees it.
 
         Raises ``ContainerStartError``, or ``RuntimeUnavailableError`` without the right to mount.
         """
@@ -194,24 +224,24 @@ class Stage:
             linux.unmount(str(target))
         try:
             device = os.fstat(descriptor).st_dev
-            with self._inside(pid):
+            with self._inside(inside):
                 return MountedImage(mount_image_at(descriptor, tree.target), device)
         except OSError as error:
             raise ContainerStartError(f"{tree.target}: {error.strerror}") from error
         finally:
             os.close(descriptor)
 
-    def unmount_image_inside(self, pid: int, mounted: MountedImage) -> bool:
+    def unmount_image_inside(self, inside: Inside, mounted: MountedImage) -> bool:
         """Take off what ``mount_image_inside`` mounted; False if it is in use."""
         try:
-            with self._inside(pid):
+            with self._inside(inside):
                 return unmount_image_at(mounted.path, mounted.device)
         except OSError as error:
             raise ContainerStartError(f"{mounted.path}: {error.strerror}") from error
 
-    def open_inside(self, pid: int, path: str) -> int:
-        """A directory as process ``pid`` of a container sees it. Raises ``OSError``."""
-        with self._inside(pid):
+    def open_inside(self, inside: Inside, path: str) -> int:
+        """A directory as a container sees it. Raises ``OSError``."""
+        with self._inside(inside):
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _overlay(self, overlay: Overlay) -> int:
@@ -227,12 +257,12 @@ class Stage:
             linux.unmount(str(target))
 
     @contextlib.contextmanager
-    def _inside(self, pid: int) -> Generator[None]:
+    def _inside(self, inside: Inside) -> Generator[None]:
         """The thread in the mount namespace of a container, with that container's root."""
         own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            theirs = os.open(f"/proc/{inside.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            root = os.open(inside.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 linux.setns(theirs, linux.CLONE_NEWNS)
                 os.fchdir(root)  # it need not be that of the namespace

@@ -15,7 +15,8 @@ enum {
     SYS_socket = 41, SYS_connect = 42, SYS_sendmsg = 46, SYS_recvmsg = 47, SYS_shutdown = 48,
     SYS_bind = 49, SYS_listen = 50, SYS_getsockopt = 55, SYS_clone = 56, SYS_execve = 59,
     SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_chdir = 80, SYS_fchown = 93,
-    SYS_setsid = 112, SYS_setgroups = 116, SYS_setresuid = 117, SYS_setresgid = 119,
+    SYS_setsid = 112, SYS_pivot_root = 155, SYS_mount = 165, SYS_umount2 = 166, SYS_sethostname = 170,
+    SYS_setgroups = 116, SYS_setresuid = 117, SYS_setresgid = 119,
     SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_openat = 257,
     SYS_ppoll = 271, SYS_accept4 = 288, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293,
     SYS_setns = 308, SYS_memfd_create = 319, SYS_close_range = 436,
@@ -37,11 +38,11 @@ __asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16,
 
 #elif defined(__aarch64__)
 enum {
-    SYS_dup3 = 24, SYS_fcntl = 25, SYS_ioctl = 29, SYS_chdir = 49, SYS_fchown = 55, SYS_openat = 56,
+    SYS_dup3 = 24, SYS_fcntl = 25, SYS_ioctl = 29, SYS_umount2 = 39, SYS_mount = 40, SYS_pivot_root = 41, SYS_chdir = 49, SYS_fchown = 55, SYS_openat = 56,
     SYS_close = 57, SYS_pipe2 = 59, SYS_read = 63, SYS_write = 64, SYS_ppoll = 73,
     SYS_signalfd4 = 74, SYS_capget = 90, SYS_capset = 91, SYS_exit_group = 94, SYS_kill = 129,
     SYS_rt_sigprocmask = 135, SYS_setresuid = 147, SYS_setresgid = 149, SYS_setsid = 157,
-    SYS_setgroups = 159, SYS_prctl = 167, SYS_socket = 198, SYS_bind = 200, SYS_listen = 201,
+    SYS_setgroups = 159, SYS_sethostname = 161, SYS_prctl = 167, SYS_socket = 198, SYS_bind = 200, SYS_listen = 201,
     SYS_connect = 203, SYS_getsockopt = 209, SYS_shutdown = 210, SYS_sendmsg = 211,
     SYS_recvmsg = 212, SYS_clone = 220, SYS_execve = 221, SYS_accept4 = 242, SYS_wait4 = 260,
     SYS_setns = 268, SYS_memfd_create = 279, SYS_close_range = 436,
@@ -83,6 +84,7 @@ enum {
     PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_CAPBSET_DROP = 24, PR_CAP_AMBIENT = 47,
     PR_CAP_AMBIENT_CLEAR_ALL = 4, CAPABILITY_VERSION_3 = 0x20080522, CAPABILITIES_MAX = 64,
     PR_SET_SECCOMP = 22, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_MODE_FILTER = 2,
+    CAP_SYS_ADMIN = 21, MS_BIND = 4096, MS_REC = 16384, MNT_DETACH = 2,
     GROUPS_MAX = 64, PATH_MAX = 4096,
 };
 
@@ -143,18 +145,22 @@ SHARED void report_error(int control, int error)
     leave(FAILED);
 }
 
-/* Whoever executes what in this container: no capability beyond those we have now. */
-SHARED void bound_capabilities(void)
+/* Whoever executes what in this container: no capability beyond those we have now, less these. */
+SHARED void bound_capabilities(u64 without)
 {
     u32 header[2] = {CAPABILITY_VERSION_3, 0};
     u32 sets[6]; /* effective, permitted, inheritable of the lower 32, then of the upper 32 */
     if (call(SYS_capget, (long)header, (long)sets, 0, 0, 0))
         leave(FAILED);
+    for (int half = 0; half < 2; half++)
+        sets[3 * half + 1] &= ~(u32)(without >> 32 * half);
     for (int capability = 0; capability < CAPABILITIES_MAX; capability++)
         if (!(sets[capability / 32 * 3 + 1] >> capability % 32 & 1))
             call(SYS_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
     call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     sets[2] = sets[5] = 0;
+    sets[0] &= sets[1];
+    sets[3] &= sets[4];
     header[0] = CAPABILITY_VERSION_3;
     if (call(SYS_capset, (long)header, (long)sets, 0, 0, 0))
         leave(FAILED);

@@ -96,7 +96,7 @@ __attribute__((used, noreturn)) void run(long *stack)
     /* Processes of the container may not look into this one (its descriptors are the host's). */
     call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
-    bound_capabilities();
+    bound_capabilities(0);
     report_and_wait(control, "I");
     error = call(SYS_pipe2, (long)starting, O_CLOEXEC, 0, 0, 0);
     if (error)

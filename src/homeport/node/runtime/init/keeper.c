@@ -3,9 +3,16 @@
  *
  *   keeper CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS TERMINAL [COMMAND [ARGUMENT...]]
  *
+ *   prepared CONTROL_FD
+ *
  *   keeper join COUNT FILE... PROGRAM [ARGUMENT...]
  *
- * The second form is for the host: it writes itself into that many cgroup.procs files and becomes
+ * The second form is for a container that is started before it is known what for: its files will be
+ * at /files, and the rest comes with a packet, with the descriptors stdin, stdout, stderr:
+ *
+ *   'b' HOSTNAME WORKDIR COUNT UID GID GROUPS TERMINAL ARGUMENT... ENVIRONMENT...
+ *
+ * The third form is for the host: it writes itself into that many cgroup.procs files and becomes
  * PROGRAM, with its own argv[0].
  *
  * It starts the command as init.c does, in the same conversation with the node, and is then what
@@ -66,6 +73,8 @@ static long copies[COPIES_MAX]; /* processes that copy between the container and
 static char **arguments;
 static int control, door = -1;
 static int is_lasting;
+static int streams[3]; /* of the command */
+static const char *first_directory; /* of the command, if it is not the keeper's */
 
 static void drop(int fd)
 {
@@ -282,13 +291,14 @@ static void run_command(char **environment, int first, int slave)
     if (slave >= 0) {
         take_terminal(slave);
     } else {
-        call(SYS_dup3, number(arguments[2]), 0, 0, 0, 0);
-        call(SYS_dup3, number(arguments[3]), 1, 0, 0, 0);
-        call(SYS_dup3, number(arguments[4]), 2, 0, 0, 0);
+        for (int fd = 0; fd < 3; fd++)
+            call(SYS_dup3, streams[fd], fd, 0, 0, 0);
         be_blocking();
     }
     close_on_exec();
-    int error = become(arguments[5], arguments[6], arguments[7]);
+    int error = first_directory ? (int)-call(SYS_chdir, (long)first_directory, 0, 0, 0, 0) : 0;
+    if (!error)
+        error = become(arguments[5], arguments[6], arguments[7]);
     if (!error) {
         report_and_wait(control, "S");
         if (!arguments[9]) {
@@ -701,6 +711,82 @@ static void reap(void)
     }
 }
 
+/* --- prepared ------------------------------------------------------------------------------------ */
+
+static char told[PACKET_MAX];
+static char *told_texts[TEXTS_MAX + 1];
+
+static void done(long result)
+{
+    if (result < 0) {
+        unsigned char message[2] = {'F', (unsigned char)-result};
+        call(SYS_write, control, (long)message, 2, 0, 0);
+        leave(FAILED);
+    }
+}
+
+static void bind(const char *from, const char *to)
+{
+    done(call(SYS_mount, (long)from, (long)to, 0, MS_BIND | MS_REC, 0));
+}
+
+/* The files that the node has mounted meanwhile are all that there is. */
+static void enter_files(void)
+{
+    bind("/files", "/files");
+    bind("/proc", "/files/proc");
+    bind("/dev", "/files/dev");
+    bind("/sys", "/files/sys");
+    done(call(SYS_chdir, (long)"/files", 0, 0, 0, 0));
+    done(call(SYS_pivot_root, (long)".", (long)".", 0, 0, 0));
+    done(call(SYS_umount2, (long)".", MNT_DETACH, 0, 0, 0));
+    done(call(SYS_chdir, (long)"/", 0, 0, 0, 0));
+}
+
+/* Waits until it is known what the container is for; a node that is gone needs it no more. */
+static char **be_told(void)
+{
+    struct vector part = {told, PACKET_MAX};
+    struct rights rights = {0, 0, 0, {0}};
+    struct message message = {0, 0, &part, 1, &rights, sizeof rights, 0};
+    int count = 2, length;
+    long got;
+
+    if (call(SYS_write, control, (long)"I", 1, 0, 0) != 1)
+        leave(FAILED);
+    do
+        got = call(SYS_recvmsg, control, (long)&message, MSG_CMSG_CLOEXEC, 0, 0);
+    while (got == -EINTR);
+    if (got < 2 || told[0] != 'b' || told[got - 1] || message.flags & MSG_TRUNC)
+        leave(FAILED);
+    if (message.control_length < 28 || rights.level != SOL_SOCKET || rights.type != SCM_RIGHTS || rights.length != 28)
+        leave(FAILED);
+    for (int fd = 0; fd < 3; fd++)
+        streams[fd] = rights.fds[fd];
+    for (char *text = told + 1; text < told + got && count < TEXTS_MAX - 1; count++) {
+        told_texts[count] = text;
+        while (*text)
+            text++;
+        text++;
+    }
+    length = count > 9 ? (int)number(told_texts[4]) : 0;
+    if (count < 9 || length < 0 || 9 + length > count)
+        leave(FAILED);
+    enter_files();
+    long hostname = 0;
+    while (told_texts[2][hostname])
+        hostname++;
+    done(call(SYS_sethostname, (long)told_texts[2], hostname, 0, 0, 0));
+    first_directory = told_texts[3];
+    /* The environment is the rest: make room for the end of the command. */
+    for (int index = count; index > 9 + length; index--)
+        told_texts[index] = told_texts[index - 1];
+    told_texts[9 + length] = 0;
+    told_texts[count + 1] = 0;
+    arguments = told_texts;
+    return told_texts + 9 + length + 1;
+}
+
 static void join(long count, char **environment)
 {
     long files = number(arguments[2]);
@@ -733,7 +819,8 @@ __attribute__((used, noreturn)) void run(long *stack)
     if (arguments[0][0] == 'l')
         run_from_copy(environment);
     is_lasting = arguments[0][0] == 'c';
-    if (count < 9)
+    int is_prepared = arguments[0][0] == 'p';
+    if (count < (is_prepared ? 2 : 9))
         leave(FAILED);
     control = (int)number(arguments[1]);
     for (int index = 0; index < PROCESSES_MAX; index++)
@@ -741,8 +828,15 @@ __attribute__((used, noreturn)) void run(long *stack)
     /* Processes of the container may not look into this one (its descriptors are the host's). */
     call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
-    bound_capabilities();
-    report_and_wait(control, "I");
+    if (is_prepared) {
+        environment = be_told();
+        bound_capabilities(1UL << CAP_SYS_ADMIN);
+    } else {
+        for (int fd = 0; fd < 3; fd++)
+            streams[fd] = (int)number(arguments[2 + fd]);
+        bound_capabilities(0);
+        report_and_wait(control, "I");
+    }
     if (*arguments[8]) {
         processes[0].master = open_terminal(arguments[8], &slave);
         if (processes[0].master < 0)
@@ -763,14 +857,14 @@ __attribute__((used, noreturn)) void run(long *stack)
     processes[0].pid = command;
     if (slave >= 0) {
         drop(slave);
-        processes[0].relay = start_relay((int)number(arguments[2]), processes[0].master, 1);
+        processes[0].relay = start_relay(streams[0], processes[0].master, 1);
     }
     call(SYS_write, control, (long)"R", 1, 0, 0);
     if (is_lasting)
         give_streams_away();
     else
-        for (int index = 2; index < 5; index++)
-            drop((int)number(arguments[index]));
+        for (int fd = 0; fd < 3; fd++)
+            drop(streams[fd]);
 
     u64 child = 1UL << (SIGCHLD - 1);
     set_signals(SIG_BLOCK, child);
