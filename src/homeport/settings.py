@@ -121,6 +121,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     templates_max: int = 8
     """Containers a node keeps waiting, with the client imported, for tasks like those it ran lately;
     each takes some 40 MiB. 0 = none: every container starts from nothing."""
+    sandboxes_prepared_max: int = 3
+    """Sandboxes of gVisor (``sandbox_runtime``) that a node starts ahead of their creation, as many as
+    were lately created at once; each takes some 30 MiB. None while no sandbox is created for some
+    minutes. 0 = none ever."""
     gpu_cdi_folders: str = "/etc/cdi,/var/run/cdi"
     """Folders with CDI specifications (``nvidia-ctk cdi generate``), with commas between: how GPUs get
     into containers. Of a device in several, the last one counts. Empty = no GPU is offered."""

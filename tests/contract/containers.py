@@ -15,8 +15,11 @@ from typing import Any
 from homeport.node.runtime.base import StagedRuntime
 from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import Container, ContainerSpec, Exit
+from homeport.node.runtime.runsc import RunscRuntime
 
 NODE_ID = "no-contract"
+PREPARED = "runsc prepared"
+"""The runtime's name for a box in which a container waits before each start."""
 
 
 def make_layer(directory: Path) -> Path:
@@ -71,9 +74,17 @@ class Box:
         }
         return ContainerSpec(**{**values, **changes})
 
+    def waiting(self) -> frozenset[str]:
+        """What is there of containers that wait: their names."""
+        return frozenset()
+
+    async def begin(self, spec: ContainerSpec) -> Container:
+        """Start one."""
+        return await self.runtime.start(spec)
+
     async def start(self, *command: str, **changes: Any) -> Container:
         """Start a container whose output goes nowhere."""
-        return await self.runtime.start(self.spec(*command, **changes))
+        return await self.begin(self.spec(*command, **changes))
 
     async def run(self, *command: str, **changes: Any) -> Result:
         """Run a container to its end and remove it, keeping its upper directory."""
@@ -81,7 +92,7 @@ class Box:
         output = asyncio.create_task(asyncio.to_thread(_read_all, read))
         try:
             spec = self.spec(*command, **changes, stdout_fd=write, stderr_fd=write)
-            container = await self.runtime.start(spec)
+            container = await self.begin(spec)
         finally:
             os.close(write)
         exit = await container.wait()
@@ -92,6 +103,23 @@ class Box:
         return await self.run("sh", "-c", script, **changes)
 
 
+class PreparedBox(Box):
+    """One whose containers are started in some that wait."""
+
+    def waiting(self) -> frozenset[str]:
+        assert isinstance(self.runtime, RunscRuntime)
+        return self.runtime.waiting
+
+    async def begin(self, spec: ContainerSpec) -> Container:
+        assert isinstance(self.runtime, RunscRuntime)
+        if spec.network != "host":
+            await self.runtime.prepare(spec.network)
+        before = self.runtime.adopted
+        container = await self.runtime.start(spec)
+        assert self.runtime.adopted - before == (spec.network != "host")
+        return container
+
+
 def _read_all(fd: int) -> str:
     with os.fdopen(fd, "rb") as file:
         return file.read().decode()
@@ -99,9 +127,12 @@ def _read_all(fd: int) -> str:
 
 @asynccontextmanager
 async def open_box(name: str, home: Path, layer: Path) -> AsyncIterator[Box]:
-    runtime = await create_runtime(name, home / "run", NODE_ID)
+    prepared = name == PREPARED
+    runtime = await create_runtime(
+        "runsc" if prepared else name, home / "run", NODE_ID, prepared_max=int(prepared)
+    )
     try:
-        yield Box(runtime, home, layer)
+        yield (PreparedBox if prepared else Box)(runtime, home, layer)
     finally:
         await runtime.close()
 

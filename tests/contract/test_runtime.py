@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from homeport.kernel.resources import Limits
-from homeport.node.cgroups import CgroupProvider
 from homeport.node.leaks import find_leaks
 from homeport.node.network import interface_names, network_tag
 from homeport.node.peers import connect
 from homeport.node.router.files import FileTools
 from homeport.node.runtime import keeper
+from homeport.node.runtime.container import RunningContainer
 from homeport.node.runtime.create import create_runtime
 from homeport.node.runtime.port import (
     Bind,
@@ -34,9 +34,11 @@ from homeport.node.runtime.port import (
     MountedImage,
     RuntimeUnavailableError,
 )
+from homeport.node.runtime.records import OUTER_PREFIX, find_processes
+from homeport.node.runtime.runsc import RunscRuntime
 from homeport.node.trial import works
 
-from .containers import NODE_ID, Box, eventually, make_layer, open_box
+from .containers import NODE_ID, PREPARED, Box, eventually, make_layer, open_box
 
 pytestmark = [
     pytest.mark.root,
@@ -64,10 +66,10 @@ def gvisor_failure(tmp_path_factory: pytest.TempPathFactory) -> str:
     return asyncio.run(works(tmp_path_factory.mktemp("trial"), "runsc")).failure
 
 
-@pytest.fixture(params=["bubblewrap", "runc", "crun", "runsc"])
+@pytest.fixture(params=["bubblewrap", "runc", "crun", "runsc", PREPARED])
 def tool(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if name == "runsc":
+    if name in ("runsc", PREPARED):
         failure: str = request.getfixturevalue("gvisor_failure")
         if failure:
             pytest.skip(failure)
@@ -455,7 +457,9 @@ def test_processor_limits_are_set(in_box: InBox, tmp_path: Path) -> None:
     async def check(box: Box) -> None:
         limits = Limits(milli_cpu=500, milli_cpu_max=1500)
         container = await box.start("sleep", "1000", limits=limits)
-        group = CgroupProvider(network_tag(NODE_ID, tmp_path / "run")).group(container.id)
+        assert isinstance(container, RunningContainer)
+        group = container.cgroup
+        assert group is not None
         assert container.pid in group.processes()
         shares, weight = group.paths()[0] / "cpu.shares", group.paths()[-1] / "cpu.weight"
         assert int((shares if shares.exists() else weight).read_text()) in (512, 50)
@@ -493,7 +497,9 @@ def test_a_start_that_is_given_up_leaves_nothing(in_box: InBox, tmp_path: Path) 
             start.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await (await start).remove()
-            assert not [left for left in find_leaks(tmp_path) if "process" in left]
+            left = [leak for leak in find_leaks(tmp_path) if "process" in leak]
+            waiting = box.waiting()
+            assert not [leak for leak in left if not any(name in leak for name in waiting)]
 
     in_box(check)
 
@@ -578,7 +584,7 @@ def test_the_command_has_a_terminal_if_it_is_given_one(in_box: InBox) -> None:
             stderr_fd=theirs,
         )  # fmt: skip
         try:
-            container = await box.runtime.start(spec)
+            container = await box.begin(spec)
         finally:
             os.close(theirs)
         os.write(ours, b"\x03")  # interrupts who has the terminal
@@ -611,7 +617,7 @@ def test_without_a_command_it_is_there_until_it_is_killed(in_box: InBox) -> None
 def test_a_frozen_container_stands_still(in_box: InBox) -> None:
     async def check(box: Box) -> None:
         spec = box.spec("sh", "-c", "while :; do echo >> /ticks; sleep 0.01; done")
-        container = await box.runtime.start(spec)
+        container = await box.begin(spec)
         ticks = spec.upper / "ticks"
         await eventually(lambda: ticks.exists())
         await container.freeze()
@@ -1045,3 +1051,96 @@ async def refusal(container: Container) -> str:
             await container.exec(ExecSpec(("true",)))
         except ExecError as error:
             return str(error)
+
+
+# --- containers that wait (prepared.py) --------------------------------------------------------------
+
+_WAITING_NODE = """
+import asyncio, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[3])
+from contract.containers import PREPARED, open_box
+
+async def main():
+    async with open_box(PREPARED, Path(sys.argv[1]), Path(sys.argv[2])) as box:
+        await box.runtime.prepare("nat")
+        print(*box.waiting(), flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def waiting_processes(name: str) -> list[str]:
+    return [found for found in find_processes(OUTER_PREFIX).values() if found.endswith(name)]
+
+
+def test_what_waits_ends_with_its_node(gvisor_failure: str, tmp_path: Path, layer: Path) -> None:
+    if gvisor_failure:
+        pytest.skip(gvisor_failure)
+    tests = str(Path(__file__).parents[1])
+    arguments = [sys.executable, "-c", _WAITING_NODE, str(tmp_path), str(layer), tests]
+    node = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert node.stdout is not None
+    with node.stdout:
+        name = node.stdout.readline().strip()
+    assert waiting_processes(name)
+    node.kill()
+    node.wait()
+
+    async def main() -> None:
+        await eventually(lambda: not waiting_processes(name))
+        async with open_box("runsc", tmp_path, layer) as box:
+            assert await box.runtime.sweep() == 0
+            assert find_leaks(tmp_path) != []  # the network that waits
+            assert [*(box.home / "run/prepared").iterdir()] == []
+            assert [*(box.home / "run/runsc").iterdir()] == []
+
+    asyncio.run(main())
+    assert find_leaks(tmp_path) == []
+
+
+def test_one_that_ended_while_it_waited_is_replaced(
+    gvisor_failure: str, tmp_path: Path, layer: Path
+) -> None:
+    if gvisor_failure:
+        pytest.skip(gvisor_failure)
+
+    async def main() -> None:
+        async with open_box(PREPARED, tmp_path, layer) as box:
+            runtime = box.runtime
+            assert isinstance(runtime, RunscRuntime)
+            await runtime.prepare("none")
+            (first,) = runtime.waiting
+            (pid,) = [pid for pid, name in find_processes(OUTER_PREFIX).items() if first in name]
+            os.kill(pid, signal.SIGKILL)
+            # whether that has been noticed or not: it starts
+            container = await runtime.start(box.spec("sleep", "1000"))
+            assert await execute(container, "echo", "here") == (0, "here\n")
+            assert runtime.adopted == 0
+            await eventually(lambda: first not in runtime.waiting)
+            assert (await box.sh("echo there")).output == "there\n"
+            assert runtime.adopted == 1
+
+    asyncio.run(main())
+    assert find_leaks(tmp_path) == []
+
+
+def test_for_checkpoints_none_is_used_that_waits(
+    gvisor_failure: str, tmp_path: Path, layer: Path
+) -> None:
+    if gvisor_failure:
+        pytest.skip(gvisor_failure)
+
+    async def main() -> None:
+        async with open_box(PREPARED, tmp_path, layer) as box:
+            runtime = box.runtime
+            assert isinstance(runtime, RunscRuntime)
+            await runtime.prepare("none")
+            await runtime.start(box.spec("sleep", "1000", can_checkpoint=True))
+            await runtime.start(box.spec("true", *["x" * 100_000] * 10))
+            assert runtime.adopted == 0
+
+    asyncio.run(main())
+    assert find_leaks(tmp_path) == []

@@ -85,6 +85,8 @@ class NodeConfig:
 
     templates_max: int = 0
     """Containers that wait ahead of their tasks; 0 = none."""
+    sandboxes_prepared_max: int = 0
+    """Sandboxes of gVisor that wait; 0 = none."""
     gpus: GpuOptions = NO_GPUS
     """Where GPUs are looked for; the default: nowhere."""
 
@@ -148,7 +150,8 @@ class Agent:
     async def _make_runtime(
         self, stack: contextlib.AsyncExitStack, name: str, place: Path, node_id: str
     ) -> ClosableRuntime:
-        runtime = await create_runtime(name, place, node_id, self._config.name_servers)
+        most = self._config.sandboxes_prepared_max
+        runtime = await create_runtime(name, place, node_id, self._config.name_servers, most)
         stack.push_async_callback(runtime.close)
         swept = await runtime.sweep()
         if swept:

@@ -53,6 +53,7 @@ def main(
             router_host=settings.router_host,
             name_servers=name_servers(settings.name_servers),
             templates_max=settings.templates_max,
+            sandboxes_prepared_max=settings.sandboxes_prepared_max,
             gpus=gpu_options(settings),
         )
         run(config, sweep=sweep)

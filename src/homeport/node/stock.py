@@ -32,6 +32,10 @@ class Stock:
         self._wanted = min(self._most, max(1, 2 * self._wanted))
         self._missed_at = now
 
+    def want(self) -> None:
+        """Have one ready, though nobody asked."""
+        self._wanted = min(self._most, max(1, self._wanted))
+
     def used(self, now: float) -> None:
         """Somebody took one that was ready: it is not calm."""
         self._missed_at = now

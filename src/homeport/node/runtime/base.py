@@ -134,7 +134,7 @@ class StagedRuntime:
             await (await launch).remove()
 
     async def sweep(self) -> int:
-        return await self._stage.run(self._sweep)
+        return len(await self._stage.run(self._sweep))
 
     async def close(self) -> None:
         """Remove the containers of this process and everything shared. Idempotent."""
@@ -209,8 +209,11 @@ class StagedRuntime:
         """Ids of all containers of this process."""
         return {*self._containers, *self._starting}
 
-    def _sweep(self) -> int:
-        """Undo everything under our run directory that no container of this process owns."""
+    def _sweep(self) -> set[str]:
+        """Undo everything under our run directory that no container of this process owns.
+
+        Returns what was undone.
+        """
         mine = self._own()
         swept = self._kill_strangers(mine)
         groups = {name: name.removesuffix(OCI_SUFFIX) for name in self._cgroups.names()}
@@ -232,7 +235,7 @@ class StagedRuntime:
             self.clean(path.name)
             directory.remove()
         self._network.sweep()
-        return len(swept)
+        return swept
 
     def _kill_strangers(self, mine: set[str]) -> set[str]:
         killed: set[str] = set()

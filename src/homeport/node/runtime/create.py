@@ -41,7 +41,7 @@ async def create_runtime(
 
     ``run_dir`` is this node's alone; ``name_servers`` are what containers ask in place of the
     machine's own; so many containers wait ahead of their starts at most, where the runtime can
-    (``ahead.py``). Raises ``RuntimeUnavailableError`` with the fix; there is no
+    (``prepared.py``). Raises ``RuntimeUnavailableError`` with the fix; there is no
     silent choice of another runtime.
     """
     name = name or DEFAULT

@@ -30,17 +30,7 @@ from homeport.node.cgroups import Cgroup, CgroupProvider
 from homeport.node.network import Lease, NetworkProvider, in_netns
 from homeport.node.peers import inner_link
 from homeport.node.runtime import linux
-from homeport.node.runtime.ahead import (
-    Adoption,
-    Ahead,
-    Preparation,
-    Prepared,
-    PreparedEndedError,
-    PreparedTool,
-    add_network,
-    joined,
-    program_for,
-)
+from homeport.node.runtime.ahead import Ahead
 from homeport.node.runtime.arguments import working_directory
 from homeport.node.runtime.base import StagedRuntime
 from homeport.node.runtime.bundle import bundle_config
@@ -67,6 +57,17 @@ from homeport.node.runtime.port import (
     ExecSpec,
     Process,
     RuntimeUnavailableError,
+)
+from homeport.node.runtime.prepared import (
+    PREFIX,
+    Adoption,
+    Preparation,
+    Prepared,
+    PreparedEndedError,
+    PreparedTool,
+    add_network,
+    joined,
+    program_for,
 )
 from homeport.node.runtime.records import remove_tree
 from homeport.node.runtime.runsc_files import (
@@ -223,9 +224,12 @@ class RunscRuntime(StagedRuntime):
         self._ahead = Ahead(prepared_max, self._prepare, self._discard)
         self._ahead_stage = Stage(self._run_dir / "stage" / "ahead", private=True, threads=1)
         self._ahead_tool = PreparedTool(self._runsc, self._ahead_stage, self._init_fd)
+        self.adopted = 0
+        """So many starts had one that waited."""
         self._adopted: dict[str, str] = {}
         """Containers by their ids, and what they were called when they were prepared."""
-        self._prepared = itertools.count()
+        self._waiting: set[str] = set()
+        (self._run_dir / "prepared").mkdir(exist_ok=True)
 
     @property
     def name(self) -> str:
@@ -241,11 +245,17 @@ class RunscRuntime(StagedRuntime):
         await self._ahead.close()
         await super().close()
         self._ahead_stage.close()
+        remove_tree(self._run_dir / "prepared")
         remove_tree(self._run_dir / "runsc")
 
-    async def prepared(self, network: str) -> None:
-        """Until a container for ``network`` is prepared, which is not wanted if nobody asked lately."""
-        await self._ahead.until_ready(network)
+    async def prepare(self, network: str) -> None:
+        """Have a container wait for a start with ``network``; until it does."""
+        await self._ahead.prepare(network)
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """What the containers that wait, or are about to, are called on the machine."""
+        return frozenset(self._waiting)
 
     @contextlib.contextmanager
     def invocation(self, launch: Launch, keep: Keep) -> Generator[Invocation]:
@@ -382,6 +392,8 @@ class RunscRuntime(StagedRuntime):
             log.warning("a container that was prepared has ended", error=str(error))
             self._starting.add(spec.id)
             return await super()._begin(spec)
+        self.adopted += 1
+        self._waiting.discard(prepared.id)
         self._starting.discard(spec.id)
         self._containers[spec.id] = container
         return container
@@ -404,7 +416,15 @@ class RunscRuntime(StagedRuntime):
 
     async def _prepare(self, network: str) -> Prepared:
         """One more container that waits. Raises as ``start``."""
-        name = f"prepared-{next(self._prepared)}"
+        name = f"{PREFIX}{os.urandom(4).hex()}"
+        self._waiting.add(name)
+        try:
+            return await self._prepare_as(name, network)
+        except BaseException:
+            self._waiting.discard(name)
+            raise
+
+    async def _prepare_as(self, name: str, network: str) -> Prepared:
         lease = await self._network.acquire(network)
         try:
             address = await self._ahead_stage.run(lambda: self._link(lease))
@@ -418,19 +438,24 @@ class RunscRuntime(StagedRuntime):
     async def _discard(self, prepared: Prepared) -> None:
         await self._stage.run(prepared.end)
         self.clean(prepared.id)
+        self._waiting.discard(prepared.id)
         await self._network.release(prepared.lease)
 
     def _own(self) -> set[str]:
-        return super()._own() | self._ahead.ids() | set(self._adopted.values())
+        return super()._own() | self._waiting | set(self._adopted.values())
 
     def _forget(self, container_id: str) -> None:
         super()._forget(container_id)
         self._adopted.pop(container_id, None)
 
-    def _sweep(self) -> int:
+    def _sweep(self) -> set[str]:
         swept = super()._sweep()
-        self._runsc.clean_all(self._own())
-        return swept
+        own = self._own()
+        for path in (self._run_dir / "prepared").iterdir():
+            if path.name not in own:
+                remove_tree(path)
+        self._runsc.clean_all(own)
+        return {name for name in swept if not name.startswith(PREFIX)}
 
 
 def _can_be_told(spec: ContainerSpec) -> bool:
