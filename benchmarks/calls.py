@@ -35,6 +35,8 @@ PEERS = {
     "dask": ["distributed>=2025"],
     "ray": ["ray>=2.40"],
 }
+PLAIN = {"HOMEPORT_SANDBOX_RUNTIME": ""}
+"""No trial of gVisor while something is measured that has no sandboxes."""
 Figures = dict[str, float]
 
 
@@ -43,7 +45,7 @@ def python(
 ) -> str:
     """Run Python and return what it printed; its standard error stays on the terminal."""
     command = [str(program), *map(str, arguments)]
-    environment = {**os.environ, **(environ or {})}
+    environment = {**PLAIN, **os.environ, **(environ or {})}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         name = Path(str(arguments[0])).name

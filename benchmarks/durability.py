@@ -22,7 +22,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from calls import client, machine, python
+from calls import PLAIN, client, machine, python
 
 from homeport.cli.instance import health
 
@@ -40,7 +40,7 @@ def server(home: Path, mode: str, containers: int) -> Iterator[dict[str, str]]:
     """A server of ``mode`` and its node, with the benchmark's app deployed and warm."""
     home.mkdir(parents=True)
     durability = "power" if mode == "power" else "process"
-    environ = {**os.environ, "HOMEPORT_DURABILITY": durability}
+    environ = {**PLAIN, **os.environ, "HOMEPORT_DURABILITY": durability}
     with contextlib.ExitStack() as stack:
         serve = [*MODES[mode], "serve", "--home", home, "--port", "0"]
         start(stack, serve, home / "server.log", environ)

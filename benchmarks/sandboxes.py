@@ -76,7 +76,7 @@ class Homeport:
 
     def __enter__(self) -> Homeport:
         name = "SANDBOX" if self.runtime == "runsc" else "DEFAULT"  # gVisor is for sandboxes
-        more = {f"HOMEPORT_{name}_RUNTIME": self.runtime}
+        more = {"HOMEPORT_SANDBOX_RUNTIME": "", f"HOMEPORT_{name}_RUNTIME": self.runtime}
         python(*HOMEPORT, "up", "--detach", "--home", self.home, "--port", 0, environ=more)
         self.environ = json.loads(python(*HOMEPORT, "env", "--home", self.home, "--json"))
         self.environ["MODAL_CONFIG_PATH"] = str(self.home / "none.toml")

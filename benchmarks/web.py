@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calls import PLAIN
 from uv import find_uv_bin
 from web_app import APPLICATION, PACKAGES
 
@@ -105,7 +106,7 @@ def process(command: list[Any], folder: Path, **environ: str) -> Iterator[subpro
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **environ},
+            env={**PLAIN, **os.environ, **environ},
         )
     try:
         yield started

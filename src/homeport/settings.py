@@ -47,9 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     starts when that one ends, instead of giving up."""
     default_runtime: str = ""
     """Isolation tool of all containers; empty = bubblewrap."""
-    sandbox_runtime: str = ""
-    """Isolation tool of sandboxes; empty = ``default_runtime``, ``auto`` = runsc (gVisor) where it is
-    installed and works, else ``default_runtime``."""
+    sandbox_runtime: str = "auto"
+    """Isolation tool of sandboxes: ``auto`` = runsc (gVisor) where it is installed and works, else
+    ``default_runtime``, which those with a GPU have anyway; empty = ``default_runtime``."""
     message_bytes_max: int = 256 * 1024 * 1024
     """Largest gRPC message accepted."""
     heartbeat_s: float = 2.0

@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.conformance.harness.bare import BareServer
 from tests.conformance.harness.lossy import PatientProxy
+from tests.conformance.harness.server import PLAIN
 
 from homeport.node.leaks import find_leaks
 
@@ -88,7 +89,11 @@ def _node(server: BareServer) -> Iterator[None]:
     command = [sys.executable, "-m", "homeport.node.main", "--home", str(server.home)]
     with (server.home / "node.log").open("wb") as log:
         node = subprocess.Popen(
-            [*command, "--server", server.url], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [*command, "--server", server.url],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**PLAIN, **os.environ},
         )
     try:
         yield

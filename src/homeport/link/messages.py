@@ -21,7 +21,7 @@ import msgspec
 from homeport.kernel.gpus import Gpu
 from homeport.kernel.resources import Limits, Resources
 
-PROTOCOL = 3
+PROTOCOL = 4
 RELAY_HOST = "127.77.77.77"
 """Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
 network namespace, so that client-side checks of blob hosts accept it."""
@@ -244,6 +244,7 @@ class Hello(Message):
     version: str
     capacity: Resources
     runtimes: list[str]
+    """With one that is still being tried, if it will probably work."""
     gpus: list[Gpu]
     """Those that containers may be given."""
     running: list[RunningTask]
@@ -253,6 +254,12 @@ class Hello(Message):
     """Where its command router listens."""
     router_host: str = ""
     """The router's host name for clients; empty = the server's own."""
+
+
+class RuntimesKnown(Message):
+    """What ``Hello.runtimes`` is now: one that was being tried does not work."""
+
+    runtimes: list[str]
 
 
 class LayersDropped(Message):
@@ -840,6 +847,7 @@ NodeMessage = (
     | BuildLog
     | BuildFinished
     | LayersDropped
+    | RuntimesKnown
     | Ping
 )
 ServerMessage = (

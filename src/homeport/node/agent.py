@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import shutil
 import socket
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import aiohttp
 import structlog
@@ -23,7 +21,7 @@ from homeport.kernel.errors import ConflictError, InvalidError
 from homeport.kernel.resources import Resources
 from homeport.link.connect import connect_link
 from homeport.link.framing import FrameProtocol
-from homeport.link.messages import LayersDropped, ServerMessage
+from homeport.link.messages import LayersDropped, RuntimesKnown, ServerMessage
 from homeport.node import caches
 from homeport.node.blob_relay import BlobRelay
 from homeport.node.buckets import Buckets
@@ -34,19 +32,19 @@ from homeport.node.caches import Caches
 from homeport.node.fetch import FileSource
 from homeport.node.gpus.devices import NodeGpus
 from homeport.node.gpus.inventory import NO_GPUS, GpuOptions, discover
+from homeport.node.isolation import ClosableRuntime, Isolation
 from homeport.node.layers import LayerStore
 from homeport.node.link import NodeLink, Wire
 from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer
 from homeport.node.room import LayerRoom, default_bound
 from homeport.node.router.service import CommandRouter
-from homeport.node.runtime.create import AUTO, check_default, create_runtime
-from homeport.node.runtime.port import Runtime
+from homeport.node.runtime.create import check_default
+from homeport.node.runtimes import NodeRuntimes
 from homeport.node.sandbox_snapshots import Snapshots
 from homeport.node.sidecars import Sidecars
 from homeport.node.supervisor import Hosted, Supervisor
 from homeport.node.templates.pool import Templates
-from homeport.node.trial import works
 from homeport.node.tunnels import Tunnels
 from homeport.node.volumes.layers import VolumeLayers
 from homeport.node.volumes.mounted import NodeVolumes
@@ -71,7 +69,7 @@ class NodeConfig:
     token: Callable[[], str]
     runtime: str = ""
     sandbox_runtime: str = ""
-    """As the setting; ``auto`` tries runsc."""
+    """As the setting: ``auto`` is runsc where that works, empty the same as of functions."""
     registry_mirrors: Mapping[str, str] = field(default_factory=dict[str, str])
     layers_bytes_max: int = 0
     caches_bytes_max: int = 0
@@ -95,12 +93,6 @@ class NodeConfig:
         return self.home / "node"
 
 
-class ClosableRuntime(Runtime, Protocol):
-    """A runtime with things of its own to undo."""
-
-    async def close(self) -> None: ...
-
-
 class Agent:
     """One node of one home. ``run`` until cancelled or ``stop`` is asked for."""
 
@@ -115,8 +107,10 @@ class Agent:
     async def run(self) -> None:
         """Serve until ``stop``. Raises ``ConflictError`` if this home has a running node."""
         async with contextlib.AsyncExitStack() as stack:
-            node_id, runtime, sandboxes = await self._take(stack)
-            await self._serve(stack, node_id, runtime, sandboxes)
+            runtimes = self._take(stack)
+            runtime = await runtimes.default(stack)
+            isolation = await runtimes.isolation(stack, runtime)
+            await self._serve(stack, runtimes.node_id, runtime, isolation)
 
     async def sweep(self) -> None:
         """Undo what a node that was killed left on the machine, and no more.
@@ -124,60 +118,29 @@ class Agent:
         Raises ``ConflictError`` if this home has a running node.
         """
         async with contextlib.AsyncExitStack() as stack:
-            await self._take(stack)
+            await self._take(stack).sweep()
 
-    async def _take(
-        self, stack: contextlib.AsyncExitStack
-    ) -> tuple[str, ClosableRuntime, ClosableRuntime]:
-        """Be this home's only node, with nothing of an earlier one about; ``stack`` undoes it."""
-        root = self._config.root
-        check_default(self._config.runtime)
+    def _take(self, stack: contextlib.AsyncExitStack) -> NodeRuntimes:
+        """Be this home's only node until ``stack`` is closed."""
+        root, config = self._config.root, self._config
+        check_default(config.runtime)
         root.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, lock(root / "lock"))
-        node_id = read_node_id(root / "id")
-        runtime = await self._make_runtime(stack, self._config.runtime, root / "runtime", node_id)
-        name = await self._choose_sandbox_runtime(runtime)
-        sandboxes, place = runtime, root / "runtime-sandboxes"
-        if name != runtime.name:
-            sandboxes = await self._make_runtime(stack, name, place, node_id)
-        elif place.is_dir():  # an earlier node's, with other settings
-            other = await create_runtime(self._config.runtime, place, node_id)
-            await other.sweep()
-            await other.close()
-        await asyncio.to_thread(shutil.rmtree, root / "tasks", True)
-        return node_id, runtime, sandboxes
-
-    async def _make_runtime(
-        self, stack: contextlib.AsyncExitStack, name: str, place: Path, node_id: str
-    ) -> ClosableRuntime:
-        most = self._config.sandboxes_prepared_max
-        runtime = await create_runtime(name, place, node_id, self._config.name_servers, most)
-        stack.push_async_callback(runtime.close)
-        swept = await runtime.sweep()
-        if swept:
-            log.warning("left-overs of an earlier run were removed", containers=swept)
-        return runtime
-
-    async def _choose_sandbox_runtime(self, runtime: Runtime) -> str:
-        """The name of what isolates sandboxes, and a line about it in the log."""
-        wanted = self._config.sandbox_runtime
-        if wanted != AUTO:
-            name = wanted or runtime.name
-            log.info("sandboxes are isolated", runtime=name)
-            return name
-        trial = await works(self._config.home, "runsc")
-        if trial.failure:
-            log.warning("sandboxes are isolated", runtime=runtime.name, not_runsc=trial.failure)
-            return runtime.name
-        log.info("sandboxes are isolated", runtime="runsc", with_=trial.subject)
-        return "runsc"
+        return NodeRuntimes(
+            config.home,
+            read_node_id(root / "id"),
+            config.runtime,
+            config.sandbox_runtime,
+            config.name_servers,
+            config.sandboxes_prepared_max,
+        )
 
     async def _serve(
         self,
         stack: contextlib.AsyncExitStack,
         node_id: str,
         runtime: ClosableRuntime,
-        sandboxes: ClosableRuntime,
+        isolation: Isolation,
     ) -> None:
         root = self._config.root
         link = NodeLink(self._connect)
@@ -229,13 +192,11 @@ class Agent:
         stack.push_async_callback(buckets.stop)
         preparer = Preparer(
             root / "tasks",
-            {runtime.name: runtime, sandboxes.name: sandboxes},
-            runtime.name,
+            isolation,
             layers,
             mounts,
             BytecodeStore(mounts),
             volumes,
-            sandboxes.name,
             gpus,
             buckets,
         )
@@ -268,7 +229,7 @@ class Agent:
         supervisor = Supervisor(
             node_id=node_id,
             capacity=capacity(len(gpus.gpus)),
-            runtimes=sorted({runtime.name, sandboxes.name}),
+            isolation=isolation,
             gpus=gpus.gpus,
             link=link,
             preparer=preparer,
@@ -284,6 +245,7 @@ class Agent:
             templates=templates,
         )
         supervisor.execute = router.execute
+        isolation.disappointed = lambda: link.send_kept(RuntimesKnown(isolation.names))
         linked = asyncio.create_task(link.run(supervisor))
         try:
             await self._until_stop(linked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from homeport.kernel.errors import NotFoundError, UnavailableError
 from homeport.link.messages import MountRef, StartSandbox, StartTask
 from homeport.node.buckets import Buckets, ContainerBuckets
 from homeport.node.gpus.devices import NONE, GpuChanges, NodeGpus, check_runtime
+from homeport.node.isolation import Isolation
 from homeport.node.layers import LayerMetadata
 from homeport.node.runtime.port import DEFAULT_PATH, Bind, ContainerSpec, Runtime
 from homeport.node.snapshot import clean
@@ -125,20 +126,16 @@ class Preparer:
     def __init__(
         self,
         root: Path,
-        runtimes: Mapping[str, Runtime],
-        default_runtime: str,
+        isolation: Isolation,
         layers: Layers,
         mounts: Mounts,
         bytecode: Bytecode | None = None,
         volumes: NodeVolumes | None = None,
-        sandbox_runtime: str = "",
         gpus: NodeGpus | None = None,
         buckets: Buckets | None = None,
     ) -> None:
         self._root = root.absolute()
-        self._runtimes = runtimes
-        self._default_runtime = default_runtime
-        self._sandbox_runtime = sandbox_runtime or default_runtime
+        self._isolation = isolation
         self._layers = layers
         self._mounts = mounts
         self._bytecode = bytecode
@@ -160,7 +157,7 @@ class Preparer:
         """Raises a ``HomeportError`` that says what is missing. Ends with ``discard``."""
         self._layers.pin(_needed(start))
         try:
-            runtime = self._runtime(start.runtime or self._own_runtime(start))
+            runtime = await self._isolation.runtime(start)
             await self._hold_gpus(start, runtime)
             try:
                 return await self._prepare(start, runtime)
@@ -170,9 +167,6 @@ class Preparer:
         except BaseException:
             self._layers.unpin(_needed(start))
             raise
-
-    def _own_runtime(self, start: Start) -> str:
-        return self._default_runtime if isinstance(start, StartTask) else self._sandbox_runtime
 
     async def _hold_gpus(self, start: Start, runtime: Runtime) -> None:
         if not start.gpus:
@@ -261,13 +255,6 @@ class Preparer:
         finally:
             self._layers.unpin(_needed(prepared.start))
             self._release_gpus(prepared.start)
-
-    def _runtime(self, name: str) -> Runtime:
-        runtime = self._runtimes.get(name)
-        if runtime is None:
-            have = ", ".join(sorted(self._runtimes)) or "none"
-            raise UnavailableError(f"this node has no runtime {name!r} (it has: {have})")
-        return runtime
 
     def _image_layers(self, keys: list[str]) -> tuple[Path, ...]:
         missing = [key for key in keys if not self._layers.has(key)]

@@ -32,6 +32,7 @@ from homeport.node.runtime.port import (
     ExecError,
     RuntimeUnavailableError,
 )
+from homeport.node.runtime.runsc_program import INSTALL
 from homeport.node.trial import PROGRAM, run_container, trial_folder, works
 from homeport.pythons import host_pythons
 from homeport.settings import load
@@ -166,17 +167,22 @@ def runtimes() -> Check:
 async def sandboxes(home: Path, runtime: str, sandbox_runtime: str) -> Check:
     """Which tool isolates sandboxes, and why."""
     default = runtime or DEFAULT
+    shared = f"{default} isolates them from each other; they share this machine's kernel"
     if sandbox_runtime in ("", default):
-        found = f"{default} isolates them from each other; they share this machine's kernel"
-        return Check("sandboxes", "ok", found)
-    name = "runsc" if sandbox_runtime == AUTO else sandbox_runtime
+        return Check("sandboxes", "ok", shared)
+    automatic = sandbox_runtime == AUTO
+    name = "runsc" if automatic else sandbox_runtime
     trial = await works(home, name)
     if not trial.failure:
         return Check("sandboxes", "ok", f"{name} isolates them ({trial.subject})")
+    if automatic and not trial.subject:
+        return Check("sandboxes", "ok", shared, f"for a kernel of their own: {INSTALL}")
     found = f"{name} does not work here: {trial.failure}"
-    if sandbox_runtime == AUTO:
-        return Check("sandboxes", "warning", f"{found}; {default} isolates them", "see the message")
-    return Check("sandboxes", "failed", found, "see the message, or change sandbox_runtime")
+    if automatic:
+        fix = f"mend that, or set sandbox_runtime to {default}"
+        return Check("sandboxes", "warning", f"{found}; {default} isolates them", fix)
+    fix = f"mend that, or set sandbox_runtime to {AUTO} or {default}"
+    return Check("sandboxes", "failed", found, fix)
 
 
 def bases() -> Check:

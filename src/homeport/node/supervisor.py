@@ -52,6 +52,7 @@ from homeport.link.messages import (
     WriteStdin,
 )
 from homeport.node.door import Door, verifier
+from homeport.node.isolation import Isolation
 from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import Container
@@ -165,7 +166,7 @@ class Supervisor:
         *,
         node_id: str,
         capacity: Resources,
-        runtimes: list[str],
+        isolation: Isolation,
         gpus: Sequence[Gpu],
         link: NodeLink,
         preparer: Preparer,
@@ -182,7 +183,7 @@ class Supervisor:
     ) -> None:
         self._node_id = node_id
         self._capacity = capacity
-        self._runtimes = runtimes
+        self._isolation = isolation
         self._gpus = gpus
         self._link = link
         self._preparer = preparer
@@ -233,7 +234,7 @@ class Supervisor:
             node_id=self._node_id,
             version=__version__,
             capacity=self._capacity,
-            runtimes=self._runtimes,
+            runtimes=self._isolation.names,
             gpus=list(self._gpus),
             running=running,
             layers=self._room.keys() if self._room is not None else [],

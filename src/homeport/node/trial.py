@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -31,6 +32,7 @@ from homeport.node.runtime.port import (
 PROGRAM: Final = "/bin/true"
 _HOST_FOLDERS: Final = ("usr", "bin", "lib", "lib64")
 _NODE_ID: Final = "no-probe"
+_FOLDER: Final = "probe-"
 _FILE: Final = "runtime-trials.json"
 
 
@@ -43,18 +45,52 @@ class Trial(msgspec.Struct, frozen=True):
 
 async def works(home: Path, name: str) -> Trial:
     """Whether the runtime ``name``, a program on PATH, can start containers for a node of ``home``."""
+    known = await recall(home, name)
+    if known is not None:
+        return known
+    trial = Trial(await asyncio.to_thread(_subject, name), await _try(home, name))
+    with contextlib.suppress(OSError):  # else it is tried again
+        await asyncio.to_thread(_remember, home / "node" / _FILE, name, trial)
+    return trial
+
+
+async def recall(home: Path, name: str) -> Trial | None:
+    """What ``works`` would say, if that is known without a container. Takes no time."""
     subject = await asyncio.to_thread(_subject, name)
     if not subject:
         return Trial("", f"{name} is not installed")
-    place = home / "node" / _FILE
-    known = await asyncio.to_thread(_read, place)
-    if name in known and known[name].subject == subject:
-        return known[name]
-    trial = Trial(subject, await _try(home, name))
-    known[name] = trial
-    with contextlib.suppress(OSError):  # else it is tried again
-        await asyncio.to_thread(_write, place, known)
-    return trial
+    known = (await asyncio.to_thread(_read, home / "node" / _FILE)).get(name)
+    return known if known is not None and known.subject == subject else None
+
+
+async def sweep_trials(home: Path) -> None:
+    """Undo what is left of trials whose process was killed."""
+    for folder in (home / "node").glob(f"{_FOLDER}*"):
+        try:
+            held = _hold(folder)
+        except OSError:  # it goes on, or is over
+            continue
+        try:
+            if (folder / "run").is_dir():
+                runtime = await create_runtime("", folder / "run", _NODE_ID)
+                try:
+                    await runtime.sweep()
+                finally:
+                    await runtime.close()
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+        finally:
+            os.close(held)
+
+
+def _hold(folder: Path) -> int:
+    """A descriptor that keeps others from taking the folder for left over. Raises ``OSError``."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 async def _try(home: Path, name: str) -> str:
@@ -81,7 +117,8 @@ def _read(place: Path) -> dict[str, Trial]:
         return {}
 
 
-def _write(place: Path, known: dict[str, Trial]) -> None:
+def _remember(place: Path, name: str, trial: Trial) -> None:
+    known = {**_read(place), name: trial}
     draft = place.with_name(f".{place.name}.{os.getpid()}")
     draft.write_bytes(msgspec.json.encode(known))
     draft.rename(place)
@@ -90,13 +127,17 @@ def _write(place: Path, known: dict[str, Trial]) -> None:
 @contextlib.asynccontextmanager
 async def trial_folder(home: Path) -> AsyncGenerator[Path]:
     """A folder in the home, as overlays depend on the file system; gone afterwards."""
-    folder = home / "node" / f"probe-{os.getpid()}"
+    folder = home / "node" / f"{_FOLDER}{os.getpid()}"
     missing = [path for path in folder.parents if not path.exists()]
+    held = -1
     try:
         folder.mkdir(mode=0o700, parents=True)
+        held = _hold(folder)
         yield folder
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, True)
+        if held >= 0:
+            os.close(held)
         with contextlib.suppress(OSError):  # somebody has begun to use them
             for path in missing:
                 path.rmdir()

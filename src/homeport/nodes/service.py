@@ -37,6 +37,7 @@ from homeport.link.messages import (
     RpcCancel,
     RpcRead,
     RpcRequest,
+    RuntimesKnown,
     SandboxSnapshot,
     TaskExited,
     Welcome,
@@ -343,6 +344,9 @@ class NodeService:
             return []
         if isinstance(message, RouterReply):
             self._routing.replied(message)
+            return []
+        if isinstance(message, RuntimesKnown):
+            session.runtimes = message.runtimes
             return []
         if isinstance(message, LayersDropped):
             session.layers.difference_update(message.keys)

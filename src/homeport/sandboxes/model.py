@@ -40,8 +40,10 @@ USER_DATA_BYTES_MAX: Final = 4096
 PAGE_MAX: Final = 100
 """Sandboxes in one page of a list."""
 
-CHECKPOINTS: Final = "runsc"
-"""The runtime that can save the memory of a container."""
+GVISOR: Final = "runsc"
+"""The runtime of which a sandbox has a kernel of its own, and which can save its memory."""
+GVISOR_MB: Final = 24
+"""What that kernel takes of the machine's memory itself, in an idle sandbox."""
 
 EXIT_TIMEOUT: Final = 124
 EXIT_KILLED: Final = 137

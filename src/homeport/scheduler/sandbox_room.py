@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
 from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Resources
-from homeport.sandboxes.model import CHECKPOINTS, SandboxSpec
+from homeport.sandboxes.model import GVISOR, GVISOR_MB, SandboxSpec
 from homeport.scheduler.placement import (
     NodeView,
     Spot,
@@ -53,25 +54,37 @@ class SandboxRoom:
 
     def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
         reservations = self._reservations
-        nodes = self._fit(spec, reservations.views())
+        nodes = [self._without_own(spec, each) for each in self._fit(spec, reservations.views())]
         spot = place_demand(self._demand(spec), spec.gpus, nodes, reservations.defaults)
         if spot is not None:
+            spot = spot._replace(amount=spot.amount + self._own(spec, spot.node_id))
             self._take(task_id, spot)
         return spot
+
+    def _own(self, spec: SandboxSpec, node_id: str) -> Resources:
+        """What its runtime takes there, beside what it was asked for with."""
+        if spec.gpu_count or GVISOR not in self._reservations.runtimes(node_id):
+            return Resources()
+        return Resources(memory_mb=GVISOR_MB)
+
+    def _without_own(self, spec: SandboxSpec, node: NodeView) -> NodeView:
+        own = self._own(spec, node.node_id)
+        return replace(node, capacity=node.capacity - own, free=node.free - own)
 
     def _fit(self, spec: SandboxSpec, nodes: Sequence[NodeView]) -> list[NodeView]:
         """Those that have what it takes to run such a sandbox at all."""
         if not spec.memory_snapshots:
             return list(nodes)
         runtimes = self._reservations.runtimes
-        return [node for node in nodes if CHECKPOINTS in runtimes(node.node_id)]
+        return [node for node in nodes if GVISOR in runtimes(node.node_id)]
 
     def count(self, task_id: str, spec: SandboxSpec, node_id: str, gpus: Sequence[str]) -> Spot:
         known = self._places.get(task_id)
         if known is not None:
             return known
         demand = msgspec.structs.replace(self._demand(spec), gpus=len(gpus))
-        amount = clamp(demand, self._reservations.whole(node_id).capacity)
+        node = self._without_own(spec, self._reservations.whole(node_id))
+        amount = clamp(demand, node.capacity) + self._own(spec, node_id)
         spot = Spot(node_id, amount, tuple(gpus))
         self._take(task_id, spot)
         return spot

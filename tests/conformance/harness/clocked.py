@@ -18,6 +18,7 @@ from homeport.main import serve
 from homeport.settings import load
 
 from .bare import START_S, BareServer
+from .server import PLAIN
 
 OFFSET = "clock-offset"
 """File in the home folder: how many seconds the clock is ahead of the machine's."""
@@ -39,7 +40,11 @@ class ClockedServer(BareServer):
                 command = [sys.executable, "-m", "homeport.node.main"]
                 options = ["--home", str(self.home), "--server", self.url]
                 self._node = subprocess.Popen(
-                    [*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    [*command, *options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**PLAIN, **os.environ},
                 )
         deadline = time.monotonic() + START_S
         while not (health(self.url) or {}).get("nodes"):

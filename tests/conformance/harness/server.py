@@ -20,19 +20,35 @@ from homeport.node.runtime.records import INIT_PREFIX, OUTER_PREFIX, find_proces
 READY = re.compile(rb"Homeport \S+ is ready at (\S+)")
 GVISOR = os.environ.get("HOMEPORT_SANDBOX_RUNTIME") == "runsc"
 """Whether sandboxes of the servers here run under gVisor: so the suites are run with it."""
+PLAIN = {"HOMEPORT_SANDBOX_RUNTIME": ""}
+"""Sandboxes under the runtime of functions, unless the environment says else: the suites are about
+Homeport rather than gVisor, which takes longer."""
 START_S = 180.0
 STOP_S = 90.0
 
 
 class Server:
-    """``homeport up`` on ``port``, or on a free one; its state in ``home``, its output in ``<home>/up.log``."""
+    """``homeport up`` on ``port``, or on a free one; its state in ``home``, its output in ``<home>/up.log``.
 
-    def __init__(self, home: Path, environ: dict[str, str] | None = None, *, port: int = 0) -> None:
+    ``plain=False``: what isolates sandboxes is what an installation has that nobody has told.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        environ: dict[str, str] | None = None,
+        *,
+        port: int = 0,
+        plain: bool = True,
+    ) -> None:
         self.home = home
         self._port = port
         self.log = home / "up.log"
         self.url = ""
-        self._environ = environ or {}
+        inherited = {**PLAIN, **os.environ}
+        if not plain:
+            del inherited["HOMEPORT_SANDBOX_RUNTIME"]
+        self._environ = {**inherited, **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._variables: dict[str, str] = {}
 
@@ -60,7 +76,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environ},
+                env=self._environ,
                 start_new_session=True,
             )
         return self._process
@@ -134,7 +150,7 @@ class Server:
             capture_output=True,
             text=True,
             timeout=timeout_s,
-            env={**os.environ, **self._environ},
+            env=self._environ,
         )
 
     def environment(self) -> dict[str, str]:

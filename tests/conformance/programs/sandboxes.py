@@ -293,7 +293,7 @@ def snapshot():
 
 
 def no_network():
-    script = "import socket; print(len(socket.if_nameindex()))"
+    script = "import socket; print(*sorted(name for _, name in socket.if_nameindex()))"
     python = modal.Image.debian_slim()
     return ended(create("python", "-c", script, image=python, block_network=True))[1].strip()
 

@@ -35,6 +35,7 @@ from homeport.link.messages import (
     StartTask,
     Welcome,
 )
+from homeport.node.isolation import Isolation
 from homeport.node.link import NodeLink
 from homeport.node.prepare import Preparer
 from homeport.node.runtime.port import Container, ContainerSpec, Exit, RuntimeUnavailableError
@@ -314,9 +315,8 @@ class Node:
         self.server = FakeServer(root / "link.sock")
         self.runtime = PlainRuntime()
         self.link = NodeLink(self._connect, backoff_s=(0.01, 0.05))
-        preparer = Preparer(
-            root / "tasks", {"plain": self.runtime}, "plain", NoLayers(root / "layers"), NoMounts()
-        )
+        isolation = Isolation(self.runtime)
+        preparer = Preparer(root / "tasks", isolation, NoLayers(root / "layers"), NoMounts())
         self.memory_is_short = False
         self.templates: Templates | None = None
         if templates_max:
@@ -332,7 +332,7 @@ class Node:
         self.supervisor = Supervisor(
             node_id="no-test",
             capacity=Resources(2000, 1024),
-            runtimes=["plain"],
+            isolation=isolation,
             gpus=(),
             link=self.link,
             preparer=preparer,

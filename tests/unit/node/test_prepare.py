@@ -23,6 +23,7 @@ from homeport.node.builder.builder import BuildOutcome
 from homeport.node.builder.errors import BuildError
 from homeport.node.builds import NodeBuilds
 from homeport.node.bytecode import BytecodeStore
+from homeport.node.isolation import Isolation
 from homeport.node.mounts import MountStore
 from homeport.node.prepare import Preparer, environment
 from homeport.node.runtime.port import ContainerSpec, ContainerStartError, Exit
@@ -48,7 +49,7 @@ class Bytecode:
 
 def preparer(root: Path, bytecode: Bytecode | None = None) -> Preparer:
     layers = NoLayers(Path("/layers"))
-    return Preparer(root, {"plain": PlainRuntime()}, "plain", layers, Mounts(), bytecode)
+    return Preparer(root, Isolation(PlainRuntime()), layers, Mounts(), bytecode)
 
 
 def test_layers_are_image_then_mounts_each_with_its_bytecode(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         def has(self, key: str) -> bool:
             return False
 
-    empty = Preparer(tmp_path, {"plain": PlainRuntime()}, "plain", Empty(tmp_path), Mounts())
+    empty = Preparer(tmp_path, Isolation(PlainRuntime()), Empty(tmp_path), Mounts())
     with pytest.raises(NotFoundError, match="image layer abc"):
         asyncio.run(empty.prepare(start_task(function("f"), layers=["abc"])))
     with pytest.raises(UnavailableError, match="no runtime 'runsc'"):

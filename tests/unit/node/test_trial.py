@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from homeport.node import probe
-from homeport.node.trial import works
+from homeport.node.leaks import find_leaks
+from homeport.node.runtime.create import create_runtime
+from homeport.node.runtimes import NodeRuntimes
+from homeport.node.trial import recall, sweep_trials, trial_folder, works
 
 pytestmark = pytest.mark.root
 
@@ -43,8 +48,10 @@ def test_what_came_of_it_is_remembered_until_the_program_changes(
     assert str(runsc) in first.subject
     assert calls(tmp_path) == 1
     assert asyncio.run(works(home, "runsc")) == first
+    assert asyncio.run(recall(home, "runsc")) == first
     assert calls(tmp_path) == 1
     runsc.write_text(runsc.read_text() + "\n")
+    assert asyncio.run(recall(home, "runsc")) is None
     assert asyncio.run(works(home, "runsc")).failure
     assert calls(tmp_path) == 2
     assert [path.name for path in (home / "node").iterdir()] == ["runtime-trials.json"]
@@ -64,12 +71,16 @@ def test_what_is_not_installed_is_not_tried(
     trial = asyncio.run(works(tmp_path, "runsc"))
     assert trial.failure == "runsc is not installed"
     assert list(tmp_path.iterdir()) == []
+    check = asyncio.run(probe.sandboxes(tmp_path, "", "auto"))
+    assert (check.state, "they share this machine's kernel" in check.found) == ("ok", True)
+    assert "install gVisor" in check.fix
 
 
 @pytest.mark.parametrize(
     ("setting", "state", "words"),
     [
         ("", "ok", "bubblewrap isolates them"),
+        ("bubblewrap", "ok", "bubblewrap isolates them"),
         ("auto", "warning", "too old; install"),
         ("runsc", "failed", "runsc does not work here"),
     ],
@@ -79,3 +90,40 @@ def test_doctor_says_what_isolates_sandboxes(
 ) -> None:
     check = asyncio.run(probe.sandboxes(tmp_path / "home", "", setting))
     assert (check.state, words in check.found) == (state, True), check.found
+
+
+def test_what_a_killed_trial_left_is_removed_and_none_that_goes_on_is_disturbed(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        killed = tmp_path / "node/probe-1"
+        killed.mkdir(parents=True)
+        left = await create_runtime("", killed / "run", "no-probe")
+        async with trial_folder(tmp_path) as ours:
+            await sweep_trials(tmp_path)
+            assert (ours.exists(), killed.exists()) == (True, False)
+        await left.close()
+
+    asyncio.run(scenario())
+    assert find_leaks(tmp_path) == []
+
+
+def test_auto_is_settled_at_once_where_the_verdict_is_known(runsc: Path, tmp_path: Path) -> None:
+    """And left to a container beside the node's start elsewhere: as the log's line shows."""
+
+    async def names() -> tuple[list[str], list[str]]:
+        async with contextlib.AsyncExitStack() as stack:
+            runtimes = NodeRuntimes(tmp_path / "home", "no-1", "", "auto", ())
+            default = await runtimes.default(stack)
+            isolation = await runtimes.isolation(stack, default)
+            first = isolation.names
+            await isolation.settled()
+            return first, isolation.names
+
+    assert asyncio.run(names()) == (["bubblewrap", "runsc"], ["bubblewrap"])
+    assert asyncio.run(names()) == (["bubblewrap"], ["bubblewrap"])
+    assert calls(tmp_path) == 1
+    runsc.unlink()
+    if shutil.which("runsc") is None:
+        assert asyncio.run(names()) == (["bubblewrap"], ["bubblewrap"])
+    assert find_leaks(tmp_path) == []

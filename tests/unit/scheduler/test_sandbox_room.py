@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from homeport.kernel.resources import Resources
-from homeport.sandboxes.model import SandboxSpec
+from homeport.sandboxes.model import GVISOR_MB, SandboxSpec
 from homeport.scheduler.reservations import Reservations
 from homeport.scheduler.sandbox_room import SandboxRoom
 from homeport.settings import Settings
@@ -14,15 +15,17 @@ from homeport.settings import Settings
 class Nodes:
     """One connected node of two cores and 24 GiB."""
 
-    def __init__(self) -> None:
-        self._session = SimpleNamespace(capacity=Resources(2000, 24_000), gpus=())
+    def __init__(self, runtimes: Sequence[str]) -> None:
+        self._session = SimpleNamespace(
+            capacity=Resources(2000, 24_000), gpus=(), runtimes=runtimes
+        )
 
     def nodes(self) -> dict[str, Any]:
         return {"no-1": self._session}
 
 
-def room_of(settings: Settings) -> SandboxRoom:
-    nodes: Any = Nodes()
+def room_of(settings: Settings, *runtimes: str) -> SandboxRoom:
+    nodes: Any = Nodes(["bubblewrap", *runtimes])
     return SandboxRoom(
         Reservations(settings, nodes),
         room_made=lambda: None,
@@ -60,3 +63,22 @@ def test_what_was_asked_for_is_what_counts() -> None:
 def test_it_is_a_setting() -> None:
     settings = Settings(home=Path("/nowhere"), sandbox_milli_cpu=100, sandbox_memory_mb=2400)
     assert placed(room_of(settings), SandboxSpec(image_id="im-1"), 5000) == 10
+
+
+def test_a_kernel_of_their_own_is_counted_too() -> None:
+    settings = Settings(home=Path("/nowhere"))
+    spec = SandboxSpec(image_id="im-1", memory_mb=1000)
+    assert placed(room_of(settings), spec, 99) == 24
+    assert placed(room_of(settings, "runsc"), spec, 99) == 23
+    least = placed(room_of(settings, "runsc"), SandboxSpec(image_id="im-1"), 5000)
+    assert least == 24_000 // (settings.sandbox_memory_mb + GVISOR_MB)
+
+
+def test_one_that_wants_more_than_the_machine_still_runs_alone_there() -> None:
+    spec = SandboxSpec(image_id="im-1", memory_mb=1_000_000)
+    room = room_of(Settings(home=Path("/nowhere")), "runsc")
+    assert placed(room, spec, 2) == 1
+    room.free("ta-0")
+    spot = room.count("ta-0", spec, "no-1", ())
+    assert spot.amount.memory_mb == 24_000
+    assert room.reserve("ta-1", spec) is None

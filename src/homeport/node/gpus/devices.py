@@ -49,8 +49,8 @@ def check_runtime(name: str) -> None:
     """Raise ``UnavailableError`` for a runtime that gives containers no devices."""
     if name in _WITHOUT:
         raise UnavailableError(
-            f"a container of {name} (gVisor) can have no GPU on Homeport: choose bubblewrap, runc or "
-            "crun with the setting default_runtime, or sandbox_runtime if it is a sandbox"
+            f"a container of {name} (gVisor) can have no GPU on Homeport: set sandbox_runtime to auto "
+            "(sandboxes with a GPU have default_runtime then), or to bubblewrap, runc or crun"
         )
 
 

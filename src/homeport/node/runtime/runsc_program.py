@@ -25,10 +25,11 @@ _GOFER: Final = b"runsc-gofer"
 _DELETED: Final = re.compile(r'gofer\.dentry\("([^"]*)"\)\.beforeSave: deleted')
 _RESTORE_S: Final = 300.0
 _LOOK_S: Final = 0.003
-_INSTALL: Final = (
-    "install a release of 2024 or newer: gvisor.dev/docs/user_guide/install, or Debian's package "
-    "(on Debian 12 from backports: apt-get install -t bookworm-backports runsc)"
+INSTALL: Final = (
+    "install gVisor (runsc), a release of 2024 or newer: gvisor.dev/docs/user_guide/install, or "
+    "Debian's package (on Debian 12 from backports: apt-get install -t bookworm-backports runsc)"
 )
+"""What to do without one that works."""
 
 
 class Runsc:
@@ -37,7 +38,7 @@ class Runsc:
     def __init__(self, state: Path) -> None:
         path = shutil.which("runsc")
         if path is None:
-            raise RuntimeUnavailableError(f"there is no runsc program; {_INSTALL}")
+            raise RuntimeUnavailableError(f"there is no runsc program; {INSTALL}")
         self.path = path
         self._hides_settings = _needs_hidden_settings(_release(path))
         self._state = state
@@ -102,11 +103,11 @@ def _release(binary: str) -> int:
             [binary, "--version"], capture_output=True, text=True, timeout=30, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise RuntimeUnavailableError(f"{binary} does not run: {error}; {_INSTALL}") from error
+        raise RuntimeUnavailableError(f"{binary} does not run: {error}; {INSTALL}") from error
     found = re.search(r"20\d{6}", said)
     date = int(found.group()) if found else _KNOWS_LINUX_6_11  # built from source: of today
     if date < _OLDEST:
-        raise RuntimeUnavailableError(f"{binary} is of {date}, too old; {_INSTALL}")
+        raise RuntimeUnavailableError(f"{binary} is of {date}, too old; {INSTALL}")
     return date
 
 
