@@ -91,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     it has the share of ``default_milli_cpu``."""
     sandbox_memory_mb: int = 10
     """The same: a sandbox whose program waits takes 4 to 8 MiB of the machine, kernel included. Those
-    that need more should ask for it."""
+    that need more should ask for it. Under gVisor 24 more are counted, for the kernel of its own."""
     price_core_hour: float = 0.0
     """What a core costs an hour, in the currency of whoever pays; shown by the statistics of
     sandboxes. 0 = nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.conformance.harness.clients import Client
@@ -93,3 +94,18 @@ def test_what_cannot_be(checks: Checks) -> None:
     assert code == 137
     assert "volumes" in checks.value("with_volume")[1]
     assert checks.value("unknown") in ("NotFoundError", "GRPCError")  # the latter before 1.2
+
+
+def test_it_outlives_the_death_of_everything(
+    guarded: Server, client: Client, tmp_path: Path
+) -> None:
+    """Server and node are killed between a snapshot and what goes on from it."""
+    saved = Runner(guarded, tmp_path).checks(client, "memory_snapshots", "save", script=True)
+    said, snapshot_id = saved.value("saved")
+    assert said == "1 one"
+    guarded.crash()
+    guarded.start()
+    arguments = "memory_snapshots", "restore", snapshot_id
+    checks = Runner(guarded, tmp_path).checks(client, *arguments, script=True)
+    assert checks.value("restored") == ["2 one two", ["kept\n", 0]]
+    assert checks.value("restored_again") == ["3 one two three", ["kept\n", 0]]

@@ -141,10 +141,35 @@ def with_volume():
         return raised(lambda: create(volumes={"/data": volume}, _experimental_enable_snapshot=True))
 
 
+def save(report):
+    """One for a program that comes later."""
+    box = create(_experimental_enable_snapshot=True)
+    said = say(box, "one")
+    run(box, "sh", "-c", "echo kept > file")
+    report.check("saved", lambda: [said, box._experimental_snapshot().object_id])
+
+
+def restore(report, snapshot_id):
+    """What an earlier program saved; and it can be saved anew."""
+    from modal.snapshot import SandboxSnapshot
+
+    snapshot = SandboxSnapshot.from_id(snapshot_id)
+    again = modal.Sandbox._experimental_from_snapshot
+    box = again(snapshot)
+    report.check("restored", lambda: [say(box, "two"), run(box, "cat", "file")])
+    box = again(box._experimental_snapshot(), **named(None))
+    report.check("restored_again", lambda: [say(box, "three"), run(box, "cat", "file")])
+    box.terminate()
+
+
 def main():
     global app
     report = Report()
     app = modal.App.lookup(NAME, create_if_missing=True)
+    if sys.argv[1:] == ["save"]:
+        return save(report)
+    if sys.argv[1:2] == ["restore"]:
+        return restore(report, sys.argv[2])
     if sys.argv[1:] == ["refused"]:
         report.check("refused", lambda: raised(lambda: create(_experimental_enable_snapshot=True)))
         return
