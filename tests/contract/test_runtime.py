@@ -871,12 +871,12 @@ def test_two_containers_are_linked_by_name(in_box: InBox) -> None:
         script = "until echo | nc other 80 2>&1 | grep hello; do sleep 0.1; done"
         assert await execute(one, "sh", "-c", script) == (0, "hello\n")
         assert "one" in (await execute(other, "cat", "/etc/hosts"))[1]
-        stranger = f"nc -w 1 {other.peer_address or '198.18.0.4'} 80"
+        stranger = f"nc -w 1 {other.peer_address or '169.254.0.2'} 80"
         assert (await execute(third, "sh", "-c", stranger))[0] != 0
         # a name once more: one line, the new address; no link is followed
         await connect(one, "one", other, "other", 2)
         hosts = (await execute(one, "cat", "/etc/hosts"))[1]
-        there = other.peer_address or "198.18.0.6"
+        there = other.peer_address or "169.254.0.4"
         assert [line.split()[0] for line in hosts.splitlines() if "other" in line] == [there]
         script = "rm /etc/hosts; ln -s /etc/group /etc/hosts"
         assert (await execute(one, "sh", "-c", script))[0] == 0

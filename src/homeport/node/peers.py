@@ -23,11 +23,18 @@ from homeport.node.runtime.port import Container
 
 _INNER: Final = "peers"
 _INNER_KERNEL: Final = "peers-kernel"
-_INNER_GATEWAY: Final = "198.19.255.1"
-_INNER_HIGH: Final = 250
+_LINKS: Final = "169.254.0.0"
+"""Links and what is behind them have their addresses in this network of 17 bits.
+
+A container reaches no link-local address otherwise, so none is taken from it; a cloud's metadata are in
+the other half.
+"""
+_INNER_GATEWAY: Final = "169.254.127.1"
+_INNER_FIRST: Final = 64
+_INNER_HIGH: Final = 63
 _INNER_LOW: Final = 250
 _HOSTS_BYTES_MAX: Final = 1024 * 1024
-LINKS_MAX: Final = 120 * 250
+LINKS_MAX: Final = 120 * 64
 """Links in the life of one sandbox: each has an address of its own at either end."""
 
 
@@ -51,8 +58,8 @@ async def connect(
     """
     if number > LINKS_MAX:
         raise OSError(0, f"a sandbox has at most {LINKS_MAX} such links in its life")
-    # 198.18.0.0/15 is nobody's: it is set aside for tests of networks
-    here, there = (f"198.18.{number // 120}.{number % 120 * 2 + end}" for end in (1, 2))
+    high, low = divmod(number - 1, 120)
+    here, there = (f"169.254.{high}.{low * 2 + end}" for end in (1, 2))
     interfaces = f"peer{number}a", f"peer{number}b"
     ends = (
         _End(interfaces[0], here, there, one.peer_address, other.peer_address),
@@ -69,7 +76,7 @@ def inner_link(number: int) -> str:
     ``number`` tells the containers of a node apart.
     """
     place = number % (_INNER_HIGH * _INNER_LOW)
-    address = f"198.19.{place // _INNER_LOW}.{place % _INNER_LOW + 1}"
+    address = f"169.254.{_INNER_FIRST + place // _INNER_LOW}.{place % _INNER_LOW + 1}"
     _forward_nothing()
     with contextlib.closing(netlink.Netlink()) as route:
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -80,7 +87,7 @@ def inner_link(number: int) -> str:
         inner = route.index(_INNER)
         netlink.add_address(route, inner, address)
         netlink.set_up(route, inner)
-        netlink.add_route(route, inner, "198.18.0.0", 15, _INNER_GATEWAY)
+        netlink.add_route(route, inner, _LINKS, 17, _INNER_GATEWAY)
     return address
 
 

@@ -151,9 +151,8 @@ def save(report):
 
 def restore(report, snapshot_id):
     """What an earlier program saved; and it can be saved anew."""
-    from modal.snapshot import SandboxSnapshot
 
-    snapshot = SandboxSnapshot.from_id(snapshot_id)
+    snapshot = modal.SandboxSnapshot.from_id(snapshot_id)
     again = modal.Sandbox._experimental_from_snapshot
     box = again(snapshot)
     report.check("restored", lambda: [say(box, "two"), run(box, "cat", "file")])
