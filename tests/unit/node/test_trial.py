@@ -113,7 +113,7 @@ def test_auto_is_settled_at_once_where_the_verdict_is_known(runsc: Path, tmp_pat
 
     async def names() -> tuple[list[str], list[str]]:
         async with contextlib.AsyncExitStack() as stack:
-            runtimes = NodeRuntimes(tmp_path / "home", "no-1", "", "auto", ())
+            runtimes = NodeRuntimes(tmp_path / "home", "no-1", "", "auto", (), 3)
             default = await runtimes.default(stack)
             isolation = await runtimes.isolation(stack, default)
             first = isolation.names
