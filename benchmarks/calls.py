@@ -23,11 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from report import render
+from report import render, write_page
 from uv import find_uv_bin
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 PEERS = {
     "pool": [],
     "celery": ["celery[redis]>=5.4"],
@@ -196,13 +195,10 @@ def main() -> None:
         )
     peers, results["not_measured"] = beside_peers(options)
     results["calls"].update(peers)
-    files = [HERE / "sandboxes.json", HERE / "storage.json"]
-    more = [json.loads(file.read_text()) if file.exists() else None for file in files]
-    text = render(results, *more)
-    print(text)
+    print(render(results))
     if not options.no_write:
         (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        (ROOT / "docs" / "benchmarks.md").write_text(text)
+        write_page()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Three servers with a node each, warm containers, measured in turns by the same client program.
 ``none`` is the server without a journal of calls (``unjournalled.py``). Results:
-``benchmarks/durability.json``.
+``benchmarks/durability.json``, and in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calls import PLAIN, client, machine, python
+from report import write_page
 
 from homeport.cli.instance import health
 
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--containers", type=int, default=2)
     parser.add_argument("--no-write", action="store_true", help="leave the result file alone")
     options = parser.parse_args()
+    before = machine()
     rates: dict[str, list[float]] = {mode: [] for mode in MODES}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         servers = {
@@ -104,9 +106,11 @@ def main() -> None:
     for mode, share in shares.items():
         print(f"{mode}: {medians[mode]:.0f} inputs/s, {share:.0%} of those without a journal")
     if not options.no_write:
-        results = {"machine": machine(), "inputs": options.inputs, "map_per_s": rates}
+        results = {"date": time.strftime("%Y-%m-%d"), "machine": before, "inputs": options.inputs}
+        results["map_per_s"] = rates
         results["of_no_journal"] = shares
         (HERE / "durability.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_page()
 
 
 if __name__ == "__main__":

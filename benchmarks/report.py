@@ -1,9 +1,15 @@
-"""The results of ``calls.py`` and ``sandboxes.py`` as a page."""
+"""The results of the benchmarks as a page: docs/benchmarks.md."""
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 
 NAMES = {
     "floor": "floor (official client and entry point, server that answers at once)",
@@ -41,12 +47,23 @@ def bars(calls: dict[str, dict[str, float]]) -> list[tuple[str, str, str, bool]]
     return rows
 
 
+def write_page() -> None:
+    """The page anew, of all that was measured."""
+    parts = {
+        part: json.loads((HERE / f"{part}.json").read_text())
+        for part in ("sandboxes", "storage", "durability")
+        if (HERE / f"{part}.json").exists()
+    }
+    PAGE.write_text(render(json.loads((HERE / "results.json").read_text()), **parts))
+
+
 def render(
     results: dict[str, Any],
     sandboxes: dict[str, Any] | None = None,
     storage: dict[str, Any] | None = None,
+    durability: dict[str, Any] | None = None,
 ) -> str:
-    """The whole page; the other parts if sandboxes and storage were measured."""
+    """The whole page; the other parts if they were measured."""
     calls, settings, machine = results["calls"], results["settings"], results["machine"]
     lines = [
         "# Benchmarks",
@@ -88,10 +105,46 @@ def render(
         "`submit` of each, a list of tasks). A first call is made when no container of its "
         "function runs; it includes starting one.",
         "",
+        *(_durability(durability) if durability else ()),
         *(_sandboxes(sandboxes) if sandboxes else ()),
         *(_storage(storage) if storage else ()),
     ]
     return "\n".join(lines)
+
+
+_JOURNALS = {
+    "none": "no journal: a crash loses what runs",
+    "process": '`durability = "process"` (the default): survives the death of any process',
+    "power": '`durability = "power"`: survives power loss as well',
+}
+JOURNALLED = 0.85
+
+
+def _durability(results: dict[str, Any]) -> list[str]:
+    machine, runs = results["machine"], len(results["map_per_s"]["none"])
+    lines = [
+        "## What it costs that nothing is lost",
+        "",
+        "Made by `benchmarks/durability.py`; as data in "
+        "[durability.json](../benchmarks/durability.json). One server without a journal of calls "
+        "and one of each durability, in turns.",
+        "",
+        f"| `.map` of {results['inputs']:,} inputs | inputs a second, median | of those without a "
+        f"journal | bar: ≥ {JOURNALLED:.0%} |",
+        "| --- | --- | --- | --- |",
+    ]
+    for mode, what in _JOURNALS.items():
+        rate, share = statistics.median(results["map_per_s"][mode]), results["of_no_journal"][mode]
+        verdict = "" if mode == "none" else "reached" if share >= JOURNALLED else "missed"
+        lines.append(f"| {what} | {rate:,.0f} | {share:.0%} | {verdict} |")
+    return [
+        *lines,
+        "",
+        f"{results['date']}, {machine['cores']} cores ({machine['cpu']}), client "
+        f"{machine['client']}; load of the machine before the start: {machine['load_before']:.1f}. "
+        f"Medians of {runs} runs.",
+        "",
+    ]
 
 
 _STORAGE = {

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from calls import machine, python
-from report import render
+from report import write_page
 
 from homeport.node.leaks import find_leaks
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 RUNTIMES = ("bubblewrap", "runc", "runsc")
 ALONE = 10
 PAUSE_S = 0.1
@@ -294,10 +293,7 @@ def main() -> None:
         print(json.dumps(results, indent=2))
         return
     (HERE / "sandboxes.json").write_text(json.dumps(results, indent=2) + "\n")
-    calls = json.loads((HERE / "results.json").read_text())
-    storage = HERE / "storage.json"
-    more = json.loads(storage.read_text()) if storage.exists() else None
-    (ROOT / "docs" / "benchmarks.md").write_text(render(calls, results, more))
+    write_page()
 
 
 if __name__ == "__main__":
