@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from homeport.kernel.clock import Clock
 from homeport.kernel.errors import HomeportError, InvalidError, NotFoundError
 from homeport.link.messages import Answer, Message, SandboxSnapshot, TakeMemory
 from homeport.sandboxes.model import SandboxRecord, SandboxSpec
+from homeport.sandboxes.ports import Creation, Snapshots
 from homeport.storage.database import Database, metadata
 from homeport.storage.dialects import insert
 
@@ -74,42 +75,8 @@ class MemorySnapshotStore:
         return await self._database.write(lambda connection: connection.execute(query).rowcount)
 
 
-class Images(Protocol):
-    """Images that are a sandbox's files, or its memory."""
-
-    async def add(
-        self,
-        image_id: str,
-        *,
-        made_on: str,
-        base_id: str,
-        layers: Sequence[str],
-        node_id: str,
-        sandbox_id: str,
-        app_id: str,
-        ttl_s: float,
-        what: str = ...,
-    ) -> None: ...
-
-
-class Sandboxes(Protocol):
+class Sandboxes(Creation, Protocol):
     """The sandboxes that snapshots are taken of and become."""
-
-    async def create(
-        self,
-        app_id: str,
-        spec: SandboxSpec,
-        *,
-        name: str,
-        tags: dict[str, str],
-        sources: Sequence[str | Mapping[str, str]],
-        bucket_credentials: Mapping[str, Mapping[str, str]],
-        is_v2: bool,
-        seed: str,
-        is_repeat: bool,
-    ) -> SandboxRecord: ...
-
-    async def find(self, sandbox_id: str) -> SandboxRecord | None: ...
 
     async def on_its_node(self, sandbox_id: str, when_over: str) -> SandboxRecord: ...
 
@@ -134,7 +101,7 @@ class MemorySnapshots:
         store: MemorySnapshotStore,
         sandboxes: Sandboxes,
         nodes: Nodes,
-        images: Images,
+        images: Snapshots,
         secrets: Secrets,
         clock: Clock,
     ) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from homeport.kernel import ids
 from homeport.kernel.errors import (
@@ -23,7 +22,9 @@ from homeport.sandboxes.model import (
     SandboxSpec,
     exit_image_id,
 )
+from homeport.sandboxes.ports import Creation
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 
 PERSISTENT: Final = "ps"
 """Prefix of their ids."""
@@ -88,24 +89,8 @@ class PersistentStore:
         return self._database.append(statement, [{"gone": persistent_id}])
 
 
-class Sandboxes(Protocol):
+class Sandboxes(Creation, Protocol):
     """The sandboxes that are their sessions."""
-
-    async def create(
-        self,
-        app_id: str,
-        spec: SandboxSpec,
-        *,
-        name: str,
-        tags: dict[str, str],
-        sources: Sequence[str],
-        bucket_credentials: Mapping[str, Mapping[str, str]],
-        is_v2: bool,
-        seed: str,
-        is_repeat: bool,
-    ) -> SandboxRecord: ...
-
-    async def find(self, sandbox_id: str) -> SandboxRecord | None: ...
 
     async def exit_snapshot(self, sandbox_id: str, timeout_s: float) -> str | None: ...
 

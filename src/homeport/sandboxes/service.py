@@ -68,6 +68,7 @@ from homeport.sandboxes.model import (
     result_of,
     unstarted,
 )
+from homeport.sandboxes.ports import Snapshots, Source
 from homeport.sandboxes.store import SandboxStore
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
@@ -88,8 +89,6 @@ Places = Callable[[str], tuple[str, str, str]]
 """For a tunnel's name: an address of its own, its certificate and key (PEM)."""
 NO_PLACE: Final = ("", "", "")
 MemoryRecorder = Callable[[SandboxSnapshot, SandboxRecord], Awaitable[None]]
-Source = str | Mapping[str, str]
-"""A secret's id, or variables themselves."""
 
 
 class Spot(Protocol):
@@ -145,23 +144,6 @@ class Nodes(Protocol):
     async def ask(self, node_id: str, make: Callable[[int], Message]) -> Answer:
         """Raises ``HomeportError``: the node's own, or ``UnavailableError`` without it."""
         ...
-
-
-class Snapshots(Protocol):
-    """Images that are a sandbox's files."""
-
-    async def add(
-        self,
-        image_id: str,
-        *,
-        made_on: str,
-        base_id: str,
-        layers: Sequence[str],
-        node_id: str,
-        sandbox_id: str,
-        app_id: str,
-        ttl_s: float,
-    ) -> None: ...
 
 
 class Secrets(Protocol):

@@ -23,7 +23,7 @@ from homeport.sandboxes.model import (
     SandboxSpec,
     Tunnel,
 )
-from homeport.sandboxes.service import Source
+from homeport.sandboxes.ports import Source
 from homeport.sandboxes.usage import Usage, percentile
 from homeport.volumes.places import check_places, place
 
