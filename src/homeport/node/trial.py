@@ -1,6 +1,7 @@
 """Trying a runtime: a real container, on a root made of the machine's own programs.
 
-``works`` remembers the outcome for as long as neither the tool nor the kernel changes.
+``works`` remembers that one works for as long as neither the tool nor the kernel changes. A failure
+is not remembered: what was in the way need not be in the tool, and may be gone.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ async def works(home: Path, name: str) -> Trial:
     if known is not None:
         return known
     trial = Trial(await asyncio.to_thread(_subject, name), await _try(home, name))
-    with contextlib.suppress(OSError):  # else it is tried again
-        await asyncio.to_thread(_remember, home / "node" / _FILE, name, trial)
+    if not trial.failure:
+        with contextlib.suppress(OSError):  # else it is tried again
+            await asyncio.to_thread(_remember, home / "node" / _FILE, name, trial)
     return trial
 
 
@@ -60,7 +62,7 @@ async def recall(home: Path, name: str) -> Trial | None:
     if not subject:
         return Trial("", f"{name} is not installed")
     known = (await asyncio.to_thread(_read, home / "node" / _FILE)).get(name)
-    return known if known is not None and known.subject == subject else None
+    return known if known is not None and known.subject == subject and not known.failure else None
 
 
 async def sweep_trials(home: Path) -> None:

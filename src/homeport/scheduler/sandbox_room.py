@@ -49,7 +49,8 @@ class SandboxRoom:
         if nodes and not self._fit(spec, nodes):
             raise InvalidError(
                 "Memory snapshots of sandboxes (_experimental_enable_snapshot) need gVisor, which "
-                "no machine here has: install runsc, set sandbox_runtime to runsc or auto"
+                "no machine here has: install runsc, with the setting sandbox_runtime at auto or "
+                "runsc; homeport doctor says what is in the way"
             )
 
     def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:

@@ -8,13 +8,14 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from homeport.node import probe
 from homeport.node.leaks import find_leaks
 from homeport.node.runtime.create import create_runtime
 from homeport.node.runtimes import NodeRuntimes
-from homeport.node.trial import recall, sweep_trials, trial_folder, works
+from homeport.node.trial import Trial, recall, sweep_trials, trial_folder, works
 
 pytestmark = pytest.mark.root
 
@@ -38,30 +39,50 @@ def calls(tmp_path: Path) -> int:
     return len((tmp_path / "calls").read_text().splitlines())
 
 
-def test_what_came_of_it_is_remembered_until_the_program_changes(
-    runsc: Path, tmp_path: Path
+def test_it_is_tried_once_and_again_when_the_program_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a program of ours before the real one, which says that it was called."""
+    real = shutil.which("runsc")
+    if real is None or asyncio.run(works(tmp_path, "runsc")).failure:
+        pytest.skip("there is no runsc that works")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/runsc"
+    program.write_text(f'#!/bin/sh\necho called >>{tmp_path}/calls\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     home = tmp_path / "home"
+    (home / "node").mkdir(parents=True)
     first = asyncio.run(works(home, "runsc"))
-    assert "of 20221219, too old" in first.failure
-    assert "backports" in first.failure
-    assert str(runsc) in first.subject
-    assert calls(tmp_path) == 1
-    assert asyncio.run(works(home, "runsc")) == first
-    assert asyncio.run(recall(home, "runsc")) == first
-    assert calls(tmp_path) == 1
-    runsc.write_text(runsc.read_text() + "\n")
+    assert (first.failure, str(program) in first.subject) == ("", True)
+    once = calls(tmp_path)
+    assert asyncio.run(works(home, "runsc")) == asyncio.run(recall(home, "runsc")) == first
+    assert calls(tmp_path) == once
+    program.write_text(program.read_text() + "\n")
     assert asyncio.run(recall(home, "runsc")) is None
-    assert asyncio.run(works(home, "runsc")).failure
-    assert calls(tmp_path) == 2
+    assert asyncio.run(works(home, "runsc")).failure == ""
+    assert calls(tmp_path) > once
     assert [path.name for path in (home / "node").iterdir()] == ["runtime-trials.json"]
+
+
+def test_a_failure_is_not_remembered(runsc: Path, tmp_path: Path) -> None:
+    """It may be gone although the program is the same."""
+    home = tmp_path / "home"
+    for number in (1, 2):
+        trial = asyncio.run(works(home, "runsc"))
+        assert "of 20221219, too old" in trial.failure
+        assert "backports" in trial.failure
+        assert str(runsc) in trial.subject
+        assert calls(tmp_path) == number
+        assert asyncio.run(recall(home, "runsc")) is None
+    assert list((home / "node").iterdir()) == []
 
 
 def test_a_damaged_memory_is_none(runsc: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "node/runtime-trials.json").write_text("{")
+    assert asyncio.run(recall(home, "runsc")) is None
     assert asyncio.run(works(home, "runsc")).failure
-    assert calls(tmp_path) == 1
 
 
 def test_what_is_not_installed_is_not_tried(
@@ -108,10 +129,11 @@ def test_what_a_killed_trial_left_is_removed_and_none_that_goes_on_is_disturbed(
     assert find_leaks(tmp_path) == []
 
 
-def test_auto_is_settled_at_once_where_the_verdict_is_known(runsc: Path, tmp_path: Path) -> None:
-    """And left to a container beside the node's start elsewhere: as the log's line shows."""
-
+def test_auto_waits_for_no_trial_and_for_nothing_where_none_is_needed(
+    runsc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def names() -> tuple[list[str], list[str]]:
+        """When the node goes on, and when the verdict is there."""
         async with contextlib.AsyncExitStack() as stack:
             runtimes = NodeRuntimes(tmp_path / "home", "no-1", "", "auto", (), 3)
             default = await runtimes.default(stack)
@@ -121,9 +143,12 @@ def test_auto_is_settled_at_once_where_the_verdict_is_known(runsc: Path, tmp_pat
             return first, isolation.names
 
     assert asyncio.run(names()) == (["bubblewrap", "runsc"], ["bubblewrap"])
+    subject = f"{runsc} {runsc.stat().st_size} {runsc.stat().st_mtime_ns} on {os.uname().release}"
+    known = msgspec.json.encode({"runsc": Trial(subject, "")})
+    (tmp_path / "home/node/runtime-trials.json").write_bytes(known)
+    before = calls(tmp_path)  # by mistake it is thought to work
     assert asyncio.run(names()) == (["bubblewrap"], ["bubblewrap"])
-    assert calls(tmp_path) == 1
-    runsc.unlink()
-    if shutil.which("runsc") is None:
-        assert asyncio.run(names()) == (["bubblewrap"], ["bubblewrap"])
+    assert calls(tmp_path) == before + 1  # for its version, to use it
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asyncio.run(names()) == (["bubblewrap"], ["bubblewrap"])
     assert find_leaks(tmp_path) == []

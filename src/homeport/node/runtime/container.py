@@ -39,7 +39,7 @@ from homeport.node.runtime.users import User
 
 _log = structlog.get_logger(__name__)
 NO_CHECKPOINTS: Final = (
-    "memory snapshots need gVisor: install runsc, and set sandbox_runtime to runsc or auto"
+    "memory snapshots need gVisor: install runsc, with sandbox_runtime at auto or runsc"
 )
 _STATUS_BYTES: Final = 4
 _LISTENING: Final = "0A"
