@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.conformance.conftest import nothing_left
 from tests.conformance.harness.clients import cache
-from tests.conformance.harness.server import Server
+from tests.conformance.harness.server import Server, server_with
 from uv import find_uv_bin
 
 from homeport.pythons import host_pythons
@@ -28,14 +27,10 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all packages; afterwards nothing of it may be left."""
     home = Path(os.environ.get("HOMEPORT_TEST_HOME") or tmp_path_factory.mktemp("homeport"))
-    server = Server(home)
-    server.start()
-    try:
+    with server_with(home, {}) as server:
         yield server
-    finally:
-        server.stop()
-    nothing_left(home)
 
 
 @pytest.fixture
