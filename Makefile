@@ -21,7 +21,7 @@ CONFORMANCE := \
 	lifecycle stress recovery lost_answers ephemeral schedules serve images images_registry images_rebuilt \
 	images_agree image_volumes images_recovery dicts queues queue_crowd storage_errors volumes volumes_mounted \
 	network_file_systems buckets workspace lookups secrets web servers sandboxes sandboxes_recovery sandbox_images \
-	sidecars gvisor memory_snapshots exec escapes \
+	sidecars gvisor memory_snapshots exec sandbox_odd shells escapes \
 	egress tunnels acme templates gpus object_store postgresql standby_recovery javascript
 TESTS := tests/unit tests/contract tests/sim \
 	$(CONFORMANCE:%=tests/conformance/test_%.py) tests/chaos

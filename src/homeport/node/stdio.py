@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from homeport.kernel.errors import ConflictError, InvalidError
+from homeport.node.pieces import PIECE_BYTES_MAX, pieces
 
 SPOOL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Newest output of one stream that can be read again; older output goes."""
 SPOOL_MEMORY_BYTES: Final = 64 * 1024
 """Output up to this size needs no file."""
-READ_BYTES: Final = 16 * 1024
-"""A piece given to a reader: clients look for the lines in each at a cost of its square."""
 STDIN_BYTES_MAX: Final = 16 * 1024 * 1024
 """Input that a program has not read yet, beyond which its writers wait."""
 
@@ -78,9 +77,9 @@ class Spool:
         while True:
             offset = max(offset, self._total - self._bytes_max)
             if offset < self._total:
-                data = self._at(offset)
-                yield offset, data
-                offset += len(data)
+                for data in pieces(self._at(offset)):
+                    yield offset, data
+                    offset += len(data)
             elif self._is_over:
                 return
             else:
@@ -91,7 +90,7 @@ class Spool:
         event.set()
 
     def _at(self, offset: int) -> bytes:
-        size = min(READ_BYTES, self._total - offset)
+        size = min(PIECE_BYTES_MAX, self._total - offset)
         if self._fd < 0:
             return bytes(self._memory[offset : offset + size])
         place = offset % self._bytes_max

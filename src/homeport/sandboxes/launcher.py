@@ -118,7 +118,7 @@ class SandboxLauncher:
                 memory_mb=memory_limit_mb,
                 pids=self._settings.pids_max,
             ),
-            runtime=GVISOR if spec.memory_snapshots else "",  # else its node's choice
+            runtime=GVISOR if spec.needs_gvisor else "",  # else its node's choice
             timeout_s=spec.timeout_s,
             idle_timeout_s=spec.idle_timeout_s,
             block_network=spec.block_network,

@@ -33,6 +33,9 @@ TIMEOUT_MAX_S: Final = 24 * 3600.0
 ARGUMENTS_MAX: Final = 65_536
 """Characters of all arguments of a sandbox's command together."""
 NAME_MAX: Final = 64
+TAGS_MAX: Final = 256
+TAGS_BYTES_MAX: Final = 64 * 1024
+"""Names and values of all tags of a sandbox together."""
 CONNECT_PORT: Final = 8080
 """Where a connect token leads that does not say."""
 USER_DATA_BYTES_MAX: Final = 4096
@@ -109,12 +112,18 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     probe: ProbeRef | None = None
     terminal: TerminalRef | None = None
     runtime: str = ""
+    """The only one it may run under; empty = its node's choice."""
     exit_snapshot: bool = False
     """Its files become an image when it ends."""
     memory_snapshots: bool = False
     """They can be taken of it: it runs under gVisor."""
     memory_image_id: str = ""
     """It goes on from that memory, an image of one layer."""
+
+    @property
+    def needs_gvisor(self) -> bool:
+        """Whether it runs under gVisor or not at all."""
+        return self.memory_snapshots or self.runtime == GVISOR
 
     @property
     def gpus(self) -> list[GpuWish]:
@@ -202,6 +211,10 @@ def check_spec(spec: SandboxSpec) -> None:
         raise InvalidError("the CPU limit is below the CPU asked for")
     if spec.memory_snapshots:
         _check_memory(spec)
+    elif spec.needs_gvisor and spec.gpu_count:
+        raise UnimplementedError(
+            'Homeport does not give GPUs to sandboxes under gVisor: leave out runtime="gvisor"'
+        )
     if spec.probe is not None and not spec.probe.command and not 0 < spec.probe.tcp_port < 65536:
         raise InvalidError("a readiness probe needs a TCP port or a command")
 
@@ -227,6 +240,19 @@ def check_name(name: str) -> None:
         raise InvalidError(
             f"{name[:80]!r} cannot be a sandbox's name: it has up to {NAME_MAX} letters, digits, "
             "dots, dashes and underscores"
+        )
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raise ``InvalidError`` unless these can be a sandbox's tags."""
+    if "" in tags:
+        raise InvalidError("a tag of a sandbox needs a name")
+    if len(tags) > TAGS_MAX:
+        raise InvalidError(f"a sandbox has at most {TAGS_MAX} tags, not {len(tags)}")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in tags.items())
+    if size > TAGS_BYTES_MAX:
+        raise InvalidError(
+            f"the tags of a sandbox have at most {TAGS_BYTES_MAX} bytes together, not {size}"
         )
 
 

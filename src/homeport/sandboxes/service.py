@@ -61,6 +61,7 @@ from homeport.sandboxes.model import (
     Tunnel,
     check_name,
     check_spec,
+    check_tags,
     exit_image_id,
     has_tags,
     lost,
@@ -262,6 +263,7 @@ class SandboxService:
         if known is not None:
             return known
         check_spec(spec)
+        check_tags(tags)
         if name:
             check_name(name)
         self._apps.require_live(app_id)
@@ -525,7 +527,8 @@ class SandboxService:
     # ── changes ─────────────────────────────────────────────────────────────────────────────
 
     async def set_tags(self, sandbox_id: str, tags: dict[str, str]) -> None:
-        """Replace all tags; durable when it returns."""
+        """Replace all tags; durable when it returns. Raises ``InvalidError``."""
+        check_tags(tags)
         await self._change(await self.get(sandbox_id), tags=tags)
 
     async def set_name(self, sandbox_id: str, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 
 from modal_proto import api_pb2
@@ -16,6 +16,7 @@ from homeport.link.messages import ProbeRef, TerminalRef, VolumeRef
 from homeport.logs.model import Done, Entry, Event
 from homeport.sandboxes.costs import Costs, Group
 from homeport.sandboxes.model import (
+    GVISOR,
     TIMEOUT_DEFAULT_S,
     Port,
     SandboxRecord,
@@ -29,6 +30,7 @@ from homeport.volumes.places import check_places, place
 
 _PROBE_INTERVAL_MS = 100
 _PERCENTILES = (5000, 9000, 9900)
+_ITEM_CHARACTERS_MAX = 1024 * 1024
 _EXIT_SNAPSHOT = "enable_exit_snapshot"
 
 
@@ -71,6 +73,7 @@ def spec_of(definition: api_pb2.Sandbox) -> SandboxSpec:
         ],
         probe=_probe(definition),
         terminal=_terminal(definition),
+        runtime=_runtime(definition.runtime),
         exit_snapshot=_wants_exit_snapshot(definition),
         memory_snapshots=definition.enable_snapshot,
     )
@@ -142,6 +145,23 @@ def _probe(definition: api_pb2.Sandbox) -> ProbeRef | None:
         command=list(probe.exec_command.argv),
         interval_ms=max(1, probe.interval_ms or _PROBE_INTERVAL_MS),
     )
+
+
+def _runtime(asked: str) -> str:
+    """Ours for a ``runtime=`` of the client; empty = its node's choice.
+
+    A weaker one than the node's own cannot be asked for.
+    """
+    if asked in ("gvisor", "runsc"):
+        return GVISOR
+    if asked == "vm":
+        raise UnimplementedError(
+            'Homeport does not run sandboxes in virtual machines (runtime="vm") yet: leave '
+            'runtime= out, or ask for runtime="gvisor"'
+        )
+    if asked not in ("", "runc"):
+        raise InvalidError(f'{asked!r} is not a runtime of sandboxes: it is "gvisor", or left out')
+    return ""
 
 
 def _terminal(definition: api_pb2.Sandbox) -> TerminalRef | None:
@@ -318,14 +338,34 @@ def log_batch(event: Event) -> api_pb2.TaskLogsBatch | None:
     return api_pb2.TaskLogsBatch(
         task_id=event[0].task_id,
         entry_id=str(event[-1].id),
-        items=[_log_item(entry) for entry in event],
+        items=[_log_item(entries) for entries in _in_one_line(event)],
     )
 
 
-def _log_item(entry: Entry) -> api_pb2.TaskLogs:
+def _in_one_line(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Entries that go on with the line before them together with that, up to a size.
+
+    Clients look through all of an unfinished line again for each item.
+    """
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if group and (
+            "\n" in group[-1].data or entry.fd != group[-1].fd or size > _ITEM_CHARACTERS_MAX
+        ):
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += len(entry.data)
+    if group:
+        yield group
+
+
+def _log_item(entries: Sequence[Entry]) -> api_pb2.TaskLogs:
+    first = entries[0]
     return api_pb2.TaskLogs(
-        data=entry.data,
-        file_descriptor=entry.fd,  # pyright: ignore[reportArgumentType]
-        timestamp=entry.time_ns / 1e9,
-        timestamp_ns=entry.time_ns,
+        data="".join(entry.data for entry in entries),
+        file_descriptor=first.fd,  # pyright: ignore[reportArgumentType]
+        timestamp=first.time_ns / 1e9,
+        timestamp_ns=first.time_ns,
     )

@@ -47,10 +47,14 @@ class SandboxRoom:
         nodes = self._reservations.views()
         check_gpus("The sandbox", spec.gpus, nodes)
         if nodes and not self._fit(spec, nodes):
+            wanted = (
+                "Memory snapshots of sandboxes (_experimental_enable_snapshot) need gVisor"
+                if spec.memory_snapshots
+                else 'runtime="gvisor" needs gVisor'
+            )
             raise InvalidError(
-                "Memory snapshots of sandboxes (_experimental_enable_snapshot) need gVisor, which "
-                "no machine here has: install runsc, with the setting sandbox_runtime at auto or "
-                "runsc; homeport doctor says what is in the way"
+                f"{wanted}, which no machine here has: install runsc, with the setting "
+                "sandbox_runtime at auto or runsc; homeport doctor says what is in the way"
             )
 
     def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
@@ -74,7 +78,7 @@ class SandboxRoom:
 
     def _fit(self, spec: SandboxSpec, nodes: Sequence[NodeView]) -> list[NodeView]:
         """Those that have what it takes to run such a sandbox at all."""
-        if not spec.memory_snapshots:
+        if not spec.needs_gvisor:
             return list(nodes)
         runtimes = self._reservations.runtimes
         return [node for node in nodes if GVISOR in runtimes(node.node_id)]

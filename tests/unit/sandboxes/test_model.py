@@ -7,7 +7,7 @@ import re
 import msgspec
 import pytest
 
-from homeport.kernel.errors import InvalidError
+from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.link.messages import (
     STATUS_FAILURE,
     STATUS_IDLE_TIMEOUT,
@@ -22,7 +22,15 @@ from homeport.link.messages import (
     TaskExited,
 )
 from homeport.sandboxes.launcher import command_of
-from homeport.sandboxes.model import Port, SandboxSpec, check_name, check_spec, new_ids, result_of
+from homeport.sandboxes.model import (
+    Port,
+    SandboxSpec,
+    check_name,
+    check_spec,
+    check_tags,
+    new_ids,
+    result_of,
+)
 
 SPEC = SandboxSpec(image_id="im-1", timeout_s=5.0, idle_timeout_s=2.0)
 
@@ -112,3 +120,17 @@ def test_names() -> None:
     for name in ("", "with space", "x" * 65, "ä"):
         with pytest.raises(InvalidError):
             check_name(name)
+
+
+def test_gvisor_has_no_gpus() -> None:
+    gpu = msgspec.structs.replace(SPEC, gpu_type="T4", gpu_count=1)
+    check_spec(gpu)
+    with pytest.raises(UnimplementedError, match="GPUs"):
+        check_spec(msgspec.structs.replace(gpu, runtime="runsc"))
+
+
+def test_tags_have_names_and_a_size() -> None:
+    check_tags({"a b": "", "ünï": "x\ny", "long": "x" * 60_000})
+    for bad in ({"": "x"}, {"big": "ü" * 40_000}, {str(number): "" for number in range(257)}):
+        with pytest.raises(InvalidError):
+            check_tags(bad)

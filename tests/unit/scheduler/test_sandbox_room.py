@@ -5,6 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from homeport.kernel.errors import InvalidError
 from homeport.kernel.resources import Resources
 from homeport.sandboxes.model import GVISOR_MB, SandboxSpec
 from homeport.scheduler.reservations import Reservations
@@ -82,3 +85,12 @@ def test_one_that_wants_more_than_the_machine_still_runs_alone_there() -> None:
     spot = room.count("ta-0", spec, "no-1", ())
     assert spot.amount.memory_mb == 24_000
     assert room.reserve("ta-1", spec) is None
+
+
+def test_what_no_machine_has_is_said() -> None:
+    room = room_of(Settings(home=Path("/nowhere")))
+    with pytest.raises(InvalidError, match=r'^runtime="gvisor" needs gVisor'):
+        room.check(SandboxSpec(image_id="im-1", runtime="runsc"))
+    with pytest.raises(InvalidError, match=r"^Memory snapshots"):
+        room.check(SandboxSpec(image_id="im-1", memory_snapshots=True))
+    room.check(SandboxSpec(image_id="im-1"))

@@ -76,6 +76,7 @@ class FileTools:
             for fd in (stdin_read, stdout_write, stderr_write):
                 os.close(fd)
         execution.stdin = Stdin(stdin_write)
+        execution.stdout.has_lines = "Watch" in request  # else it is a file, or one line
         execution.pump([(stdout_read, execution.stdout), (stderr_read, execution.stderr)])
 
         async def wait() -> int:

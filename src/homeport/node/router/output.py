@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
+from homeport.node.pieces import pieces
 from homeport.node.runtime import linux
 
 P = ParamSpec("P")
@@ -39,11 +40,13 @@ class Output:
 
     Up to ``KEPT_BYTES_MAX`` all of it is kept. Beyond that the oldest part goes as readers go
     ahead; without a reader ``append`` waits, as a full pipe would. ``folder`` is where its file
-    is; the file has no name and so ends with this process.
+    is; the file has no name and so ends with this process. Readers of one that ``has_lines`` may
+    look for them: they get pieces that make that cheap.
     """
 
     def __init__(self, folder: Path, *, kept_bytes_max: int = KEPT_BYTES_MAX) -> None:
         self._folder = folder
+        self.has_lines = True
         self._kept_bytes_max = kept_bytes_max
         self._head = bytearray()
         self._file = -1
@@ -130,8 +133,11 @@ class Output:
                 data = await self._slice(offset, min(self._size, offset + CHUNK_BYTES))
                 if not data:
                     raise GoneError(self._start)
-                offset += len(data)
-                yield data
+                for piece in pieces(data) if self.has_lines else (data,):
+                    self._readers[reader] = offset
+                    self._moved.set()
+                    offset += len(piece)
+                    yield piece
         finally:
             self._readers.pop(reader, None)
             self._moved.set()

@@ -202,6 +202,8 @@ class RouterRpc:
     async def _command(self, request: pb.TaskExecStartRequest) -> Command:
         if request.workdir and not request.workdir.startswith("/"):
             raise InvalidError(f"the working directory {request.workdir!r} is not absolute")
+        if any("\0" in word for word in request.command_args):
+            raise InvalidError("a command cannot contain a NUL character")
         terminal = None
         env: dict[str, str] = {}
         if request.HasField("pty_info") and request.pty_info.enabled:

@@ -220,6 +220,8 @@ def refusal(number: int, step: str, spec: ExecSpec, workdir: str) -> ExecError:
     if step == "j" and number == errno.EAGAIN:
         return ExecError("the container is at its limit of processes", number)
     if step == "c":
+        if not spec.command[0]:
+            return ExecError("the command to execute is empty", number)
         return ExecError(f"{spec.command[0]}: {reason}", number)
     if step == "d":
         return ExecError(f"the working directory {workdir}: {reason}", number)

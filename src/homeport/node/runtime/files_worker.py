@@ -301,7 +301,10 @@ class Files:
     def remove(self, arguments: dict[str, Any], _stdin: int, _stdout: int) -> None:
         """Remove a file or directory, with ``recursive`` what is in it as well."""
         path: str = arguments["path"]
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        found = os.lstat(path)
+        if os.path.samestat(found, os.stat("/")):
+            raise CommandError("Io", f"{path} is the root directory", errno.EBUSY)
+        if not stat.S_ISDIR(found.st_mode):
             os.unlink(path)
         elif arguments.get("recursive"):
             remove_tree(
