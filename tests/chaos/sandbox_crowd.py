@@ -22,6 +22,11 @@ PROGRAM = "echo ready; while read line; do echo got $line; done; exit 7"
 TICKS = "n=1; while [ ! -e /tmp/go ]; do echo $n; n=$((n+1)); sleep 0.2; done; echo over; exit 3"
 
 
+def same(seen, expected):
+    """True, or what was seen instead."""
+    return True if seen == expected else {"seen": seen, "expected": expected}
+
+
 async def reasons_of(ids):
     """What the server says about each end; the client keeps it to itself."""
     url = urlsplit(os.environ["MODAL_SERVER_URL"])
@@ -78,7 +83,7 @@ class Crowd:
         sandbox.stdin.write_eof()
         await sandbox.stdin.drain.aio()
         await sandbox.wait.aio(raise_on_termination=False)
-        return [first, await rest, sandbox.returncode] == ["ready\n", ["got one\n"], 7]
+        return same([first, await rest, sandbox.returncode], ["ready\n", ["got one\n"], 7])
 
     async def waiting(self):
         """Somebody waits for its end."""
@@ -88,12 +93,12 @@ class Crowd:
         sandbox.stdin.write_eof()
         await sandbox.stdin.drain.aio()
         await wait
-        return [await sandbox.stdout.read.aio(), sandbox.returncode] == ["ready\n", 7]
+        return same([await sandbox.stdout.read.aio(), sandbox.returncode], ["ready\n", 7])
 
     async def executing(self):
         """A program in it goes on printing, which is being read."""
         sandbox = await self.create()
-        process = await sandbox.exec.aio("sh", "-c", TICKS)
+        process = await sandbox.exec.aio("sh", "-c", TICKS, bufsize=1)
         lines = aiter(process.stdout)
         first = await anext(lines)
         rest = asyncio.create_task(self.collect(lines))
@@ -102,15 +107,14 @@ class Crowd:
         code = await process.wait.aio()
         heard = [first, *await rest]
         expected = [f"{number}\n" for number in range(1, len(heard))] + ["over\n"]
-        whole = heard == expected and code == 3
         await sandbox.terminate.aio()
         await sandbox.wait.aio(raise_on_termination=False)
-        return whole and sandbox.returncode == 137
+        return same([heard, code, sandbox.returncode], [expected, 3, 137])
 
     async def talking(self):
         """A program in it is written to and read from, before and after."""
         sandbox = await self.create()
-        process = await sandbox.exec.aio("sh", "-c", PROGRAM)
+        process = await sandbox.exec.aio("sh", "-c", PROGRAM, bufsize=1)
         lines = aiter(process.stdout)
         heard = [await anext(lines)]
         await self.in_use()
@@ -123,7 +127,7 @@ class Crowd:
         again = await sandbox.exec.aio("echo", "again")
         heard.append(await again.stdout.read.aio())
         await sandbox.terminate.aio()
-        return [*heard, code] == ["ready\n", "got two\n", "again\n", 7]
+        return same([*heard, code], ["ready\n", "got two\n", "again\n", 7])
 
     @staticmethod
     async def collect(lines):
