@@ -11,6 +11,7 @@ import sys
 import tempfile
 import termios
 import time
+from datetime import UTC, datetime, timedelta
 
 import modal
 
@@ -187,8 +188,8 @@ def interactive():
         ("# ", "echo $((40 + 2)); stty size\n"),
         ("42", ""),
         ("31 97", ""),
-        ("# ", "sleep 1000; echo never\n"),
-        ("never", "\x03"),
+        ("# ", "sh -c 'echo $((500 + 55)); exec sleep 1000'; echo never\n"),
+        ("555", "\x03"),  # it runs
         ("^C", "echo over; exit\n"),
         ("over", ""),
     ]
@@ -212,6 +213,7 @@ def attached():
 def logs():
     """What a sandbox printed, by the command and by the client's own methods."""
     own = modal.App.lookup(NAME + "-logs", create_if_missing=True)
+    since = datetime.now(UTC) - timedelta(hours=1)
     script = "for i in $(seq 1 300); do echo line-$i; done; echo oops >&2"
     box = modal.Sandbox.create("sh", "-c", script, app=own, image=image)
     box.wait()
@@ -226,7 +228,7 @@ def logs():
     found.append(cli(*words, "--source", "stderr")[1].split())
     found.append(cli(*words, "--tail", "1")[1].split()[-1])
     found.append([entry.message.split()[-1] for entry in box.logs.tail(1)])
-    found.append(sum(len(entry.message.split()) for entry in box.logs.fetch()))
+    found.append(sum(len(entry.message.split()) for entry in box.logs.fetch(since=since)))
     return found
 
 
