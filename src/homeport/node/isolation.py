@@ -1,7 +1,8 @@
 """Which runtime isolates a container: the default one, or the one for sandboxes.
 
 With the setting ``sandbox_runtime`` at ``auto`` the latter is gVisor where that works. If nobody
-knows yet whether it does, the node goes on meanwhile, and the first sandbox waits for the verdict.
+knows yet whether it does, that is found out when the node has been linked to its server, and the
+first sandbox waits for the verdict.
 """
 
 from __future__ import annotations
@@ -35,22 +36,30 @@ class Isolation:
         self._sandboxes = sandboxes or default
         self._is_free = is_free
         self._expected = ""
+        self._wanted = asyncio.Event()
         self._choice: asyncio.Task[None] | None = None
         self._chosen: ClosableRuntime | None = None
         self.disappointed: Callable[[], None] = lambda: None
         """Called when the expected runtime is not what was chosen (set while wiring)."""
 
-    def choose(self, expected: str, choice: Awaitable[ClosableRuntime | None]) -> None:
+    def choose(
+        self, expected: str, choice: Callable[[], Awaitable[ClosableRuntime | None]]
+    ) -> None:
         """The sandboxes' runtime is what ``choice`` will give, probably that called ``expected``.
 
-        ``None``: the default one.
+        ``None``: the default one. It is called when a sandbox is there, or by ``begin``.
         """
         self._expected = expected
         self._choice = asyncio.create_task(self._take(choice), name="choice of runtime")
 
-    async def _take(self, choice: Awaitable[ClosableRuntime | None]) -> None:
+    def begin(self) -> None:
+        """The node has nothing more urgent to do: let the choice be made, if there is one."""
+        self._wanted.set()
+
+    async def _take(self, choice: Callable[[], Awaitable[ClosableRuntime | None]]) -> None:
         try:
-            self._chosen = await choice
+            await self._wanted.wait()
+            self._chosen = await choice()
             self._sandboxes = self._chosen or self._default
         finally:
             expected, self._expected = self._expected, ""
@@ -59,6 +68,7 @@ class Isolation:
 
     async def settled(self) -> None:
         """Until the sandboxes' runtime is known."""
+        self._wanted.set()
         if self._choice is not None:
             await asyncio.wait([self._choice])
             if not self._choice.cancelled():

@@ -73,14 +73,14 @@ class NodeRuntimes:
         return isolation
 
     async def _choose(self, isolation: Isolation, default: str) -> None:
-        """gVisor if it works. Where nobody knows yet it is tried while the node goes on."""
+        """gVisor if it works. Where nobody knows yet it is tried when the node has been linked."""
         trial = await recall(self.home, _STRONGEST)
         if trial is None or trial.failure:
             await self._sweep_sandboxes()
         if trial is None:
-            isolation.choose(_STRONGEST, self._try(default))
+            isolation.choose(_STRONGEST, lambda: self._try(default))
         else:
-            isolation.choose(_STRONGEST, self._decide(trial, default))
+            isolation.choose(_STRONGEST, lambda: self._decide(trial, default))
             await isolation.settled()
 
     async def _try(self, default: str) -> ClosableRuntime | None:

@@ -244,6 +244,7 @@ class Supervisor:
 
     def welcomed(self, welcome: Welcome) -> None:
         """Drop what the server no longer wants of what ``Hello`` named."""
+        self._isolation.begin()
         if self._router is not None:
             self._router.welcomed(welcome)
         self._certify(welcome.router_certificate, welcome.router_certificate_key)

@@ -92,11 +92,13 @@ class Choosing:
     def __init__(self) -> None:
         self.verdict: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.told: list[list[str]] = []
+        self.asked = 0
         self.isolation = Isolation(DEFAULT, is_free=True)
         self.isolation.disappointed = lambda: self.told.append(self.isolation.names)
-        self.isolation.choose("runsc", self._wait())
+        self.isolation.choose("runsc", self._wait)
 
     async def _wait(self) -> Any:
+        self.asked += 1
         return await self.verdict
 
 
@@ -112,6 +114,8 @@ def test_sandboxes_wait_for_the_verdict_and_nothing_else_does(works: bool) -> No
     async def scenario(choosing: Choosing) -> None:
         isolation = choosing.isolation
         assert isolation.names == ["bubblewrap", "runsc"]
+        await asyncio.sleep(0)
+        assert choosing.asked == 0
         waiting = [
             asyncio.ensure_future(name_for(isolation, start))
             for start in (sandbox(), sandbox(), sandbox(runtime="bubblewrap"))
@@ -123,6 +127,7 @@ def test_sandboxes_wait_for_the_verdict_and_nothing_else_does(works: bool) -> No
         choosing.verdict.set_result(runsc if works else None)
         name = "runsc" if works else "bubblewrap"
         assert await asyncio.gather(*waiting) == [name, name, "bubblewrap"]
+        assert choosing.asked == 1
         assert isolation.names == sorted({"bubblewrap", name})
         assert choosing.told == ([] if works else [["bubblewrap"]])
         await isolation.close()
@@ -143,12 +148,15 @@ def test_a_sandbox_that_is_given_up_does_not_end_the_choice() -> None:
     choosing(scenario)
 
 
-def test_a_node_that_stops_does_not_wait_for_the_verdict() -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_node_that_stops_does_not_wait_for_the_verdict(begun: bool) -> None:
     async def scenario(choosing: Choosing) -> None:
-        await asyncio.sleep(0)
+        if begun:
+            choosing.isolation.begin()
+            while not choosing.asked:
+                await asyncio.sleep(0)
         await choosing.isolation.close()
         await choosing.isolation.close()
-        assert choosing.verdict.cancelled()
-        assert choosing.isolation.names == ["bubblewrap"]
+        assert choosing.verdict.cancelled() is begun
 
     choosing(scenario)
