@@ -33,8 +33,8 @@ PACK_AGE_S: Final = 600.0
 """A pack is not continued beyond that age, so that it stands for a short time."""
 _PACK: Final = "hp"
 _SKEW_S: Final = 60.0
-"""What a crash can have kept from the history ended at most that long before the last that is in
-it: by the clocks of different machines, too."""
+"""What a crash can have kept from the history ended at most that long before the last that was
+written to it: by the clocks of different machines, too."""
 _STEP: Final = 5_000
 """Inputs looked at before others get their turn."""
 
@@ -99,7 +99,7 @@ class _Open:
         if finished > self.last_finished:
             self.last_finished = finished
 
-    def row(self) -> dict[str, Any]:
+    def row(self, flush: int) -> dict[str, Any]:
         return {
             "pack_id": self.pack_id,
             "function_id": self.record.function_id,
@@ -113,6 +113,7 @@ class _Open:
             "last_finished": self.last_finished,
             "summary": self.pack.encode_summary(),
             "data": self.pack.encode(),
+            "flush": flush,
         }
 
 
@@ -135,6 +136,7 @@ class HistoryService:
         self._timer: asyncio.TimerHandle | None = None
         self._last_save: asyncio.Future[None] | None = None
         self._is_stopped = False
+        self._flush = 0
         calls.on_finish(self.finished)
         calls.before_deletion(self._save)
 
@@ -181,12 +183,13 @@ class HistoryService:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        rows = [each.row() for each in self._full]
+        self._flush += 1
+        rows = [each.row(self._flush) for each in self._full]
         self._full.clear()
         now = self._clock.monotonic()
         for function_id, each in list(self._open.items()):
             if not each.is_saved:
-                rows.append(each.row())
+                rows.append(each.row(self._flush))
                 each.is_saved = True
             elif now > each.began + PACK_AGE_S:
                 del self._open[function_id]
@@ -206,7 +209,7 @@ class HistoryService:
 
     async def recover(self) -> None:
         """After a start: note what ended before a crash and did not get here any more."""
-        last, entries = await self._store.ended_since(2 * _SKEW_S)
+        self._flush, last, entries = await self._store.written_last(2 * _SKEW_S)
         known = {(entry.call_id, entry.idx) for entry in entries}
         for call in self._calls.all():
             for output in call.outputs:

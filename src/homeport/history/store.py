@@ -28,12 +28,14 @@ packs = sa.Table(
     sa.Column("last_finished", sa.Double, nullable=False, index=True),
     sa.Column("summary", sa.LargeBinary, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("flush", sa.BigInteger, nullable=False, server_default="0", index=True),
     sa.Index("history_packs_by_function", "function_id", "last_finished"),
     sa.Index("history_packs_by_root", "root_id", "last_finished"),
     sa.Index("history_packs_by_app", "app_id", "last_finished"),
 )
 """Some hundred entries of one function each, in the order they ended. ``summary`` stands before
-``data`` as that is long: who reads the one is not to read the other."""
+``data`` as that is long: who reads the one is not to read the other. ``flush`` counts upwards, however
+the clock is set: what was written last has the highest."""
 
 Column = Literal["function_id", "root_id", "app_id"]
 """Whose entries: of a function, of it and its variants, of an app."""
@@ -201,18 +203,21 @@ class HistoryStore:
 
         return await self._database.read(read)
 
-    async def ended_since(self, seconds: float) -> tuple[float, list[Entry]]:
-        """When the last entry ended (0 without any), and those of the ``seconds`` before."""
+    async def written_last(self, seconds: float) -> tuple[int, float, list[Entry]]:
+        """The last flush, when the last entry in it ended (0 without any), and all entries of the
+        packs that ended in the ``seconds`` before or since."""
 
-        def read(connection: sa.Connection) -> tuple[float, list[Entry]]:
-            last = connection.execute(sa.select(sa.func.max(_columns.last_finished))).scalar()
-            if last is None:
-                return 0.0, []
+        def read(connection: sa.Connection) -> tuple[int, float, list[Entry]]:
+            flush = connection.execute(sa.select(sa.func.max(_columns.flush))).scalar()
+            if flush is None:
+                return 0, 0.0, []
+            of_flush = sa.select(sa.func.max(_columns.last_finished)).where(_columns.flush == flush)
+            last = connection.execute(of_flush).scalar_one()
             query = sa.select(_columns.data).where(_columns.last_finished >= last - seconds)
             found: list[Entry] = []
             for data in connection.execute(query).scalars():
                 found += unpack(data)
-            return last, found
+            return flush, last, found
 
         return await self._database.read(read)
 

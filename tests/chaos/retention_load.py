@@ -1,0 +1,39 @@
+"""``much``: some work of every kind, that ends. ``kept``: what has a name is there, long after."""
+
+import sys
+
+import modal
+
+app = modal.App("retention")
+LARGE = 6 * 2**20
+
+
+@app.function(max_containers=1)
+def work(x):
+    print("working on", len(x) if isinstance(x, bytes) else x)
+    return x
+
+
+def much():
+    app.deploy(name="retention-deployed")
+    modal.Dict.from_name("retention", create_if_missing=True)["key"] = "value"
+    with app.run():
+        assert list(work.map(range(20))) == list(range(20))
+        assert work.remote(bytes(LARGE)) == bytes(LARGE)
+        work.spawn(b"\1" * LARGE).get()
+        work.spawn(1)
+    deployed = modal.Function.from_name("retention-deployed", "work")
+    assert deployed.spawn(2).get() == 2
+    sandbox = modal.Sandbox.create("echo", "said", app=modal.App.lookup("retention-deployed"))
+    sandbox.wait()
+    assert sandbox.stdout.read() == "said\n"
+
+
+def kept():
+    assert modal.Dict.from_name("retention")["key"] == "value"
+    assert modal.Function.from_name("retention-deployed", "work").remote(3) == 3
+    print("all is there")
+
+
+if __name__ == "__main__":
+    {"much": much, "kept": kept}[sys.argv[1]]()
