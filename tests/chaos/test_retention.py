@@ -17,6 +17,10 @@ PROGRAM = Path(__file__).with_name("retention_load.py")
 LONG_S = 40 * 86400.0
 """Longer than anything is kept."""
 PATIENCE_S = 90.0
+SETTINGS = {
+    "HOMEPORT_HOUSEKEEPING_INTERVAL_S": "1",
+    "HOMEPORT_RESULT_RETENTION_S": "100",  # looked at each tenth of it
+}
 AGEING = {
     "calls": "",
     "inputs": "",
@@ -35,7 +39,7 @@ AGEING = {
 @pytest.mark.timeout(400)
 def test_what_ended_long_ago_is_forgotten(tmp_path: Path) -> None:
     clock = Clock(tmp_path / "clock")
-    environ = {**clock.environ, "HOMEPORT_HOUSEKEEPING_INTERVAL_S": "1"}
+    environ = {**clock.environ, **SETTINGS}
     with server_with(tmp_path / "home", environ) as server:
         engine = sa.create_engine(f"sqlite:///{server.home / 'homeport.db'}")
 
