@@ -84,6 +84,8 @@ _HOSTILE_TEXTS: Final = (
     "ap-0000000000000000000000",
     "fu-" + "x" * 1000,
     "localhost:99999999",
+    "http://[::1",
+    "https://a@[/b?c#d",
     "*",
     "{}",
     "x" * 5_000,
@@ -273,6 +275,8 @@ class Hostile:
             return choice.choice(("0", "ab", "f")) * 64
         if "version" in name:
             return choice.choice(("2024.10", "2025.06", ""))
+        if "url" in name:
+            return choice.choice(("http://one.localhost/a?b", "one.localhost", "https://[::1]:1/"))
         if "path" in name:
             return choice.choice(("a", "/a/b", "a/b/c", "/", "/root/x"))
         return choice.choice(_NAMES)

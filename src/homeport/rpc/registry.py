@@ -10,7 +10,9 @@ import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
@@ -197,7 +199,7 @@ class Registry:
 
     def _base_of(self, call: IncomingCall) -> str:
         authority = call.metadata.get(":authority")
-        if not authority:
+        if not authority or not _is_sound(authority):
             return self._http_base
         # Set by a reverse proxy that terminates TLS.
         is_tls = call.metadata.get("x-forwarded-proto") == "https"
@@ -325,3 +327,13 @@ def _encode(bound: _Bound, message: object) -> bytes:
 
 def _elapsed_ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
+
+
+@lru_cache(maxsize=256)
+def _is_sound(authority: str) -> bool:
+    """Whether it can be part of a URL: callers may send anything as one."""
+    try:
+        parts = urlsplit(f"http://{authority}")
+        return parts.netloc == authority and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

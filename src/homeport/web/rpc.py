@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
@@ -43,7 +43,7 @@ class WebRpc:
         self, request: api_pb2.CurlAuthTokenRequest, ctx: Context
     ) -> api_pb2.CurlAuthTokenResponse:
         ctx.require_client()
-        host = urlsplit(request.url if "//" in request.url else f"//{request.url}").netloc
+        host = host_of(request.url)
         target = self._routes.find(host)
         if target is None:
             raise NotFoundError(self._routes.unknown(host))
@@ -116,3 +116,9 @@ def _message(token: ProxyToken) -> api_pb2.WebhookToken:
         scoped=token.scoped,
         name=token.name,
     )
+
+
+def host_of(url: str) -> str:
+    """The host (with its port) of a URL, or of an address without its scheme; whatever was sent."""
+    _, slashes, rest = url.partition("//")
+    return re.split(r"[/?#]", rest if slashes else url, maxsplit=1)[0]

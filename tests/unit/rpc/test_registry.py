@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import structlog
@@ -129,6 +130,16 @@ def test_the_http_base_follows_a_proxy_that_terminates_tls() -> None:
     dicts = Dicts()
     unary(registry(dicts), "DictLen", x_forwarded_proto="https")
     assert dicts.seen[0].http_base == "https://here:7460"
+
+
+@pytest.mark.parametrize("authority", ["[::1", "[", "a/b", "here:99999", "here:port", "a b", "?"])
+def test_the_http_base_is_a_url_whatever_authority_is_said(authority: str) -> None:
+    dicts = Dicts()
+    unary(registry(dicts, http_base="http://own"), "DictLen", **{":authority": authority})
+    base = dicts.seen[0].http_base
+    assert urlsplit(base).hostname is not None
+    assert base in ("http://own", f"http://{authority}")
+    assert ("/" in authority or "?" in authority) <= (base == "http://own")
 
 
 def test_answers_a_stream() -> None:

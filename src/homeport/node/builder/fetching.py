@@ -59,7 +59,8 @@ def parse_git(text: str) -> GitReference | None:
     """The repository that ``text`` names, or ``None`` if it names none."""
     address, _, fragment = text.partition("#")
     is_git = text.startswith(("git@", "git://", "ssh://")) or (
-        is_url(text) and urlsplit(address).path.endswith(".git")
+        # No parser of URLs: they raise at some, and fetching it says better what is wrong with it.
+        is_url(text) and re.match(r"https?://[^/?]*/[^?]*\.git(\?|$)", address) is not None
     )
     if not is_git:
         return None
