@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tests.conformance.harness.clients import Client
 from tests.conformance.harness.programs import PROGRAMS, Runner, Started
@@ -54,4 +56,18 @@ def test_restart_keeps_deployed_apps(runner: Runner, client: Client, server: Ser
     server.restart()
     checks = runner.checks(client, "deployed_caller", name, script=True)
     assert checks.value("function") == 42
+    runner.cli(client, "app", "stop", name, *client.yes).succeeded()
+
+
+def test_calls_stay_in_the_history(runner: Runner, client: Client, server: Server) -> None:
+    """Whose results the client had just seen when the server was killed, and each once."""
+    name = "history-of-a-killed-server"
+    file = str(PROGRAMS / "deployed.py")
+    runner.cli(client, "deploy", "--name", name, file).succeeded()
+    done = runner.script(client, "history_killed.py", name, str(server.pid)).succeeded()
+    call_id = done.stdout.partition("CALL ")[2].strip()
+    asked = runner.cli(client, "function", "calls", f"{name}/double", "--tail", "100", "--json")
+    rows = json.loads(asked.succeeded().stdout)
+    assert [row["status"] for row in rows] == ["success"] * 21
+    assert [row["function_call_id"] for row in rows].count(call_id) == 1
     runner.cli(client, "app", "stop", name, *client.yes).succeeded()
