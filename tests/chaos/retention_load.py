@@ -1,5 +1,6 @@
 """``much``: some work of every kind, that ends. ``kept``: what has a name is there, long after."""
 
+import io
 import sys
 
 import modal
@@ -17,6 +18,8 @@ def work(x):
 def much():
     app.deploy(name="retention-deployed")
     modal.Dict.from_name("retention", create_if_missing=True)["key"] = "value"
+    with modal.Volume.from_name("retention", create_if_missing=True).batch_upload() as batch:
+        batch.put_file(io.BytesIO(b"content"), "file")
     with app.run():
         assert list(work.map(range(20))) == list(range(20))
         assert work.remote(bytes(LARGE)) == bytes(LARGE)
@@ -30,7 +33,8 @@ def much():
 
 
 def kept():
-    assert modal.Dict.from_name("retention")["key"] == "value"
+    assert b"".join(modal.Volume.from_name("retention").read_file("file")) == b"content"
+    assert modal.Dict.from_name("retention").len() == 0  # entries that nobody used expire
     assert modal.Function.from_name("retention-deployed", "work").remote(3) == 3
     print("all is there")
 
