@@ -99,6 +99,14 @@ class Cgroup:
         """Every directory of this group."""
         return [*dict.fromkeys(self._v1.values()), *([self._v2] if self._v2 else [])]
 
+    def self_files(self) -> list[Path]:
+        """What a process with one thread writes ``0`` into to join: it need not wait for others."""
+        v1 = dict.fromkeys(self._v1.values())
+        return [
+            *(path / "tasks" for path in v1),
+            *([self._v2 / "cgroup.procs"] if self._v2 else []),
+        ]
+
     def create(self, limits: Limits) -> None:
         """Make the directories and write the limits. Raises ``CgroupError``."""
         for path in self.paths():

@@ -92,6 +92,11 @@ class StagedRuntime:
         return False
 
     @property
+    def joins_groups(self) -> bool:
+        """See ``launch.Tool``."""
+        return False
+
+    @property
     def network(self) -> NetworkProvider:
         """Where its containers get their networks from."""
         return self._network

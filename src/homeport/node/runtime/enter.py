@@ -57,7 +57,9 @@ class Place:
     """``CLONE_NEW…`` flags of those that are not the node's own."""
     capabilities: int
     groups: tuple[Path, ...]
-    """``cgroup.procs`` files."""
+    """``tasks`` files of control groups of version 1."""
+    unified: Path | None
+    """The directory of the group of version 2."""
     user: User
     root: str = ""
     """Path to the container's root directory, where that is not its namespace's."""
@@ -70,7 +72,8 @@ def look_up(init_pid: int, init_fd: int, user: User) -> Place:
         theirs = os.stat(f"/proc/{init_pid}/ns/{name}").st_ino
         if theirs != os.stat(f"/proc/self/ns/{name}").st_ino:
             namespaces |= flag
-    return Place(init_fd, namespaces, _capabilities(init_pid), tuple(_groups(init_pid)), user)
+    groups, unified = _groups(init_pid)
+    return Place(init_fd, namespaces, _capabilities(init_pid), tuple(groups), unified, user)
 
 
 def _capabilities(pid: int) -> int:
@@ -81,9 +84,10 @@ def _capabilities(pid: int) -> int:
     raise OSError(f"/proc/{pid}/status has no CapBnd")
 
 
-def _groups(pid: int) -> list[Path]:
+def _groups(pid: int) -> tuple[list[Path], Path | None]:
     own = set(Path("/proc/self/cgroup").read_text().splitlines())
     found: list[Path] = []
+    unified: Path | None = None
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         if line in own:
             continue
@@ -92,9 +96,12 @@ def _groups(pid: int) -> list[Path]:
             folder = _CGROUP_ROOT / name.removeprefix("name=")
             group = folder / path.lstrip("/")
             if (folder / "cgroup.procs").exists() and group.is_dir():
-                found.append(group / "cgroup.procs")
+                if controllers:
+                    found.append(group / "tasks")
+                else:
+                    unified = group
                 break
-    return found
+    return found, unified
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +149,17 @@ def _spawn(
     null = keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
     flags = os.O_WRONLY | os.O_CLOEXEC
     groups = [keep(os.open(path, flags)) for path in place.groups]
-    user = place.user
     numbers = range(_FIRST_GROUP_FD, _FIRST_GROUP_FD + len(groups))
+    unified: dict[int, int] = {}
+    if place.unified is not None:
+        directory = os.open(place.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        unified[_FIRST_GROUP_FD + len(groups)] = keep(directory)
+    user = place.user
     terminal = f"{spec.terminal[0]},{spec.terminal[1]}" if spec.terminal else ""
     arguments = [
         *("enter", str(CONTROL_FD), str(_PIDFD), str(place.namespaces), str(place.capabilities)),
         *(str(user.uid), str(user.gid), ",".join(map(str, user.groups)), str(_FILTER_FD)),
-        *(terminal, workdir, ",".join(map(str, numbers))),
+        *(terminal, workdir, ",".join(map(str, numbers)), str(*unified) or "-"),
         *spec.command,
     ]
     wanted = {
@@ -161,6 +172,7 @@ def _spawn(
         # opened anew: it is read, and the reading position is shared with a duplicate
         _FILTER_FD: keep(os.open(f"/proc/self/fd/{filter_fd}", os.O_RDONLY | os.O_CLOEXEC)),
         **dict(zip(numbers, groups, strict=True)),
+        **unified,
     }
     actions: list[tuple[int, int, int]] = []
     try:

@@ -38,7 +38,8 @@ class FileTemplate:
         """Have a worker in ``place`` answer on the socket ``channel``. Raises ``ExecError``."""
         with contextlib.ExitStack() as stack:
             fds = [channel, place.init_fd, self._filter]
-            for group in place.groups:
+            unified = [place.unified / "cgroup.procs"] if place.unified is not None else []
+            for group in (*place.groups, *unified):
                 try:
                     fds.append(os.open(group, os.O_WRONLY | os.O_CLOEXEC))
                 except OSError as error:

@@ -104,6 +104,11 @@ class Tool(Protocol):
         ...
 
     @property
+    def joins_groups(self) -> bool:
+        """Whether what it starts is in the container's control groups by then."""
+        ...
+
+    @property
     def keeps_control(self) -> bool:
         """Whether the conversation with init goes on once the command runs (``Launch.control``)."""
         ...
@@ -269,7 +274,7 @@ class Launch:
                 os.close(high)
 
     def _attach(self, pid: int, outer: int) -> None:
-        if self.cgroup is not None:
+        if self.cgroup is not None and not self._tool.joins_groups:
             self.cgroup.attach(pid)
         self.inside = Inside(self._tool.files_process(self, pid, outer))
         if self.inside.pid != pid:

@@ -75,6 +75,7 @@ class PreparedTool:
     """How ``runsc`` is called for a container without files (a ``launch.Tool``)."""
 
     keeps_control = True
+    joins_groups = True
 
     def __init__(self, runsc: Runsc, stage: Stage, program_fd: int) -> None:
         self._runsc = runsc
@@ -121,7 +122,7 @@ def joined(cgroup: Cgroup, command: Sequence[str]) -> list[str]:
 
     So gVisor's processes are in them from the first instruction on.
     """
-    groups = [str(path / "cgroup.procs") for path in cgroup.paths()]
+    groups = [str(path) for path in cgroup.self_files()]
     return ["join", str(len(groups)), *groups, *command]
 
 

@@ -239,6 +239,10 @@ class RunscRuntime(StagedRuntime):
     def keeps_control(self) -> bool:
         return True
 
+    @property
+    def joins_groups(self) -> bool:
+        return True
+
     async def close(self) -> None:
         if self._init_fd < 0:
             return

@@ -19,7 +19,7 @@ enum {
     SYS_setgroups = 116, SYS_setresuid = 117, SYS_setresgid = 119,
     SYS_capget = 125, SYS_capset = 126, SYS_prctl = 157, SYS_exit_group = 231, SYS_openat = 257,
     SYS_ppoll = 271, SYS_accept4 = 288, SYS_signalfd4 = 289, SYS_dup3 = 292, SYS_pipe2 = 293,
-    SYS_setns = 308, SYS_memfd_create = 319, SYS_close_range = 436,
+    SYS_setns = 308, SYS_memfd_create = 319, SYS_clone3 = 435, SYS_close_range = 436,
 };
 
 SHARED long call(long number, long a, long b, long c, long d, long e)
@@ -45,7 +45,7 @@ enum {
     SYS_setgroups = 159, SYS_sethostname = 161, SYS_prctl = 167, SYS_socket = 198, SYS_bind = 200, SYS_listen = 201,
     SYS_connect = 203, SYS_getsockopt = 209, SYS_shutdown = 210, SYS_sendmsg = 211,
     SYS_recvmsg = 212, SYS_clone = 220, SYS_execve = 221, SYS_accept4 = 242, SYS_wait4 = 260,
-    SYS_setns = 268, SYS_memfd_create = 279, SYS_close_range = 436,
+    SYS_setns = 268, SYS_memfd_create = 279, SYS_clone3 = 435, SYS_close_range = 436,
 };
 
 SHARED long call(long number, long a, long b, long c, long d, long e)

@@ -2,13 +2,16 @@
  * Starts one more process in a running container: `exec`.
  *
  *   enter CONTROL_FD PIDFD NAMESPACES CAPABILITIES UID GID GROUPS FILTER_FD TERMINAL
- *         WORKDIR GROUPS_FDS COMMAND [ARGUMENT...]
+ *         WORKDIR GROUPS_FDS UNIFIED_FD COMMAND [ARGUMENT...]
  *
- * It begins outside, as the node: joins the container's control groups (one descriptor of a
- * cgroup.procs each) and namespaces (those in the mask NAMESPACES of the process behind PIDFD),
+ * It begins outside, as the node: joins the container's control groups (one descriptor of a `tasks`
+ * file each, and one of the directory of the group of version 2, or -) and namespaces (those in the mask NAMESPACES of the process behind PIDFD),
  * makes the command's process and ends. That process is a child of the node itself
  * (CLONE_PARENT), which so learns of its end; it gives up every right that the container does not
  * have before it looks at anything in there.
+ *
+ * Both ways of joining do without the kernel's lock of all that forks and executes on the machine,
+ * which takes some milliseconds: one thread moves itself, and the command is born in its group.
  *
  * What it says to the node over CONTROL_FD, a packet socket:
  *
@@ -21,10 +24,13 @@
 
 #include "common.h"
 
-enum { FILTER_MAX = 4096 };
+enum { FILTER_MAX = 4096, ENOMEM = 12 };
+
+static const u64 CLONE_INTO_CGROUP = 0x200000000UL;
 
 struct rule { unsigned short code; unsigned char yes, no; u32 operand; };
 struct program { unsigned short count; struct rule *rules; };
+struct birth { u64 flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup; };
 struct rights { u64 length; int level, type; int fd; int padding; };
 
 static struct rule rules[FILTER_MAX];
@@ -51,6 +57,24 @@ static void join_groups(int control, const char *list)
         must(control, STEP_JOIN, call(SYS_write, fd, (long)"0", 1, 0, 0));
         call(SYS_close, fd, 0, 0, 0, 0);
     }
+}
+
+/* The command's process, in this group of version 2 (-1: none). */
+static long begin(int control, int group)
+{
+    struct birth birth = {CLONE_PARENT | CLONE_INTO_CGROUP, 0, 0, 0, 0, 0, 0, 0, 0, 0, (u64)group};
+    long pid;
+
+    if (group >= 0) {
+        pid = call(SYS_clone3, (long)&birth, sizeof birth, 0, 0, 0);
+        if (pid >= 0 || pid == -EAGAIN || pid == -ENOMEM)
+            return must(control, STEP_JOIN, pid);
+        /* a kernel before 5.7, or one that keeps such processes from it */
+        int procs = (int)must(control, STEP_JOIN,
+                              call(SYS_openat, group, (long)"cgroup.procs", O_RDWR | O_CLOEXEC, 0, 0));
+        must(control, STEP_JOIN, call(SYS_write, procs, (long)"0", 1, 0, 0));
+    }
+    return must(control, STEP_JOIN, call(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0));
 }
 
 /* A terminal of the container's own; the slave's descriptor. */
@@ -141,7 +165,7 @@ static void run_command(int control, char **arguments, char **environment, int s
     call(SYS_write, control, (long)"S", 1, 0, 0);
     if (*arguments[10])
         must(control, STEP_DIRECTORY, call(SYS_chdir, (long)arguments[10], 0, 0, 0, 0));
-    fail(control, STEP_COMMAND, -execute(arguments + 12, environment));
+    fail(control, STEP_COMMAND, -execute(arguments + 13, environment));
 }
 
 __attribute__((used, noreturn)) void run(long *stack)
@@ -152,7 +176,7 @@ __attribute__((used, noreturn)) void run(long *stack)
     int control, slave = -1;
     long command;
 
-    if (count < 13)
+    if (count < 14)
         leave(FAILED);
     control = (int)number(arguments[1]);
     call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
@@ -161,7 +185,7 @@ __attribute__((used, noreturn)) void run(long *stack)
          call(SYS_setns, (long)number(arguments[2]), (long)number(arguments[3]), 0, 0, 0));
     if (*arguments[9])
         slave = open_terminal(control, arguments[9], (u32)number(arguments[5]));
-    command = must(control, STEP_JOIN, call(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0));
+    command = begin(control, *arguments[12] == '-' ? -1 : (int)number(arguments[12]));
     if (command == 0)
         run_command(control, arguments, environment, slave);
     leave(0);

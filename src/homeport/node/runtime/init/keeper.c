@@ -12,7 +12,7 @@
  *
  *   'b' HOSTNAME WORKDIR COUNT UID GID GROUPS TERMINAL ARGUMENT... ENVIRONMENT...
  *
- * The third form is for the host: it writes itself into that many cgroup.procs files and becomes
+ * The third form is for the host: it writes itself into that many files of control groups and becomes
  * PROGRAM, with its own argv[0].
  *
  * It starts the command as init.c does, in the same conversation with the node, and is then what
