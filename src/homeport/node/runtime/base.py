@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -71,12 +72,15 @@ class StagedRuntime:
         self._init_fd = write_init(self.init_program)
         self._enter_fd = enter_program()
         self._files = FileTemplate()
+        self._hastening: Future[None] | None = None
+        self._hastener = ThreadPoolExecutor(1, "homeport-groups")
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
         self._shared = Shared(
             self._run_dir,
             self._token,
             self._init_fd,
             self._make_cgroup,
+            self._hasten,
             network.resolver,
             self._stage.mount_inside,
             self._stage.place_inside,
@@ -152,6 +156,7 @@ class StagedRuntime:
         await self._network.close()
         await self._stage.run(self._cgroups.close)
         self._stage.close()
+        self._hastener.shutdown(wait=True)
         self._files.close()
         for fd in (self._init_fd, self._enter_fd, self._filter):
             os.close(fd)
@@ -209,6 +214,10 @@ class StagedRuntime:
         if not self._cgroups.available() and limits == type(limits)():
             return None
         return self._cgroups.create(spec.id, limits)
+
+    def _hasten(self) -> None:
+        if self._hastening is None or self._hastening.done():
+            self._hastening = self._hastener.submit(self._cgroups.hasten)
 
     def _own(self) -> set[str]:
         """Ids of all containers of this process."""

@@ -80,6 +80,8 @@ class Shared:
     token: str
     init_fd: int
     make_cgroup: Callable[[ContainerSpec], Cgroup | None]
+    hasten: Callable[[], None]
+    """Says that a process will be moved into its groups soon."""
     resolver: Callable[[], Resolver]
     mount_inside: Callable[[Inside, Overlay], None]
     place_inside: Callable[[Inside, Tree], None]
@@ -187,6 +189,8 @@ class Launch:
 
     def _prepare(self) -> None:
         self.cgroup = self.shared.make_cgroup(self.spec)
+        if self.cgroup is not None and not self._tool.joins_groups:
+            self.shared.hasten()
         self._prepare_files()
 
     def _prepare_files(self) -> None:
