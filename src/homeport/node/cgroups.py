@@ -82,6 +82,15 @@ def own_group(unified_root: Path, text: str | None = None) -> Path:
     return unified_root
 
 
+def _unified_group(pid: int) -> str:
+    """The path of the group of version 2 that a process is in; empty if that is not known."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return line[3:]
+    return ""
+
+
 def _own_procs(root: Path) -> Path:
     """``cgroup.procs`` of a group that this process is in. Raises ``CgroupError``."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -105,18 +114,20 @@ class Cgroup:
         self._v2 = v2
         self._v2_limits = v2_limits
         self._oom_before = 0
+        self._holder = v2
+        """The group of version 2 that its processes are in."""
 
     def paths(self) -> list[Path]:
         """Every directory of this group."""
         return [*dict.fromkeys(self._v1.values()), *([self._v2] if self._v2 else [])]
 
+    def tasks_files(self) -> list[Path]:
+        """What a process with one thread writes ``0`` into to join (v1): it waits for no lock."""
+        return [path / "tasks" for path in dict.fromkeys(self._v1.values())]
+
     def self_files(self) -> list[Path]:
-        """What a process with one thread writes ``0`` into to join: it need not wait for others."""
-        v1 = dict.fromkeys(self._v1.values())
-        return [
-            *(path / "tasks" for path in v1),
-            *([self._v2 / "cgroup.procs"] if self._v2 else []),
-        ]
+        """The same of all groups; for that of version 2 it has to wait."""
+        return [*self.tasks_files(), *([self._v2 / "cgroup.procs"] if self._v2 else [])]
 
     def create(self, limits: Limits) -> None:
         """Make the directories and write the limits. Raises ``CgroupError``."""
@@ -135,15 +146,21 @@ class Cgroup:
         if limits.pids:
             self._write("pids", "pids.max", str(limits.pids))
 
-    def attach(self, pid: int) -> None:
-        """Move a process in; it must not have children yet. Raises ``CgroupError``.
+    def attach_unified(self, pid: int) -> None:
+        """Move a process that joined the others itself into the group of version 2.
 
-        One that is in a group inside this one already (v2) stays there.
+        It must not have children yet. One that a tool has put into a group inside this one, or
+        beside it, stays there. Raises ``CgroupError``.
         """
+        if self._v2 is None:
+            return
         if not self._v1 and pid in self.processes():
             return
-        for path in self.paths():
-            _write(path / "cgroup.procs", str(pid))
+        beside = f"{self._v2.name}{OCI_SUFFIX}"
+        if self._v1 and _unified_group(pid).endswith(f"/{beside}"):
+            self._holder = self._v2.with_name(beside)
+            return
+        _write(self._v2 / "cgroup.procs", str(pid))
 
     def processes(self) -> set[int]:
         """Host pids in the group and in groups inside it."""
@@ -155,9 +172,9 @@ class Cgroup:
 
     def kill(self) -> None:
         """SIGKILL everything in the group."""
-        if self._v2 is not None and (self._v2 / "cgroup.kill").exists():
+        if self._holder is not None and (self._holder / "cgroup.kill").exists():
             with contextlib.suppress(CgroupError):
-                _write(self._v2 / "cgroup.kill", "1")
+                _write(self._holder / "cgroup.kill", "1")
                 if not self._v1:
                     return
         for pid in self.processes():
@@ -196,17 +213,17 @@ class Cgroup:
         self._set_frozen(False)
 
     def _set_frozen(self, frozen: bool) -> None:
-        if self._v2 is None or not (self._v2 / "cgroup.freeze").exists():
+        if self._holder is None or not (self._holder / "cgroup.freeze").exists():
             raise CgroupError(
                 "no control group hierarchy (v2) here can hold a container's processes"
             )
-        _write(self._v2 / "cgroup.freeze", "1" if frozen else "0")
+        _write(self._holder / "cgroup.freeze", "1" if frozen else "0")
         deadline = time.monotonic() + _FREEZE_S
-        while _read_keyed(self._v2 / "cgroup.events", "frozen") != int(frozen):
+        while _read_keyed(self._holder / "cgroup.events", "frozen") != int(frozen):
             if time.monotonic() > deadline:
                 if frozen:
-                    _write(self._v2 / "cgroup.freeze", "0")
-                raise CgroupError(f"the processes in {self._v2} do not stand still")
+                    _write(self._holder / "cgroup.freeze", "0")
+                raise CgroupError(f"the processes in {self._holder} do not stand still")
             time.sleep(0.001)
 
     def remove(self) -> None:

@@ -43,7 +43,7 @@ def test_layouts_are_told_apart(tmp_path: Path) -> None:
 def test_a_process_is_moved_into_its_group(tmp_path: Path) -> None:
     group = unified(tmp_path)
     provider = CgroupProvider("owner", tmp_path, delegated=False)
-    provider.create("ta-1", Limits(memory_mb=64, pids=10)).attach(4711)
+    provider.create("ta-1", Limits(memory_mb=64, pids=10)).attach_unified(4711)
     assert (group / "cgroup.procs").read_text() == "4711"
     assert (group / "memory.max").read_text() == str(64 * 1024 * 1024)
     assert (group / "pids.max").read_text() == "10"
@@ -58,9 +58,21 @@ def test_a_process_stays_in_the_group_of_its_tool_inside_the_containers(tmp_path
     assert provider.unified_only
     cgroup = provider.group("ta-1")
     assert cgroup.processes() == {4711}
-    cgroup.attach(4711)
+    cgroup.attach_unified(4711)
     assert (group / "cgroup.procs").read_text() == ""
     assert (inner / "cgroup.procs").read_text() == "4711\n"
+
+
+def test_a_process_joins_groups_of_version_1_itself(tmp_path: Path) -> None:
+    for name in ("memory", "cpu", "pids"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").write_text("")
+    group = CgroupProvider("owner", tmp_path, delegated=False).group("ta-1")
+    assert {str(path.relative_to(tmp_path)) for path in group.tasks_files()} == {
+        f"{name}/homeport/owner/ta-1/tasks" for name in ("memory", "cpu", "pids")
+    }
+    group.attach_unified(4711)  # there is none
+    assert group.self_files() == group.tasks_files()
 
 
 def test_a_limit_that_cannot_be_is_an_error(tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ class BubblewrapRuntime(StagedRuntime):
             listed = keep(linux.memory_file("bwrap-arguments", text))
             # opened anew: bwrap reads it, and the reading position is shared with a duplicate
             rules = keep(os.open(f"/proc/self/fd/{self._filter}", os.O_RDONLY | os.O_CLOEXEC))
-            inner = init_arguments(user, spec.command)
+            groups = launch.group_fds(_FILTER_FD + 1, keep)
+            inner = init_arguments(user, spec.command, groups)
             yield Invocation(
                 self._bwrap,
                 ["--args", str(_ARGUMENTS_FD), "--", INIT_PATH, *inner],
-                {_ARGUMENTS_FD: listed, _FILTER_FD: rules},
+                {_ARGUMENTS_FD: listed, _FILTER_FD: rules, **groups},
             )

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,12 +116,15 @@ class Tool(Protocol):
         ...
 
 
-def init_arguments(user: User | None, command: tuple[str, ...]) -> list[str]:
-    """What init is told. Without ``user`` it stays who it is."""
+def init_arguments(
+    user: User | None, command: tuple[str, ...], groups: Iterable[int] = ()
+) -> list[str]:
+    """What init is told. Without ``user`` it stays who it is; ``groups`` are descriptors to join by."""
     who = ["-", "-", ""]
     if user is not None:
         who = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
-    return [*map(str, (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD)), *who, *command]
+    fds = map(str, (STATUS_FD, CONTROL_FD, IN_FD, OUT_FD, ERR_FD))
+    return [*fds, *who, ",".join(map(str, groups)), *command]
 
 
 class Launch:
@@ -177,6 +180,12 @@ class Launch:
         spec = self.spec
         skeleton = mount_points(self.shared.run_dir / "skeletons", spec.binds, spec.tmpfs)
         return [self.directory.generated, *reversed(spec.layers), skeleton]
+
+    def group_fds(self, first: int, keep: Keep) -> dict[int, int]:
+        """By what init joins its control groups: numbers from ``first`` on, and descriptors."""
+        paths = self.cgroup.tasks_files() if self.cgroup is not None else []
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        return {first + index: keep(os.open(path, flags)) for index, path in enumerate(paths)}
 
     def _record(self) -> Record:
         return Record(
@@ -279,7 +288,7 @@ class Launch:
 
     def _attach(self, pid: int, outer: int) -> None:
         if self.cgroup is not None and not self._tool.joins_groups:
-            self.cgroup.attach(pid)
+            self.cgroup.attach_unified(pid)
         self.inside = Inside(self._tool.files_process(self, pid, outer))
         if self.inside.pid != pid:
             self.files_fd = os.pidfd_open(self.inside.pid)

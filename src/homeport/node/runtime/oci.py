@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -85,14 +85,15 @@ class OciRuntime(StagedRuntime):
             self._stage.network(launch.lease.netns_fd),
         ):
             user = launch.user = resolve_user(root, spec.user).within(spec.groups)
-            config = self._config(spec, root, user)
+            groups = launch.group_fds(FIRST_FREE_FD, keep)
+            config = self._config(spec, root, user, groups)
             bundle = launch.directory.path / "bundle"
             bundle.mkdir(mode=0o700)
             (bundle / "config.json").write_text(json.dumps(config))
-            preserved = FIRST_FREE_FD - STATUS_FD
+            preserved = FIRST_FREE_FD - STATUS_FD + len(groups)
             arguments = [*self._options(), "run", "--bundle", str(bundle)]
             arguments += ["--preserve-fds", str(preserved), self._container_name(spec.id)]
-            yield Invocation(self._binary, arguments, view=self._view)
+            yield Invocation(self._binary, arguments, groups, view=self._view)
 
     def clean(self, container_id: str) -> None:
         name = self._container_name(container_id)
@@ -120,12 +121,14 @@ class OciRuntime(StagedRuntime):
             return self._stage.without(self._unified)
         return contextlib.nullcontext()
 
-    def _config(self, spec: ContainerSpec, root: Path, user: User) -> dict[str, Any]:
+    def _config(
+        self, spec: ContainerSpec, root: Path, user: User, groups: Iterable[int]
+    ) -> dict[str, Any]:
         config = bundle_config(
             spec,
             root,
             user,
-            args=[INIT_PATH, *init_arguments(user, spec.command)],
+            args=[INIT_PATH, *init_arguments(user, spec.command, groups)],
             workdir=working_directory(spec, root),
             mounts=[*_SYSTEM_MOUNTS, *_mounts(spec, root), *_device_mounts(spec)],
         )

@@ -1,12 +1,15 @@
 /*
  * The first process of every container, whichever tool starts it: PID 1 of its PID namespace.
  *
- *   init STATUS_FD CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS [COMMAND [ARGUMENT...]]
+ *   init STATUS_FD CONTROL_FD STDIN_FD STDOUT_FD STDERR_FD UID GID GROUPS JOIN_FDS
+ *        [COMMAND [ARGUMENT...]]
  *
  * It runs after the sandbox is complete (root file system, capabilities, seccomp, working
  * directory) and has four duties that no program of the image can be relied upon for:
  *
- *   1. stand still until the node has put it into its cgroups ('I', then one byte back),
+ *   1. put itself into its cgroups of version 1 (a `tasks` file each: who moves its only thread does
+ *      not wait for the kernel's lock of all that forks) and stand still until the node has put it
+ *      into that of version 2 ('I', then one byte back),
  *   2. start the command as the asked user with the caller's stdin, stdout and stderr (some tools
  *      put pipes of their own in the place of what they are given) and tell the node
  *      its pid ('S' from the command's process, by socket credentials, then one byte back), and
@@ -44,11 +47,11 @@ static void run_command(char **arguments, char **environment, int control, int i
     int error = become(arguments[6], arguments[7], arguments[8]);
     if (!error) {
         report_and_wait(control, "S");
-        if (!arguments[9]) {
+        if (!arguments[10]) {
             call(SYS_close, init, 0, 0, 0, 0); /* as if it had been executed */
             idle();
         }
-        error = execute(arguments + 9, environment);
+        error = execute(arguments + 10, environment);
     }
     unsigned char number = (unsigned char)error;
     call(SYS_write, init, (long)&number, 1, 0, 0);
@@ -90,13 +93,19 @@ __attribute__((used, noreturn)) void run(long *stack)
     int starting[2];
     long command, error;
 
-    if (count < 9)
+    if (count < 10)
         leave(FAILED);
     int status_file = (int)number(arguments[1]), control = (int)number(arguments[2]);
     /* Processes of the container may not look into this one (its descriptors are the host's). */
     call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     call(SYS_prctl, PR_SET_NAME, (long)"init", 0, 0, 0);
     bound_capabilities(0);
+    for (const char *list = next(arguments[9]); *list; list = next(list)) {
+        int fd = (int)number_at(&list);
+        if (call(SYS_write, fd, (long)"0", 1, 0, 0) != 1)
+            leave(FAILED);
+        call(SYS_close, fd, 0, 0, 0, 0);
+    }
     report_and_wait(control, "I");
     error = call(SYS_pipe2, (long)starting, O_CLOEXEC, 0, 0, 0);
     if (error)
