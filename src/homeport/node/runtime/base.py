@@ -74,6 +74,8 @@ class StagedRuntime:
         self._files = FileTemplate()
         self._hastening: Future[None] | None = None
         self._hastener = ThreadPoolExecutor(1, "homeport-groups")
+        # its thread begins here: one that a stage's thread began would share that one's directory
+        self._hastener.submit(int)
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
         self._shared = Shared(
             self._run_dir,

@@ -240,6 +240,16 @@ class Adoption(Launch):
 
     def adopt(self) -> Started:
         """Blocks, in a thread of the stage. Raises as ``run``, and ``PreparedEndedError``."""
+        try:
+            return self._adopt()
+        except (CommandError, PreparedEndedError):
+            raise
+        except ContainerStartError as error:
+            if self._prepared.has_ended:
+                raise PreparedEndedError(str(error)) from error
+            raise
+
+    def _adopt(self) -> Started:
         with self._recorded():
             self.cgroup = self._prepared.cgroup
             self._prepare_files()
