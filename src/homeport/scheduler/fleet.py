@@ -45,6 +45,8 @@ STOP_GRACE_S = 8.0
 for the last lines of its app."""
 START_BACKOFF_S = 1.0
 START_BACKOFF_MAX_S = 60.0
+NODE_GONE_S = 0.5
+"""A node that went away while a container was prepared for it: another try after that time."""
 CRASHES_FREE = 3
 """Containers that may end by themselves in a row before the next is started with a delay."""
 START_FAILURES_MAX = 3
@@ -218,8 +220,11 @@ class Fleet:
         message.gpus = list(task.gpus)
         message.commit_layer = self._build_functions.layer_of(message.function_id)
         if not self._nodes.send(task.node_id, message):
+            # No failure of what was to start: it starts elsewhere, or when the node is back.
             self.remove(task, failed=True)
-            self.start_failed(task.pool, "the node it was to start on is gone", final=False)
+            pool = task.pool
+            pool.not_before = max(pool.not_before, self._clock.monotonic() + NODE_GONE_S)
+            self._board.step(pool)
 
     def replace(self, pool: Pool) -> None:
         """Containers of earlier definitions make way for those of the present one.

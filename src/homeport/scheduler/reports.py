@@ -256,7 +256,10 @@ class Reports:
         tail = message.stderr_tail.strip()
         if tail and not _kill_reason(message):
             reason = f"{reason}. Its last output:\n{tail}"
-        self._fleet.start_failed(pool, reason, final=True)
+        # Who kills it from outside says nothing about what it was to run.
+        was_killed = message.returncode == -signal.SIGKILL and not message.oom_killed
+        is_final = not was_killed or bool(message.reason)
+        self._fleet.start_failed(pool, reason, final=is_final)
 
 
 def _begun(task: Task, message: InputsStarted) -> None:

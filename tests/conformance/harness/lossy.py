@@ -17,6 +17,8 @@ from homeport.transport.dispatch import UNAVAILABLE, IncomingCall, StatusError
 from homeport.transport.grpc_server import GrpcServer
 
 SERVICE = "/modal.client.ModalClient/"
+GIVE_BACK_S = 45.0
+"""Clients wait that long and a little more for an answer."""
 STREAMS = {method.path for method in methods_of(client_services()).values() if method.is_stream}
 
 
@@ -124,17 +126,25 @@ class LossyProxy(Proxy):
 class PatientProxy(Proxy):
     """Repeats a unary call, idempotency key and all, until the server answers it.
 
-    As a client does that does not give up within a second; ``repeated`` counts.
+    As a client does that does not give up within a second; ``repeated`` counts. A call that waits
+    anew with each repeat is given back to the client before its deadline is over.
     """
 
     repeated = 0
 
     async def unary(self, call: IncomingCall, body: bytes) -> bytes:
+        give_back_at = self._loop.time() + GIVE_BACK_S
+        timeout_at = None
         while True:
             try:
-                return await super().unary(call, body)
+                async with asyncio.timeout_at(timeout_at):
+                    return await super().unary(call, body)
+            except TimeoutError:
+                raise StatusError(UNAVAILABLE, "the server went away meanwhile") from None
             except StatusError as error:
                 if error.status != UNAVAILABLE:
                     raise
             self.repeated += 1
+            # If it is not there for so long it is waited for all the same.
+            timeout_at = max(give_back_at, self._loop.time() + 1.0)
             await asyncio.sleep(0.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import AsyncMock, MagicMock
 
 from tests.unit.scheduler.test_placement import DEFAULTS, spec
 
@@ -81,3 +81,46 @@ def test_a_gpu_that_was_taken_away_is_told_once() -> None:
     assert fleet.start(pool, 1) == fleet.start(pool, 1) == 0
     logs.system.assert_called_once()
     assert "no node has that" in logs.system.call_args.args[1]
+
+
+def test_a_node_that_goes_while_a_container_is_prepared_fails_no_input() -> None:
+    """However often that happens in a row: the container could not show yet whether it starts."""
+
+    async def scenario() -> None:
+        nodes, reservations, settler = MagicMock(), MagicMock(), MagicMock()
+        board = Board(SystemClock(), MagicMock(), MagicMock())
+        board.step, board.room_made = MagicMock(), MagicMock()
+        nodes.send.return_value = False
+        capacity = Resources(1000, 1000)
+        reservations.views.return_value = [NodeView("no-1", capacity, capacity, 0)]
+        reservations.defaults = DEFAULTS
+        launcher = MagicMock()
+        launcher.prepare = AsyncMock(return_value=MagicMock(StartTask))
+        others: list[Any] = [MagicMock() for _ in range(4)]
+        fleet = Fleet(
+            SystemClock(),
+            nodes,
+            *others[:2],
+            launcher,
+            *others[2:3],
+            board,
+            settler,
+            reservations,
+        )
+        record = FunctionRecord(
+            function_id="fu-1", app_id="ap-1", tag="f", handle=b"", created_at=0.0, spec=spec()
+        )
+        pool = Pool(record, 0.0)
+        pool.pop = MagicMock(side_effect=AssertionError("an input is failed"))
+        for _ in range(5):
+            pool.not_before = 0.0
+            assert fleet.start(pool, 1) == 1
+            (task,) = pool.tasks.values()
+            await task.gone.wait()
+            await asyncio.sleep(0)
+            assert pool.start_failures == 0
+            assert pool.not_before > 0
+        assert board.step.call_count == 5
+        assert reservations.give_back.call_count == 5
+
+    asyncio.run(scenario())
