@@ -408,7 +408,12 @@ class Server:
                 HistoryRpc(
                     self._history,
                     StatisticsService(
-                        self._history, self._functions, self._tasks, self._sandboxes, clock
+                        self._history,
+                        self._functions,
+                        self._tasks,
+                        self._sandboxes,
+                        self._nodes,
+                        clock,
                     ),
                     self._functions,
                     self._apps,

@@ -239,6 +239,11 @@ def test_metrics_of_a_function(asked: Asked, called: Checks) -> None:
     times = series(found, "latency_p90")
     assert [value is None for value in times] == [not count for count in counts]
     assert 1 in series(found, "present_containers_count")
+    cores, memory = (
+        max(filter(None, series(found, name))) for name in ("cpu_cores_max", "memory_max")
+    )
+    assert 0 < cores < 100
+    assert 0.001 < memory < 10  # GiB
     some = asked.json(
         "function",
         "metrics",

@@ -9,6 +9,7 @@ from typing import Final
 
 from homeport.history.model import PERCENTILES, Range, Summary, checked, percentiles
 from homeport.history.statistics import Containers
+from homeport.history.usage import Used
 from homeport.kernel.errors import InvalidError, UnimplementedError
 
 RANGE_MAX_S: Final = 31 * 86400.0
@@ -18,10 +19,22 @@ _POINTS: Final = 100
 _MINUTES: Final = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 120, 180, 240, 480, 720, 1440)
 BUCKETS_S: Final = tuple(60 * minutes for minutes in _MINUTES)
 """Widths of buckets, in seconds."""
-_UNMEASURED: Final = frozenset({"cpu", "memory", "network", "gpu"})
+CPU: Final = "cpu"
+MEMORY: Final = "memory"
+_UNMEASURED: Final = frozenset({"network", "gpu"})
 """Groups that the client names and that nobody here measures of functions."""
 
-Value = Callable[[Summary, Containers], float | None]
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that is known of a bucket."""
+
+    ended: Summary
+    containers: Containers
+    used: Used
+
+
+Value = Callable[[Seen], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +110,20 @@ def points(
     window: Window,
     ended: Mapping[int, Summary],
     containers: Mapping[int, Containers],
+    used: Mapping[int, Used],
 ) -> list[tuple[float, float | None]]:
     """A series' values by the Unix time at which their bucket begins; ``None`` = nothing to tell."""
-    nothing, nobody = Summary(), Containers()
+    nothing, nobody, idle = Summary(), Containers(), Used()
     return [
         (
             float(bucket * window.bucket_s),
-            series.value(ended.get(bucket, nothing), containers.get(bucket, nobody)),
+            series.value(
+                Seen(
+                    ended.get(bucket, nothing),
+                    containers.get(bucket, nobody),
+                    used.get(bucket, idle),
+                )
+            ),
         )
         for bucket in range(window.first, window.end)
     ]
@@ -122,8 +142,8 @@ def _times(group: str, name: str, text: str, bins: Callable[[Summary], Mapping[i
     """The percentiles of a duration."""
 
     def at(percentile: float) -> Value:
-        def value(ended: Summary, _containers: Containers) -> float | None:
-            found = percentiles(bins(ended), [percentile])
+        def value(seen: Seen) -> float | None:
+            found = percentiles(bins(seen.ended), [percentile])
             return found[0] if found else None
 
         return value
@@ -136,27 +156,56 @@ def _times(group: str, name: str, text: str, bins: Callable[[Summary], Mapping[i
     return Row(group, f"{name}_{{{suffixes}}}", text, series)
 
 
+def _amount(group: str, name: str, unit: str, text: str, mean: Value, most: Value) -> Row:
+    """What containers used of something."""
+    series = [
+        Series(f"{name}_mean", unit, f"{text} that all containers used, on average", mean),
+        Series(f"{name}_max", unit, f"{text}: the most that one container used", most),
+    ]
+    return Row(group, f"{name}_{{mean,max}}", f"{text} used by containers", series)
+
+
+def _cores(seen: Seen) -> float:
+    return seen.used.cores
+
+
+def _cores_max(seen: Seen) -> float:
+    return seen.used.cores_max
+
+
+def _memory(seen: Seen) -> float:
+    return seen.used.memory_gib
+
+
+def _memory_max(seen: Seen) -> float:
+    return seen.used.memory_gib_max
+
+
 def _of_family(family: int) -> Value:
-    return lambda ended, _: float(ended.families().get(family, 0))
+    return lambda seen: float(seen.ended.families().get(family, 0))
 
 
 _CONTAINERS: Final = _count(
     "containers",
     {
-        "present": ("there at any time of the bucket", lambda _, found: float(found.total)),
-        "started": ("came up", lambda _, found: float(found.started)),
-        "failed": ("ended with an error", lambda _, found: float(found.failed)),
+        "present": ("there at any time of the bucket", lambda seen: float(seen.containers.total)),
+        "started": ("came up", lambda seen: float(seen.containers.started)),
+        "failed": ("ended with an error", lambda seen: float(seen.containers.failed)),
     },
     "containers",
     "Containers",
 )
+_USED: Final = [
+    _amount(CPU, "cpu_cores", "cores", "Processors", _cores, _cores_max),
+    _amount(MEMORY, "memory", "GiB", "Memory", _memory, _memory_max),
+]
 FUNCTION_ROWS: Final = [
     _count(
         "calls",
         {
-            "successful": ("ended well", lambda ended, _: float(ended.succeeded)),
-            "failed": ("raised, or were cancelled", lambda ended, _: float(ended.failed)),
-            "timed_out": ("ran for too long", lambda ended, _: float(ended.timed_out)),
+            "successful": ("ended well", lambda seen: float(seen.ended.succeeded)),
+            "failed": ("raised, or were cancelled", lambda seen: float(seen.ended.failed)),
+            "timed_out": ("ran for too long", lambda seen: float(seen.ended.timed_out)),
         },
         "calls",
         "Inputs that ended",
@@ -164,6 +213,7 @@ FUNCTION_ROWS: Final = [
     _times("calls", "execution_time", "From the start of an input", lambda each: each.execution),
     _times("calls", "latency", "From the arrival of an input", lambda each: each.latency),
     _CONTAINERS,
+    *_USED,
 ]
 SERVER_ROWS: Final = [
     _count(
@@ -180,4 +230,5 @@ SERVER_ROWS: Final = [
     ),
     _times("requests", "latency", "From the arrival of a request", lambda each: each.latency),
     _CONTAINERS,
+    *_USED,
 ]

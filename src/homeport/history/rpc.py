@@ -16,6 +16,7 @@ from homeport.history import metrics, wire
 from homeport.history.model import Entry, Range, checked
 from homeport.history.service import HistoryService, Live, Subject
 from homeport.history.statistics import Member, StatisticsService, add_up
+from homeport.history.usage import Used
 from homeport.kernel.errors import InvalidError
 from homeport.rpc.context import Context
 from homeport.tasks.service import TaskService
@@ -238,8 +239,13 @@ class HistoryRpc:
         containers = await self._statistics.containers_by_bucket(
             subject, window.first, window.end, window.bucket_s
         )
+        used: dict[int, Used] = {}
+        if any(row.group in (metrics.CPU, metrics.MEMORY) for row in rows):
+            used = await self._statistics.used_by_bucket(
+                subject, window.first, window.end, window.bucket_s
+            )
         return [
-            wire.metric_series(each, metrics.points(each, window, ended, containers))
+            wire.metric_series(each, metrics.points(each, window, ended, containers, used))
             for row in rows
             for each in row.series
         ]

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Final, Protocol
 
 from homeport.apps.model import App
 from homeport.functions.model import FunctionRecord
 from homeport.functions.service import FunctionService
 from homeport.history.model import KEPT_S, RANGE_MAX_S, Range, Summary, checked, histogram
 from homeport.history.service import HistoryService, Subject, root_of
+from homeport.history.usage import Used, used_by_bucket
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import InvalidError, NotFoundError
+from homeport.link.messages import Answer, AskUsage, Message, UsageSample
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
+
+_ASKED_AT_ONCE: Final = 50
+"""Containers that run whose nodes are asked."""
+
+
+class Samples(Protocol):
+    """Who measures containers that run."""
+
+    async def ask(self, node_id: str, make: Callable[[int], Message]) -> Answer:
+        """A node's answer. Raises ``HomeportError``, as ``UnavailableError`` without the node."""
+        ...
 
 
 class SandboxCounts(Protocol):
@@ -81,12 +96,14 @@ class StatisticsService:
         functions: FunctionService,
         tasks: TaskService,
         sandboxes: SandboxCounts,
+        nodes: Samples,
         clock: Clock,
     ) -> None:
         self._history = history
         self._functions = functions
         self._tasks = tasks
         self._sandboxes = sandboxes
+        self._nodes = nodes
         self._clock = clock
 
     async def of_function(
@@ -164,6 +181,29 @@ class StatisticsService:
             bucket: count_containers(each, Range(bucket * bucket_s, (bucket + 1) * bucket_s))
             for bucket, each in by_bucket.items()
         }
+
+    async def used_by_bucket(
+        self, subject: Subject, first: int, end: int, bucket_s: int
+    ) -> dict[int, Used]:
+        """What containers used in each of these buckets, by its number.
+
+        Raises ``UnavailableError`` while the node of one that runs is away.
+        """
+        since, until = first * bucket_s, end * bucket_s
+        found = await self._tasks.of_range(subject.record.app_id, since, until)
+        tasks = [task for task in found if self._is_of(task, subject)]
+        alive = [task for task in tasks if task.is_alive]
+        gate = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def measured(task: TaskRecord) -> list[UsageSample]:
+            async with gate:
+                ask = partial(AskUsage, task_id=task.task_id)
+                return (await self._nodes.ask(task.node_id, ask)).usage
+
+        running = await asyncio.gather(*(measured(task) for task in alive))
+        ended = await self._tasks.usage([task.task_id for task in tasks if not task.is_alive])
+        now = self._clock.now()
+        return used_by_bucket([*ended.values(), *running], first, end, bucket_s, now)
 
     def _is_of(self, task: TaskRecord, subject: Subject) -> bool:
         if subject.all_variants:

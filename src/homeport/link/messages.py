@@ -387,7 +387,7 @@ class TaskExited(Message):
     cut_short: str = ""
     """Why the node ended a sandbox: ``timeout``, ``idle``, ``snapshot`` (of its memory) or empty."""
     usage: list[UsageSample] = []
-    """What a sandbox used, from its beginning to its end."""
+    """What its container used, from its beginning to its end."""
 
 
 class Logs(Message):
@@ -629,7 +629,7 @@ class StartSidecar(Message):
 
 
 class AskUsage(Message):
-    """What has a sandbox used so far? Answered by ``Answer``."""
+    """What has a container used so far? Answered by ``Answer``."""
 
     ask_id: int
     task_id: str

@@ -119,7 +119,6 @@ class Sandbox:
         self._active = 0
         self._timeout: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._sampling: asyncio.TimerHandle | None = None
         self._usage = UsageMeter()
 
     # ── for those who use it ──────────────────────────────────────────────────────────────────
@@ -346,7 +345,7 @@ class Sandbox:
         try:
             ended = await container.wait()
             self._end()
-            self._measure()
+            self._usage.end()
             await prepared.volumes.finish()
             if self._leaving is not None:
                 await self._leaving.wait()
@@ -374,7 +373,7 @@ class Sandbox:
         self._container = container
         self._prepared = prepared
         prepared.volumes.started(container)
-        self._measure()
+        self._usage.begin(container, self._clock)
         try:
             await self._launched(container)
         except BaseException:
@@ -392,22 +391,9 @@ class Sandbox:
             container.kill()
         return container
 
-    def _measure(self) -> None:
-        """Take a sample of what it uses, and again in a while."""
-        assert self._container is not None
-        cpu_s, memory_bytes = self._container.usage()
-        self._usage.add(UsageSample(self._clock.now(), cpu_s, memory_bytes))
-        if not self._is_over:
-            loop = asyncio.get_running_loop()
-            self._sampling = loop.call_later(self._usage.pause_s, self._measure)
-
     def usage(self) -> list[UsageSample]:
         """What it has used so far."""
-        if self._container is not None and not self._is_over:
-            cpu_s, memory_bytes = self._container.usage()
-            now = UsageSample(self._clock.now(), cpu_s, memory_bytes)
-            return [*self._usage.samples(), now]
-        return self._usage.samples()
+        return self._usage.samples() if self._is_over else self._usage.until_now()
 
     async def _launched(self, container: Container) -> None:
         """It runs, and nobody has been told yet. Raises as ``run`` expects it."""
@@ -491,7 +477,8 @@ class Sandbox:
     def _end(self) -> None:
         """Its processes are gone, or there never were any."""
         self._is_over = True
-        for timer in (self._timeout, self._idle, self._sampling):
+        self._usage.cancel()
+        for timer in (self._timeout, self._idle):
             if timer is not None:
                 timer.cancel()
         if self._probing is not None:

@@ -48,6 +48,7 @@ from homeport.link.messages import (
     StopTask,
     TakeMemory,
     TakeSnapshot,
+    UsageSample,
     Welcome,
     WriteStdin,
 )
@@ -103,6 +104,10 @@ class Kept(Protocol):
 
 class Hosted(Protocol):
     """What this node runs for the server: a function's container or a sandbox."""
+
+    def usage(self) -> list[UsageSample]:
+        """What its container has used so far."""
+        ...
 
     @property
     def task_id(self) -> str: ...
@@ -394,7 +399,7 @@ class Supervisor:
 
     def _tell_usage(self, message: AskUsage) -> None:
         found = self.find(message.task_id)
-        usage = found.usage() if isinstance(found, Sandbox) else []
+        usage = found.usage() if found is not None else []
         self._link.send(Answer(message.ask_id, usage=usage))
 
     async def _write_stdin(self, message: WriteStdin) -> None:

@@ -29,6 +29,7 @@ from homeport.link.messages import (
     TaskInitFailed,
     TaskReady,
     TaskStopping,
+    UsageSample,
 )
 from homeport.node.container_rpc import ContainerDispatcher, Upstream
 from homeport.node.logs import STDERR, STDOUT, LogPump
@@ -44,6 +45,7 @@ from homeport.node.sockets import serve_unix
 from homeport.node.templates.pool import Templates
 from homeport.node.templates.template import Template
 from homeport.node.tunnels import TunnelPort, Tunnels
+from homeport.node.usage import UsageMeter
 from homeport.node.volumes.mounted import ContainerVolumes
 from homeport.node.work import Effects, Grant, Key, WorkLoop, WorkRules
 from homeport.transport.dispatch import (
@@ -122,6 +124,7 @@ class Task:
         self._attribution = ("", "")
         self._server = GrpcServer(ContainerDispatcher(self, link))
         self._container: Container | None = None
+        self._usage = UsageMeter()
         self._volumes = ContainerVolumes([])
         self._preparing: asyncio.Task[Prepared] | None = None
         self._kill_reason = ""
@@ -203,6 +206,10 @@ class Task:
         """End the task at once; ``reason`` goes into its report."""
         self._kill(reason)
 
+    def usage(self) -> list[UsageSample]:
+        """What its container has used so far."""
+        return self._usage.until_now()
+
     def flush(self) -> None:
         """Let no report wait any longer."""
         self._reports.flush()
@@ -277,9 +284,11 @@ class Task:
             container = await self._launch(prepared)
             try:
                 ended = await self._watch(container)
+                self._usage.end()
                 await prepared.volumes.finish()
                 self._report_exit(ended, await self._kept(prepared, container, ended))
             finally:
+                self._usage.cancel()
                 await container.remove()
         finally:
             listener.close()
@@ -295,6 +304,7 @@ class Task:
         self._launched.set()
         self._volumes = prepared.volumes
         self._volumes.started(container)
+        self._usage.begin(container, self._clock)
         self._work.launched()
         if skips_hello:  # the user's part begins here
             self.greeted()
@@ -364,6 +374,7 @@ class Task:
                 reason=self._kill_reason,
                 stderr_tail=self._pump.stderr_tail,
                 layer=layer,
+                usage=self._usage.samples(),
             )
         )
 

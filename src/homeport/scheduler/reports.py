@@ -206,6 +206,7 @@ class Reports:
         ended_badly = message.oom_killed or message.returncode != 0
         never_came = was_starting and not message.was_ready
         failed = task.init_failed or (not asked and (ended_badly or never_came))
+        self._task_records.used(task.task_id, message.usage)
         self._fleet.remove(task, failed=failed)
         self._build_functions.exited(pool.record.function_id, task.task_id, message.layer)
         durable: Durable = []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from homeport.kernel.clock import Clock
 from homeport.kernel.errors import NotFoundError
+from homeport.link.messages import UsageSample
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.store import TaskStore
 
@@ -34,6 +36,7 @@ class TaskService:
         self._alive: dict[str, TaskRecord] = {}
         self._ended: OrderedDict[str, TaskRecord] = OrderedDict()
         self._stopper: TaskStopper | None = None
+        self._last_usage: asyncio.Future[None] | None = None
 
     def use(self, stopper: TaskStopper) -> None:
         """Name the part that ends tasks; called once, while wiring."""
@@ -100,6 +103,17 @@ class TaskService:
             if len(self._ended) > ENDED_MAX:
                 self._ended.popitem(last=False)
             self._store.save(record)
+
+    def used(self, task_id: str, samples: Sequence[UsageSample]) -> None:
+        """The container of a task has ended; this is what it used."""
+        if len(samples) > 1:
+            self._last_usage = self._store.save_usage(task_id, samples)
+
+    async def usage(self, task_ids: Sequence[str]) -> dict[str, list[UsageSample]]:
+        """What the containers of these ended tasks used; without those nothing is known of."""
+        if self._last_usage is not None:
+            await asyncio.shield(self._last_usage)
+        return await self._store.usage(task_ids)
 
     async def of_range(self, app_id: str, since: float, until: float) -> list[TaskRecord]:
         """Containers of the app's functions that there were between these Unix times."""

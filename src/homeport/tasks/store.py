@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import sqlalchemy as sa
 
+from homeport.link.messages import UsageSample
 from homeport.storage.database import Database, metadata
 from homeport.storage.dialects import insert
 from homeport.tasks.model import TaskRecord
@@ -27,6 +29,14 @@ tasks = sa.Table(
     sa.Index("tasks_by_app", "app_id", "finished_at"),
 )
 
+usage = sa.Table(
+    "task_usage",
+    metadata,
+    sa.Column("task_id", sa.String(40), primary_key=True),
+    sa.Column("samples", sa.LargeBinary, nullable=False),
+)
+
+_ADD_USAGE: Final = insert(usage).on_conflict_do_nothing()
 _IDS_MAX: Final = 500
 """Ids in one query."""
 _insert = insert(tasks)
@@ -49,6 +59,24 @@ class TaskStore:
     def save(self, record: TaskRecord) -> asyncio.Future[None]:
         row = {name: getattr(record, name) for name in record.__struct_fields__}
         return self._database.append(_upsert, [row])
+
+    def save_usage(self, task_id: str, samples: Sequence[UsageSample]) -> asyncio.Future[None]:
+        """Record what the container of an ended task used, with the next commit."""
+        row = {"task_id": task_id, "samples": msgspec.msgpack.encode(samples)}
+        return self._database.append(_ADD_USAGE, [row])
+
+    async def usage(self, task_ids: Sequence[str]) -> dict[str, list[UsageSample]]:
+        """What the containers of these ended tasks used; without those nothing is known of."""
+
+        def read(connection: sa.Connection) -> dict[str, list[UsageSample]]:
+            found: dict[str, list[UsageSample]] = {}
+            for start in range(0, len(task_ids), _IDS_MAX):
+                wanted = usage.c.task_id.in_(task_ids[start : start + _IDS_MAX])
+                for row in connection.execute(sa.select(usage).where(wanted)):
+                    found[row.task_id] = msgspec.msgpack.decode(row.samples, type=list[UsageSample])
+            return found
+
+        return await self._database.read(read)
 
     async def load_alive(self) -> list[TaskRecord]:
         def query(connection: sa.Connection) -> list[TaskRecord]:
@@ -97,6 +125,8 @@ class TaskStore:
                 .where(tasks.c.finished_at > 0.0)
                 .where(tasks.c.finished_at < finished_before)
             )
+            known = sa.select(tasks.c.task_id)
+            connection.execute(sa.delete(usage).where(usage.c.task_id.not_in(known)))
             return result.rowcount
 
         return await self._database.write(write)

@@ -16,6 +16,7 @@ from homeport.history.metrics import (
 )
 from homeport.history.model import Entry, Summary
 from homeport.history.statistics import Containers
+from homeport.history.usage import Used
 from homeport.kernel.errors import InvalidError, UnimplementedError
 from homeport.link.messages import STATUS_FAILURE, STATUS_SUCCESS
 
@@ -50,7 +51,7 @@ def test_groups_are_chosen() -> None:
     assert chosen([], is_server=False) == FUNCTION_ROWS
     assert chosen([], is_server=True) == SERVER_ROWS
     assert {row.group for row in chosen(["containers"], is_server=True)} == {"containers"}
-    with pytest.raises(InvalidError, match="'requests'; there are calls, containers"):
+    with pytest.raises(InvalidError, match="'requests'; there are calls, containers, cpu, memory"):
         chosen(["requests"], is_server=False)
     with pytest.raises(UnimplementedError, match="'gpu' yet"):
         chosen(["gpu", "calls"], is_server=False)
@@ -60,7 +61,8 @@ def test_groups_are_chosen() -> None:
 def test_names_are_unique_and_end_with_how_they_are_made(rows: list[Row]) -> None:
     names = [series.name for row in rows for series in row.series]
     assert len(set(names)) == len(names)
-    assert {name.rpartition("_")[2] for name in names} == {"count", "p50", "p90", "p99"}
+    made = {"count", "p50", "p90", "p99", "mean", "max"}
+    assert {name.rpartition("_")[2] for name in names} == made
 
 
 def test_points() -> None:
@@ -68,11 +70,15 @@ def test_points() -> None:
     for status in (STATUS_SUCCESS, STATUS_SUCCESS, STATUS_FAILURE):
         ended.add(Entry("fc-1", 0, 60.0, 61.0, 63.0, "ta-1", status, ""))
     containers = Containers(total=2, started=1)
+    used = Used(60.0, core_s=30.0, memory_gib_s=15.0, cores_max=2.0, memory_gib_max=1.0)
     series = {each.name: each for row in FUNCTION_ROWS for each in row.series}
 
     def of(name: str) -> list[tuple[float, float | None]]:
-        return points(series[name], window(60.0, 180.0, 60), {1: ended}, {2: containers})
+        return points(series[name], window(60.0, 180.0, 60), {1: ended}, {2: containers}, {1: used})
 
+    assert of("cpu_cores_mean") == [(60.0, 0.5), (120.0, 0.0)]
+    assert of("cpu_cores_max") == [(60.0, 2.0), (120.0, 0.0)]
+    assert of("memory_mean") == [(60.0, 0.25), (120.0, 0.0)]
     assert of("successful_calls_count") == [(60.0, 2.0), (120.0, 0.0)]
     assert of("failed_calls_count") == [(60.0, 1.0), (120.0, 0.0)]
     assert of("present_containers_count") == [(60.0, 0.0), (120.0, 2.0)]
@@ -87,5 +93,7 @@ def test_requests_by_status() -> None:
         ended.add(Entry("", 0, 60.0, 0.0, 63.0, "ta-1", status, "/"))
     series = {each.name: each for row in SERVER_ROWS for each in row.series}
     for name, count in (("2xx", 1.0), ("4xx", 1.0), ("5xx", 0.0), ("unanswered", 1.0)):
-        found = points(series[f"{name}_requests_count"], window(60.0, 120.0, 60), {1: ended}, {})
+        found = points(
+            series[f"{name}_requests_count"], window(60.0, 120.0, 60), {1: ended}, {}, {}
+        )
         assert found == [(60.0, count)]

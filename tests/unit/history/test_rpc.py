@@ -16,6 +16,7 @@ from homeport.apps.model import App, AppState
 from homeport.history.rpc import HistoryRpc
 from homeport.history.statistics import StatisticsService
 from homeport.kernel.errors import InvalidError, NotFoundError, PermissionDeniedError
+from homeport.link.messages import Answer, AskUsage, Message, UsageSample
 from homeport.rpc.context import ClientIdentity, Context, Identity, TaskIdentity
 from homeport.tasks.model import TaskRecord
 from homeport.tasks.service import TaskService
@@ -44,6 +45,16 @@ class Sandboxes:
         return 2, 1
 
 
+class Nodes:
+    """Every container that runs has used half a core."""
+
+    async def ask(self, node_id: str, make: Callable[[int], Message]) -> Answer:
+        asked = make(1)
+        assert isinstance(asked, AskUsage)
+        samples = [UsageSample(START, 0.0, 0), UsageSample(START + 60, 30.0, 2**30)]
+        return Answer(asked.ask_id, usage=samples)
+
+
 Ask = Callable[[str, Any, Identity], Awaitable[Any]]
 
 
@@ -52,7 +63,7 @@ def run(path: Path, scenario: Callable[[Home, TaskService, Ask], Awaitable[None]
         async with opened(path) as home:
             tasks = TaskService(TaskStore(home.database), home.clock)
             statistics = StatisticsService(
-                home.history, home.functions, tasks, Sandboxes(), home.clock
+                home.history, home.functions, tasks, Sandboxes(), Nodes(), home.clock
             )
             rpc = HistoryRpc(home.history, statistics, home.functions, cast(Any, Apps()), tasks)
 
@@ -187,5 +198,35 @@ def test_containers_in_a_time(tmp_path: Path) -> None:
         request.container_id = "ta-other"
         with pytest.raises(NotFoundError, match="ta-other"):
             await ask("FunctionGetTimeRangeStats", request, CLIENT)
+
+    run(tmp_path, scenario)
+
+
+def test_what_containers_used(tmp_path: Path) -> None:
+    """Those that ended, by what was kept of them; those that run, by what their nodes say."""
+
+    async def scenario(_home: Home, tasks: TaskService, ask: Ask) -> None:
+        def task(number: int) -> TaskRecord:
+            return TaskRecord(
+                task_id=f"ta-{number}",
+                function_id="fu-1",
+                app_id="ap-1",
+                node_id="no-1",
+                enqueued_at=START,
+            )
+
+        for number in (1, 2):
+            tasks.created(task(number))
+            tasks.started(f"ta-{number}", START)
+        tasks.used("ta-1", [UsageSample(START, 5.0, 2**30), UsageSample(START + 60, 65.0, 2**30)])
+        tasks.finished("ta-1")
+        request = api_pb2.FunctionGetMetricsRequest(
+            function_id="fu-1", groups=["cpu", "memory"], bucket_secs=3600, **SPAN
+        )
+        answer = await ask("FunctionGetMetrics", request)
+        found = {each.name: sum(point.value for point in each.points) for each in answer.series}
+        assert [*found] == ["cpu_cores_mean", "cpu_cores_max", "memory_mean", "memory_max"]
+        assert (found["cpu_cores_max"], found["memory_max"]) == (1.0, 1.0)
+        assert found["cpu_cores_mean"] > 0
 
     run(tmp_path, scenario)
