@@ -278,7 +278,14 @@ def _memory(figures: dict[str, Any]) -> str:
 
 
 _SANDBOX_ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-    ("create → first output, p50 / p99 (networks prepared)", _pair("first")),
+    (
+        "create → first output, one after the other, p50 / p99",
+        _pair("first"),
+    ),
+    (
+        "the same, where no container waits (setting `sandboxes_prepared_max` 0)",
+        _pair("unprepared"),
+    ),
     ("the same, {burst} at once (more than are prepared)", _pair("burst")),
     ("a program in a sandbox: start, output, end, p50 / p99", _pair("exec")),
     ("{numpy} at once that each import numpy: all done after", _of("", "numpy_all_s", "{:.1f} s")),

@@ -68,14 +68,16 @@ def floor() -> Iterator[dict[str, str]]:
 class Homeport:
     """A server and a node of their own with one runtime."""
 
-    def __init__(self, home: Path, runtime: str) -> None:
+    def __init__(self, home: Path, runtime: str, **settings: object) -> None:
         self.home = home
         self.runtime = runtime
+        self._settings = {f"HOMEPORT_{name.upper()}": value for name, value in settings.items()}
         self.environ: dict[str, str] = {}
 
     def __enter__(self) -> Homeport:
         name = "SANDBOX" if self.runtime == "runsc" else "DEFAULT"  # gVisor is for sandboxes
         more = {"HOMEPORT_SANDBOX_RUNTIME": "", f"HOMEPORT_{name}_RUNTIME": self.runtime}
+        more.update({key: str(value) for key, value in self._settings.items()})
         python(*HOMEPORT, "up", "--detach", "--home", self.home, "--port", 0, environ=more)
         self.environ = json.loads(python(*HOMEPORT, "env", "--home", self.home, "--json"))
         self.environ["MODAL_CONFIG_PATH"] = str(self.home / "none.toml")
@@ -230,6 +232,15 @@ def measure(homeport: Homeport, least: dict[str, str], options: argparse.Namespa
     return figures
 
 
+def unprepared(homeport: Homeport, options: argparse.Namespace) -> Figures:
+    """Where no container waits for a sandbox."""
+    arguments = ("first", "--count", options.firsts, "--pause", PAUSE_S)
+    found = client(homeport.environ, *arguments)
+    figures = {name.replace("first", "unprepared"): value for name, value in found.items()}
+    print(homeport.runtime, _short(figures), flush=True)
+    return figures
+
+
 def memory() -> dict[str, int]:
     """``/proc/meminfo`` in KiB."""
     found: dict[str, int] = {}
@@ -289,6 +300,9 @@ def main() -> None:
             home = (options.home or Path(folder)).absolute() / runtime
             with Homeport(home, runtime) as homeport:
                 results["runtimes"][runtime] = measure(homeport, least, options)
+            if runtime == "runsc":
+                with Homeport(home, runtime, sandboxes_prepared_max=0) as homeport:
+                    results["runtimes"][runtime].update(unprepared(homeport, options))
     if options.no_write:
         print(json.dumps(results, indent=2))
         return
