@@ -77,7 +77,11 @@ def edition():
 KINDS = ("map", "spawn", "queue", "dict", "volume", "site", "sandbox", "log", "schedule", "deploy")
 LINE_S = 40.0
 """A line that is not told by then was lost with its container."""
-TICK_S = DEPLOY_S = 120.0
+TICK_S = 120.0
+SITE_S = 240.0
+"""An answer may wait for a container that starts several times."""
+ENDED_S = 150.0
+"""A sandbox whose node died is told to have ended by then: the node may die again meanwhile."""
 NO_ROOM = "are kept for what runs already"
 
 
@@ -170,7 +174,7 @@ class Load:
                 async with self.web.get(f"{self.address}/?{value}", headers=self.headers) as answer:
                     if answer.status != 503:
                         return await answer.text()
-            except aiohttp.ClientConnectionError:
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError):
                 pass
             await asyncio.sleep(0.2)
 
@@ -189,7 +193,7 @@ class Load:
             # A sandbox does not outlive its node; then, and only then, it may end early, and says so
             # when server and node have found each other again.
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(ENDED_S):
                     await sandbox.wait.aio(raise_on_termination=False)
             except TimeoutError:
                 raise error from None
@@ -249,9 +253,10 @@ class Load:
         new.function(name="edition", secrets=[secret])(edition)
         await new.deploy.aio(name="chaos-editions")
         function = modal.Function.from_name("chaos-editions", "edition")
-        async with asyncio.timeout(DEPLOY_S):
-            while int(answer := await function.remote.aio()) < number:
-                await asyncio.sleep(0.2)
+        # Without a bound of its own: containers do not come up while their node dies again and
+        # again. When that is over, the load's end is waited for.
+        while int(answer := await function.remote.aio()) < number:
+            await asyncio.sleep(0.2)
         self.expect("deploy", answer, str(number))
         await asyncio.sleep(3 + 5 * choice.random())
 
@@ -299,7 +304,7 @@ class Load:
         steps |= {"queue": self.queues, "dict": self.dicts, "volume": self.volumes}
         steps |= {"site": self.sites, "sandbox": self.sandboxes, "sandbox 2": self.sandboxes}
         steps |= {"log": self.logs, "schedule": self.schedules, "deploy": self.deploys}
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as self.web:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(SITE_S)) as self.web:
             await asyncio.gather(*(self.repeat(what, step) for what, step in steps.items()))
         await self.at_the_end()
         follower.cancel()
