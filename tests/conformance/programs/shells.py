@@ -190,7 +190,7 @@ def interactive():
         ("31 97", ""),
         ("# ", "sh -c 'echo $((500 + 55)); exec sleep 1000'; echo never\n"),
         ("555", "\x03"),  # it runs
-        ("^C", "echo over; exit\n"),
+        ("# ", "echo over; exit\n"),
         ("over", ""),
     ]
     code, text = at_terminal(["shell"], steps)
