@@ -188,3 +188,39 @@ def test_the_same_seed_gives_the_same() -> None:
         return world.waits["llm"]
 
     assert simulate(scenario()) == simulate(scenario())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_connections_that_are_lost(seed: int) -> None:
+    """Whatever was said meanwhile, inputs end, once, and so do containers."""
+
+    async def scenario() -> World:
+        chance = random.Random(seed)
+        world = World(nodes=2)
+        world.function(
+            "f", max_concurrent=chance.choice([0, 4]), autoscaler=Autoscaler(max_containers=3)
+        )
+        for _ in range(12):
+            world.call("f", chance.uniform(0.01, 2), 10)
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            node_id = chance.choice(sorted(world.nodes.nodes()))
+            world.nodes.cut(node_id)
+            await asyncio.sleep(chance.uniform(0, 2))
+            if chance.random() < 0.2:  # for so long that it counts as gone
+                world.recovery.lost(node_id)
+                await asyncio.sleep(chance.uniform(0, 2))
+            world.nodes.connect(node_id)
+        await world.all_done()
+        for _ in range(10):  # while they are told to end
+            away = sorted(world.nodes.nodes())
+            for node_id in away:
+                world.nodes.cut(node_id)
+            await asyncio.sleep(chance.uniform(0, 20))
+            for node_id in away:
+                world.nodes.connect(node_id)
+            await asyncio.sleep(chance.uniform(0, 5))
+        await asyncio.sleep(300)
+        assert not world.nodes.containers
+        return world
+
+    assert len(simulate(scenario()).waits["f"]) == 120

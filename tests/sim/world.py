@@ -29,6 +29,7 @@ from homeport.link.messages import (
     Outputs,
     RecallInputs,
     Result,
+    RunningTask,
     StopTask,
     TaskExited,
     TaskReady,
@@ -81,6 +82,10 @@ class Nodes:
             f"no-{n}": SimpleNamespace(capacity=capacity, gpus=()) for n in range(number)
         }
         self.containers: dict[str, Container] = {}
+        self._places: dict[str, str] = {}
+        """The node of each task."""
+        self._cut: dict[str, tuple[Any, list[Any]]] = {}
+        """Nodes without a connection, and their numbered messages that wait for the next one."""
         self._seq = count(1)
         self.paid_s = 0.0
         """Container-seconds so far."""
@@ -113,16 +118,52 @@ class Nodes:
                 self._end(self.containers[task.task_id])
         self._world.recovery.lost(node_id)
 
+    def cut(self, node_id: str) -> None:
+        """The connection is lost: what runs there goes on, and what is said is kept or lost."""
+        self._cut[node_id] = (self._sessions.pop(node_id), [])
+
+    def connect(self, node_id: str) -> None:
+        """A new connection: both sides say what they know, as in ``node.supervisor``."""
+        self._sessions[node_id], kept = self._cut.pop(node_id)
+        here = [c for c in self.containers.values() if self._places[c.task_id] == node_id]
+        held = {c.task_id: [*c.running, *c.waiting] for c in here}
+        for message in kept:
+            keys = [(item.input_id, item.retry_count) for item in getattr(message, "items", [])]
+            held[message.task_id] = [*keys, *held.get(message.task_id, [])]
+        running = [
+            RunningTask(task_id, c.ready if (c := self.containers.get(task_id)) else True, keys)
+            for task_id, keys in held.items()
+        ]
+        hello: Any = SimpleNamespace(running=running)
+        adoption = self._world.recovery.joined(node_id, hello)
+        for message in kept:
+            self._world.reports.said(message)
+        wanted = {(input_id, attempt) for _, input_id, attempt in adoption.known_inputs}
+        for container in here:
+            if container.task_id in adoption.lost_tasks:
+                self._end(container)
+                continue
+            unwanted = {*held[container.task_id]} - wanted
+            container.waiting = deque(key for key in container.waiting if key not in unwanted)
+            container.running -= unwanted
+            if container.ready:
+                self._say(TaskReady(container.task_id, self._world.clock.now()))
+            self._work(container)
+
     def _later(self, seconds: float, what: Any, *arguments: Any) -> None:
         asyncio.get_running_loop().call_later(seconds, what, *arguments)
 
     def _say(self, message: Any) -> None:
-        self._world.reports.said(message)
+        if (away := self._cut.get(self._places[message.task_id])) is None:
+            self._world.reports.said(message)
+        elif isinstance(message, Outputs | TaskExited):
+            away[1].append(message)
 
     def _start(self, node_id: str, task_id: str) -> None:
         task = self._world.board.tasks[task_id]
         container = Container(task_id, task.pool.spec.slots, since=self._world.clock.now())
         self.containers[task_id] = container
+        self._places[task_id] = node_id
         self._later(self._world.start_s, self._ready, container)
 
     def _ready(self, container: Container) -> None:
@@ -254,16 +295,20 @@ class World:
             self.dispatch,
             nothing,
         )
+        sandboxes: Any = SimpleNamespace(
+            joined=lambda *_: set(), serve_waiting=nothing.serve_waiting, node_lost=nothing.lost
+        )
+        records: Any = SimpleNamespace(list=list, alive=lambda _: None)
         self.recovery = Recovery(
             self.clock,
             those,
-            nothing,
+            records,
             functions,
             apps,
             board,
             self.settler,
             self.fleet,
-            nothing,
+            sandboxes,
         )
 
     # ── what is around ──────────────────────────────────────────────────────────────────────

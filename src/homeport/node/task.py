@@ -128,6 +128,7 @@ class Task:
         self._volumes = ContainerVolumes([])
         self._preparing: asyncio.Task[Prepared] | None = None
         self._kill_reason = ""
+        self._ready_at = 0.0
         self._inputs_wake = asyncio.Event()
         self._cancels_wake = asyncio.Event()
         self._turn = 0
@@ -216,6 +217,8 @@ class Task:
 
     def introduce(self) -> None:
         """Say again what a lost connection may have swallowed."""
+        if self._ready_at:
+            self._link.send(TaskReady(self.task_id, self._ready_at, self._address))
         started = self._work.started()
         if started:
             keys = [attempt.key for attempt in started]
@@ -597,5 +600,6 @@ class Task:
         if self._work.ready():
             if self._templates is not None:
                 self._templates.ready(self.task_id)
-            self._link.send(TaskReady(self.task_id, self._clock.now(), self._address))
+            self._ready_at = self._clock.now()
+            self._link.send(TaskReady(self.task_id, self._ready_at, self._address))
             self._arm()

@@ -13,6 +13,7 @@ from homeport.functions.model import FunctionRecord
 from homeport.functions.service import FunctionService
 from homeport.kernel.clock import Clock
 from homeport.link.messages import (
+    CancelInputs,
     Hello,
 )
 from homeport.nodes.service import Adoption, NodeService
@@ -115,6 +116,7 @@ class Recovery:
                 continue
             task.address = item.address
             self._match_inputs(task, item.inputs, adoption)
+            asyncio.get_running_loop().call_soon(self._repeat, task)
         self._sandboxes.serve_waiting()  # only now is all that runs there counted
         if not self._nodes_awaited - set(self._nodes.nodes()):
             asyncio.get_running_loop().call_soon(self._end)
@@ -134,6 +136,18 @@ class Recovery:
         return self._fleet.adopt(
             pool, node_id, task_id, ready=ready, edition=record.edition, gpus=gpus
         )
+
+    def _repeat(self, task: Task) -> None:
+        """Tell its node again what the lost connection may have swallowed."""
+        if task.task_id not in self._board.tasks:
+            return
+        if task.status is TaskStatus.STOPPING and task.leaving is None:
+            self._fleet.part(task)
+        cancelled = [item for item in task.held.values() if item.cancelled]
+        for gentle in (False, True):
+            ids = [i.input_id for i in cancelled if (i.call.exchange is not None) is gentle]
+            if ids:
+                self._nodes.send(task.node_id, CancelInputs(task.task_id, ids, gentle))
 
     def _match_inputs(self, task: Task, held: list[tuple[str, int]], adoption: Adoption) -> None:
         """Agree with a node on which inputs of a task are still wanted."""

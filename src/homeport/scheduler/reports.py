@@ -113,14 +113,16 @@ class Reports:
         return self._logs.drain() if self._logs.is_behind else None
 
     def _ready(self, task: Task, message: TaskReady) -> None:
+        task.address = message.address
+        self._task_records.started(task.task_id, message.time)
+        if task.status is TaskStatus.READY:
+            return  # it is said again on each new connection
         if task.status is TaskStatus.STARTING:
             task.status = TaskStatus.READY
-        task.address = message.address
         task.idle_since = task.progress_at = self._clock.monotonic()
         task.pool.start_failures = 0
         if not task.pool.crashes:
             task.pool.not_before = 0.0
-        self._task_records.started(task.task_id, message.time)
         self._logs.task_state(task.pool.record.app_id, task.task_id, TASK_ACTIVE)
         self._dispatch.step(task.pool)
         if task.is_idle:

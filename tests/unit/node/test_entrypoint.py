@@ -427,6 +427,30 @@ def test_input_the_server_gave_away_is_dropped(run) -> None:
     run(scenario)
 
 
+def test_what_was_ready_without_a_connection_is_told_on_the_next(run) -> None:
+    """Else the server would wait for it for ever, and give it nothing."""
+
+    async def scenario(node: Node) -> None:
+        task_id = node.start(start_task(function("double")))
+        while (task := node.supervisor.find(task_id)) is None:
+            await asyncio.sleep(0.01)
+        await node.server.stop()
+        while not task.running().ready:
+            await asyncio.sleep(0.01)
+        assert not node.server.all(TaskReady)
+        await node.server.start()
+        first = await node.server.first(TaskReady)
+        await node.server.stop()
+        await node.server.start()
+        await node.server.first(TaskReady, 2)
+        again = node.server.all(TaskReady)[1]
+        assert (first.task_id, first.time) == (again.task_id, again.time)
+        node.server.send(StopTask(task_id, True, 5.0))
+        await node.server.first(TaskExited)
+
+    run(scenario)
+
+
 def test_lost_task_is_ended(run) -> None:
     async def scenario(node: Node) -> None:
         task_id = node.start(start_task(function("double")))
