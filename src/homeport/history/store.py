@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -203,9 +203,15 @@ class HistoryStore:
 
         return await self._database.read(read)
 
-    async def written_last(self, seconds: float) -> tuple[int, float, list[Entry]]:
-        """The last flush, when the last entry in it ended (0 without any), and all entries of the
-        packs that ended in the ``seconds`` before or since."""
+    async def written_last(
+        self, seconds: float, now: float, call_ids: Container[str]
+    ) -> tuple[int, float, list[Entry]]:
+        """The last flush, when the last entry in it ended (0 without any), and all entries of these
+        calls in packs that ended in the ``seconds`` before or since.
+
+        If something ended long after ``now``, the clock was set back, and times say nothing: then
+        it is 0, and entries of any age.
+        """
 
         def read(connection: sa.Connection) -> tuple[int, float, list[Entry]]:
             flush = connection.execute(sa.select(sa.func.max(_columns.flush))).scalar()
@@ -213,10 +219,13 @@ class HistoryStore:
                 return 0, 0.0, []
             of_flush = sa.select(sa.func.max(_columns.last_finished)).where(_columns.flush == flush)
             last = connection.execute(of_flush).scalar_one()
+            latest = connection.execute(sa.select(sa.func.max(_columns.last_finished))).scalar_one()
+            if latest > now + seconds:
+                last = 0.0
             query = sa.select(_columns.data).where(_columns.last_finished >= last - seconds)
             found: list[Entry] = []
             for data in connection.execute(query).scalars():
-                found += unpack(data)
+                found += (entry for entry in unpack(data) if entry.call_id in call_ids)
             return flush, last, found
 
         return await self._database.read(read)

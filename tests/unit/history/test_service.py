@@ -220,6 +220,32 @@ def test_a_crash_after_the_clock_was_set_back_loses_nothing(tmp_path: Path) -> N
     run(tmp_path, again)
 
 
+@pytest.mark.parametrize("noted_since", [True, False])
+def test_a_crash_while_the_clock_is_behind_loses_nothing(tmp_path: Path, noted_since: bool) -> None:
+    """Of the same function, in the same pack; whether or not something was noted in between."""
+
+    async def crashes(home: Home) -> None:
+        subject = await home.function("fu-1")
+        home.clock.offset += 700
+        await home.finish(await home.call(subject))
+        await home.history.saved()
+        home.clock.offset -= 690
+        if noted_since:
+            await home.finish(await home.call(subject))
+            await home.history.saved()
+        home.history._save = lambda: None  # pyright: ignore[reportPrivateUsage]
+        await home.finish(await home.call(subject), status=STATUS_FAILURE)
+
+    run(tmp_path, crashes)
+
+    async def again(home: Home) -> None:
+        found = await home.history.newest(Subject(home.functions.get("fu-1")), 10)
+        assert len(found) == 2 + noted_since
+
+    run(tmp_path, again)
+    run(tmp_path, again)  # and once only
+
+
 def test_what_a_crash_kept_from_the_history_is_noted_at_the_next_start(tmp_path: Path) -> None:
     async def crashes(home: Home) -> None:
         subject = await home.function("fu-1")
