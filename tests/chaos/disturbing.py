@@ -20,7 +20,7 @@ from tests.conformance.harness.server import Server
 
 from homeport.node.runtime.records import find_processes, init_name, run_token
 
-LIBRARIES = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 DISK_MB = 8192
 LEFT_MB = 100
 """Of a full disk; less than what the server keeps for what runs."""
@@ -45,7 +45,7 @@ class Clock:
         self._file = file
         self.jump(0.0)
         self.environ = {
-            "LD_PRELOAD": str(next(LIBRARIES)),
+            "LD_PRELOAD": str(LIBRARIES[0]),
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -191,7 +191,7 @@ class Prepared:
     @property
     def has_ended(self) -> bool:
         """Whether nothing can be started in it any more."""
-        return _wait(self.outer_fd, 0)
+        return any(_wait(fd, 0) for fd in (self.init_fd, self.files_fd, self.outer_fd))
 
     def forget(self) -> None:
         """Others look after it from now on."""
