@@ -210,7 +210,7 @@ class HistoryService:
     async def recover(self) -> None:
         """After a start: note what ended before a crash and did not get here any more."""
         self._flush, last, entries = await self._store.written_last(
-            2 * _SKEW_S, self._clock.now(), {call.call_id for call in self._calls.all()}
+            _SKEW_S, self._clock.now(), {call.call_id for call in self._calls.all()}
         )
         known = {(entry.call_id, entry.idx) for entry in entries}
         for call in self._calls.all():

@@ -204,12 +204,12 @@ class HistoryStore:
         return await self._database.read(read)
 
     async def written_last(
-        self, seconds: float, now: float, call_ids: Container[str]
+        self, skew: float, now: float, call_ids: Container[str]
     ) -> tuple[int, float, list[Entry]]:
         """The last flush, when the last entry in it ended (0 without any), and all entries of these
-        calls in packs that ended in the ``seconds`` before or since.
+        calls in packs that ended since twice ``skew`` seconds before.
 
-        If something ended long after ``now``, the clock was set back, and times say nothing: then
+        If something ended more than ``skew`` after ``now``, the clock was set back, and times say nothing: then
         it is 0, and entries of any age.
         """
 
@@ -220,9 +220,9 @@ class HistoryStore:
             of_flush = sa.select(sa.func.max(_columns.last_finished)).where(_columns.flush == flush)
             last = connection.execute(of_flush).scalar_one()
             latest = connection.execute(sa.select(sa.func.max(_columns.last_finished))).scalar_one()
-            if latest > now + seconds:
+            if latest > now + skew:
                 last = 0.0
-            query = sa.select(_columns.data).where(_columns.last_finished >= last - seconds)
+            query = sa.select(_columns.data).where(_columns.last_finished >= last - 2 * skew)
             found: list[Entry] = []
             for data in connection.execute(query).scalars():
                 found += (entry for entry in unpack(data) if entry.call_id in call_ids)

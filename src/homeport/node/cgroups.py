@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from homeport.kernel.resources import Limits
 
@@ -72,22 +72,17 @@ def detect(root: Path = DEFAULT_ROOT) -> Layout:
     return Layout(v1)
 
 
-def own_group(unified_root: Path, text: str | None = None) -> Path:
+def own_group(unified_root: Path) -> Path:
     """The v2 group of this process, which a user session may have been delegated."""
-    if text is None:
-        text = Path("/proc/self/cgroup").read_text()
-    for line in text.splitlines():
-        if line.startswith("0::"):
-            return unified_root / line[3:].strip().lstrip("/")
-    return unified_root
+    return unified_root / _unified_group("self").lstrip("/")
 
 
-def _unified_group(pid: int) -> str:
+def _unified_group(pid: int | Literal["self"]) -> str:
     """The path of the group of version 2 that a process is in; empty if that is not known."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             if line.startswith("0::"):
-                return line[3:]
+                return line[3:].strip()
     return ""
 
 

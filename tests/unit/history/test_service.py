@@ -220,16 +220,19 @@ def test_a_crash_after_the_clock_was_set_back_loses_nothing(tmp_path: Path) -> N
     run(tmp_path, again)
 
 
+@pytest.mark.parametrize("behind", [690, 90])
 @pytest.mark.parametrize("noted_since", [True, False])
-def test_a_crash_while_the_clock_is_behind_loses_nothing(tmp_path: Path, noted_since: bool) -> None:
+def test_a_crash_while_the_clock_is_behind_loses_nothing(
+    tmp_path: Path, noted_since: bool, behind: float
+) -> None:
     """Of the same function, in the same pack; whether or not something was noted in between."""
 
     async def crashes(home: Home) -> None:
         subject = await home.function("fu-1")
-        home.clock.offset += 700
+        home.clock.offset += behind + 10
         await home.finish(await home.call(subject))
         await home.history.saved()
-        home.clock.offset -= 690
+        home.clock.offset -= behind
         if noted_since:
             await home.finish(await home.call(subject))
             await home.history.saved()
