@@ -18,6 +18,7 @@ from typing import Self
 from tests.conformance.harness.postgres import PostgreSQL
 from tests.conformance.harness.server import Server
 
+from homeport.node.leaks import run_directories
 from homeport.node.runtime.records import find_processes, init_name, run_token
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
@@ -169,9 +170,9 @@ class Disturbances:
         self._server.start()
 
     def _kill_container(self) -> None:
-        notes = self._server.home.glob("**/network-tag")
+        tokens = [run_token(folder) for folder in run_directories(self._server.home)]
         kinds = ("ta-", "tp-")  # those that waited keep their names
-        prefixes = [init_name(run_token(note.parent), kind) for note in notes for kind in kinds]
+        prefixes = [init_name(token, kind) for token in tokens for kind in kinds]
         inside = sorted(find_processes(*prefixes))
         if inside:
             with contextlib.suppress(ProcessLookupError):

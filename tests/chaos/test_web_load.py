@@ -25,6 +25,7 @@ import pytest
 from tests.chaos.fuzzing import memory_bytes
 from tests.conformance.harness.server import Server
 
+from homeport.node.leaks import run_directories
 from homeport.node.runtime.records import find_processes, init_name, run_token
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -78,8 +79,8 @@ class World:
 
     def kill_container(self, task_id: str) -> None:
         """SIGKILL everything in it."""
-        notes = self.server.home.glob("**/network-tag")
-        inside = find_processes(*(init_name(run_token(note.parent), task_id) for note in notes))
+        tokens = map(run_token, run_directories(self.server.home))
+        inside = find_processes(*(init_name(token, task_id) for token in tokens))
         assert inside
         for pid in inside:
             os.kill(pid, signal.SIGKILL)

@@ -17,11 +17,12 @@ from typing import Final
 from homeport.node import netlink
 from homeport.node.cgroups import DEFAULT_ROOT, all_groups
 from homeport.node.network import INTERFACE_PREFIX, TABLE_PREFIX, interface_names
-from homeport.node.runtime.records import INIT_PREFIX, OUTER_PREFIX, find_processes
+from homeport.node.runtime.records import INIT_PREFIX, OUTER_PREFIX, find_processes, run_token
 
 _INTERFACE: Final = re.compile(rf"^{INTERFACE_PREFIX}[0-9a-f]{{6}}\d+$")
 _TABLE: Final = re.compile(rf"^{TABLE_PREFIX}[0-9a-f]{{6}}$")
 _STAGE: Final = re.compile(r"/stage/\d+/(root|sys)$")
+_NOTE: Final = "network-tag"
 _MODULES: Final = (b"homeport.main", b"homeport.node.main", b"homeport.cli.main")
 
 
@@ -31,9 +32,9 @@ def find_leaks(home: Path | None = None) -> list[str]:
     With ``home`` only what can be told to belong to that installation's node; without, everything
     of any Homeport on the machine.
     """
-    notes = None if home is None else _notes(home)
-    tags = None if notes is None else _tags(notes)
-    found = [*_containers(notes), *_services(home), *_uploads(home), *_mounts(home)]
+    folders = None if home is None else run_directories(home)
+    tags = None if folders is None else _tags(folders)
+    found = [*_containers(folders), *_services(home), *_uploads(home), *_mounts(home)]
     found += [f"control group {path}" for path in all_groups(DEFAULT_ROOT) if _is_group(path, tags)]
     for name in interface_names():
         if _INTERFACE.match(name) and (tags is None or name[len(INTERFACE_PREFIX) :][:6] in tags):
@@ -47,32 +48,25 @@ def find_leaks(home: Path | None = None) -> list[str]:
 find = find_leaks
 
 
-def _tags(notes: list[Path]) -> set[str]:
-    """The names in these notes."""
-    found: set[str] = set()
-    for path in notes:
-        with contextlib.suppress(FileNotFoundError):
-            found.add(path.read_text().strip())
-    return found
-
-
-def _tokens(notes: list[Path]) -> set[str]:
-    from homeport.node.runtime.records import run_token
-
-    return {run_token(path.parent) for path in notes}
-
-
-def _notes(home: Path) -> list[Path]:
-    """Notes of the names that nodes with their state under ``home`` use, one a run directory.
+def run_directories(home: Path) -> list[Path]:
+    """Where nodes with their state under ``home`` keep what they run.
 
     What is there may go meanwhile: unlike a glob, a walk does not mind.
     """
-    walk = os.walk(home.absolute())
-    return [Path(folder, "network-tag") for folder, _, files in walk if "network-tag" in files]
+    return [Path(folder) for folder, _, files in os.walk(home.absolute()) if _NOTE in files]
 
 
-def _containers(notes: list[Path] | None) -> Iterator[str]:
-    tokens = None if notes is None else _tokens(notes)
+def _tags(folders: list[Path]) -> set[str]:
+    """The names that the nodes of these run directories use."""
+    found: set[str] = set()
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            found.add((folder / _NOTE).read_text().strip())
+    return found
+
+
+def _containers(folders: list[Path] | None) -> Iterator[str]:
+    tokens = None if folders is None else set(map(run_token, folders))
     for pid, name in find_processes(INIT_PREFIX, OUTER_PREFIX).items():
         if tokens is None or name.split(":")[1] in tokens:
             yield f"container process {pid} ({name})"
