@@ -45,9 +45,6 @@ def find_leaks(home: Path | None = None) -> list[str]:
     return found
 
 
-find = find_leaks
-
-
 def run_directories(home: Path) -> list[Path]:
     """Where nodes with their state under ``home`` keep what they run.
 

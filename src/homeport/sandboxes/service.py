@@ -88,6 +88,9 @@ _TICK_S: Final = 1e-6
 
 Places = Callable[[str], tuple[str, str, str]]
 """For a tunnel's name: an address of its own, its certificate and key (PEM)."""
+_Line = tuple[str, str]
+_ROOM: Final[_Line] = ("room", "")
+_EMPTY_MACHINE: Final[_Line] = ("empty machine", "")
 NO_PLACE: Final = ("", "", "")
 MemoryRecorder = Callable[[SandboxSnapshot, SandboxRecord], Awaitable[None]]
 
@@ -127,6 +130,10 @@ class Room(Protocol):
         ...
 
     def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int: ...
+
+    def is_oversized(self, spec: SandboxSpec) -> bool:
+        """Whether it asks for more than any node has: it gets one for itself when that is empty."""
+        ...
 
     def wanted(self, spec: SandboxSpec) -> None:
         """Such a sandbox waits for room."""
@@ -356,20 +363,30 @@ class SandboxService:
     def serve_waiting(self) -> None:
         """There may be room: place those that wait, in their order.
 
-        One that waits for a GPU is in the way of those alone that want the same type.
+        Each is in the way of those alone that wait for the same (``_line``).
         """
-        missing: set[str] = set()
+        full: set[_Line] = set()
         for sandbox_id, live in list(self._waiting.items()):
-            spec = live.record.spec
-            if spec.gpus and spec.gpu_type in missing:
+            line = self._line(live.record.spec)
+            if line in full:
                 continue
             if not self._place(live):
-                if not spec.gpus:
+                if line == _ROOM:
                     return
-                missing.add(spec.gpu_type)
+                full.add(line)
                 continue
             del self._waiting[sandbox_id]
             self._store.save(live.record)
+
+    def _line(self, spec: SandboxSpec) -> _Line:
+        """In which line it waits: that for room, of which all need some, or one beside it.
+
+        There is one for each type of GPU, and one for those that ask for more than any machine
+        has: they need one that is empty, which may take as long as anything runs.
+        """
+        if spec.gpus:
+            return ("gpu", spec.gpu_type)
+        return _EMPTY_MACHINE if self._room.is_oversized(spec) else _ROOM
 
     def waiting_for_gpus(self) -> list[SandboxSpec]:
         """Those that wait and are to have a GPU."""
@@ -378,10 +395,8 @@ class SandboxService:
 
     def _is_behind(self, spec: SandboxSpec) -> bool:
         """Whether others waited before it for what it needs."""
-        waiting = (live.record.spec for live in self._waiting.values())
-        return any(
-            not other.gpus or (spec.gpus and other.gpu_type == spec.gpu_type) for other in waiting
-        )
+        before = (_ROOM, self._line(spec))
+        return any(self._line(live.record.spec) in before for live in self._waiting.values())
 
     async def sent_to_node(self, task_id: str) -> None:
         """Returns when a node has been told about the sandbox of that task, if it is alive."""

@@ -103,6 +103,11 @@ class SandboxRoom:
     def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int:
         return self._reservations.memory_limit_mb(node_id, spec.memory_mb, spec.memory_mb_max)
 
+    def is_oversized(self, spec: SandboxSpec) -> bool:
+        nodes = self._reservations.views()
+        demand = self._demand(spec)
+        return bool(nodes) and all(clamp(demand, node.capacity) != demand for node in nodes)
+
     def want(self, spec: SandboxSpec) -> Want:
         """What such a sandbox needs."""
         return Want(self._demand(spec), spec.gpus)

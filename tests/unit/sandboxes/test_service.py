@@ -47,6 +47,7 @@ class FakeRoom:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.machine_mb = 1000
         self.taken: set[str] = set()
         self.counted: dict[str, list[str]] = {}
         """The GPUs of sandboxes that ran already."""
@@ -55,7 +56,8 @@ class FakeRoom:
     def check(self, spec: SandboxSpec) -> None: ...
 
     def reserve(self, task_id: str, spec: SandboxSpec) -> Spot | None:
-        if len(self.taken) >= self.size:
+        size = 1 if self.is_oversized(spec) else self.size
+        if len(self.taken) >= size:
             return None
         self.taken.add(task_id)
         return Spot(NODE, Resources(50, 128, spec.gpu_count), ("GPU-new",) * spec.gpu_count)
@@ -70,6 +72,9 @@ class FakeRoom:
 
     def memory_limit_mb(self, spec: SandboxSpec, node_id: str) -> int:
         return 256
+
+    def is_oversized(self, spec: SandboxSpec) -> bool:
+        return spec.memory_mb > self.machine_mb
 
     def wanted(self, spec: SandboxSpec) -> None: ...
 
@@ -336,6 +341,27 @@ def test_who_waits_for_a_gpu_is_in_nobody_elses_way(tmp_path: Path) -> None:
         assert [spec.gpu_type for spec in world.service.waiting_for_gpus()] == ["T4", "T4"]
 
     world(tmp_path, scenario)
+
+
+def test_who_waits_for_a_whole_machine_is_in_nobody_elses_way(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        small, large = SPEC, msgspec.structs.replace(SPEC, memory_mb=64_000)
+        first = await world.create("1", spec=small)
+        waits, behind = await world.create("2", spec=large), await world.create("3", spec=large)
+        passes, late = await world.create("4", spec=small), await world.create("5", spec=small)
+        assert [each.node_id for each in (waits, behind, passes, late)] == ["", "", NODE, ""]
+        world.exits(first)
+        world.service.serve_waiting()
+        assert (await world.service.placed(late.sandbox_id, 1.0)).node_id == NODE
+        world.exits(passes)
+        world.service.serve_waiting()
+        assert (await world.service.placed(waits.sandbox_id, 0)).node_id == ""
+        world.exits(late)
+        world.service.serve_waiting()
+        assert (await world.service.placed(waits.sandbox_id, 1.0)).node_id == NODE
+        assert (await world.service.placed(behind.sandbox_id, 0)).node_id == ""
+
+    world(tmp_path, scenario, room=2)
 
 
 @pytest.mark.parametrize("how", ["restarted", "lost"])

@@ -94,3 +94,16 @@ def test_what_no_machine_has_is_said() -> None:
     with pytest.raises(InvalidError, match=r"^Memory snapshots"):
         room.check(SandboxSpec(image_id="im-1", memory_snapshots=True))
     room.check(SandboxSpec(image_id="im-1"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_oversized"),
+    [
+        (SandboxSpec(image_id="im-1", memory_mb=24_000), False),
+        (SandboxSpec(image_id="im-1", memory_mb=24_001), True),
+        (SandboxSpec(image_id="im-1", milli_cpu=2001), True),
+        (SandboxSpec(image_id="im-1"), False),
+    ],
+)
+def test_what_no_machine_has_in_full_is_known(spec: SandboxSpec, is_oversized: bool) -> None:
+    assert room_of(Settings(home=Path("/nowhere"))).is_oversized(spec) is is_oversized

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,13 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BOOTSTRAP_TIMEOUT_S = 1_800.0
 """A bootstrap takes half a minute with a near mirror; this bounds a mirror that hangs."""
 
+_CONFINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--mount-proc", "--kill-child"),
+)
+"""mmdebstrap mounts the host's ``/proc``, ``/sys`` and devices into the tree that it makes. Were
+they left there when the node is killed, who clears up would delete in them. So its mounts and its
+processes are seen and kept by nobody else, and end with the node."""
 _NOISE = ("W: Download is performed unsandboxed", "rehash: warning", "I: running --customize-hook")
 BUILD_PACKAGES = ("build-essential", "gcc", "gfortran")
 """What ``Image.debian_slim`` installs by itself: much cheaper while bootstrapping than after."""
@@ -225,7 +232,8 @@ async def bootstrap(
     output = target if as_root else aside / "tree.tar"
     command += ["--mode=root"] if as_root else ["--mode=unshare"]
     command += [suite.name, str(output), str(aside / "host.sources")]
-    await _run(command, emit, timeout_s=BOOTSTRAP_TIMEOUT_S)
+    around = _CONFINED if as_root else ()
+    await _run(command, emit, timeout_s=BOOTSTRAP_TIMEOUT_S, around=around)
     if not as_root:
         await asyncio.to_thread(target.mkdir)
         await _run(
@@ -277,10 +285,16 @@ def _finish_tree(root: Path, suite: Suite, mirrors: Mirrors) -> None:
         file.touch(mode=0o644)
 
 
-async def _run(command: list[str], emit: Emit, *, timeout_s: float) -> None:
-    """Run a tool on the host, its output into the log; ended on cancellation."""
+async def _run(
+    command: list[str], emit: Emit, *, timeout_s: float, around: Sequence[str] = ()
+) -> None:
+    """Run a tool on the host, its output into the log; ended on cancellation.
+
+    ``around`` are words before its own that do not change what it does.
+    """
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     process = await asyncio.create_subprocess_exec(
+        *around,
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
