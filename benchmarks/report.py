@@ -241,8 +241,18 @@ def _sandboxes(results: dict[str, Any]) -> list[str]:
         f"of the machine before the start: {machine['load_before']:.1f}. Medians of "
         f"{settings['runs']} runs. Memory of a sandbox is what the machine had less of, without "
         "the client's own; its program is `sleep`.",
+        *_root_files(results.get("root_files")),
         *([results["note"]] if "note" in results else ()),
         "",
+    ]
+
+
+def _root_files(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"Of a start the root file system, which is made when it is known of what, takes "
+        f"{found['ms']:.1f} ms with {found['layers']} layers (`benchmarks/root_files.py`)."
     ]
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from calls import machine, python
 from report import write_page
+from root_files import root_files_ms
 
 from homeport.node.leaks import find_leaks
 
@@ -37,6 +38,8 @@ ALONE = 10
 PAUSE_S = 0.1
 BURST = 32
 AT_ONCE = 8
+LAYERS = 10
+"""Of an image as ``pip_install`` and some files make it."""
 PARTS = 10
 """The thousands come in that many parts; after each it is looked at what is held."""
 HOMEPORT = ("-m", "homeport.cli.main")
@@ -284,6 +287,7 @@ def main() -> None:
         "at_once": AT_ONCE,
         "runtimes": {},
     }
+    results["root_files"] = {"layers": LAYERS, "ms": root_files_ms(LAYERS)}
     results["settings"].update(numpy=options.numpy, live=options.live, creates=options.creates)
     file = HERE / "sandboxes.json"
     if file.exists():  # those that are not measured now stay, with the date of their own

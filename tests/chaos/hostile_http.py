@@ -51,7 +51,7 @@ _QUERIES: Final = (
     "?image=..",
     "?since=-1&after=x",
 )
-_BODIES: Final = (
+BODIES: Final = (
     b"",
     b"\x00" * 70,
     b"{}",
@@ -59,6 +59,10 @@ _BODIES: Final = (
     b"<Part></Part>",
     b"\x81\xa1a\xc1",
     b"[" * 5000,
+    b'{"x":' + b"[" * 5000,
+    b'{"image_ids": ["\xeb"]}',
+    b"\x95\xa2\xeb\\",
+    b"\x81\xa1x" + b"\x91" * 5000,
 )
 _REST_S: Final = 0.3
 _ANSWER_S: Final = 30.0
@@ -67,7 +71,7 @@ _ANSWER_S: Final = 30.0
 def request(choice: random.Random, headers: Sequence[str]) -> bytes:
     """One request; some are not HTTP."""
     path = choice.choice(ROUTES).format(choice.choice(_PLACES)) + choice.choice(_QUERIES)
-    body = choice.choice((*_BODIES, choice.randbytes(200)))
+    body = choice.choice((*BODIES, choice.randbytes(200)))
     lines = [f"{choice.choice(_METHODS)} {path} HTTP/1.1", "Host: localhost", *headers]
     length = choice.random()
     if length < 0.8:

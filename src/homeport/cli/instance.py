@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import ConflictError, InvalidError
 from homeport.settings import Settings
 
@@ -203,7 +204,7 @@ def _try_lock(fd: int, kind: int) -> bool:
 def _read(path: Path, kind: type[_T]) -> _T | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from homeport.gateway.nodes_only import NodesOnly
 from homeport.images.upkeep import ImageBundle, ImageUpkeep
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import InvalidError
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class ImageRoutes:
     async def _take(self, request: web.Request) -> web.StreamResponse:
         try:
             bundle = msgspec.msgpack.decode(await request.read(), type=ImageBundle)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise InvalidError(f"this is no bundle of images: {error}") from None
         return _json(await self._upkeep.take(bundle, request.query.get("node", "")))
 
@@ -72,5 +73,5 @@ def _json(value: object) -> web.Response:
 def _decoded(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidError(str(error)) from None

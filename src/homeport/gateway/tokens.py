@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from homeport.gateway.nodes_only import NodesOnly
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import InvalidError
 from homeport.workspace.flows import TokenFlows
 
@@ -50,6 +51,6 @@ class TokenRoutes:
     async def _approve(self, request: web.Request) -> web.StreamResponse:
         try:
             asked = msgspec.json.decode(await request.read(), type=_Approval)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise InvalidError(str(error)) from None
         return web.json_response({"token_id": await self._flows.approve(asked.code)})

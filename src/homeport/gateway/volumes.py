@@ -12,6 +12,7 @@ from aiohttp import web
 
 from homeport.gateway.contents import send_content
 from homeport.gateway.nodes_only import NodesOnly
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import InvalidError
 from homeport.link.volumes import BLOCK_BYTES, HASH_BYTES, CommitDone, VolumeCommit
 from homeport.storage.contents import ContentMismatchError, ContentStore
@@ -172,7 +173,7 @@ async def _body(request: web.Request) -> bytes:
 def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     try:
         return decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidError(f"the request does not fit: {error}") from None
 
 

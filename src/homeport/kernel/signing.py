@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from homeport.kernel.clock import Clock
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import UnauthenticatedError
 
 _KEY_BYTES: Final = 32
@@ -69,7 +70,7 @@ class Signer:
             genuine = hmac.compare_digest(signature.encode(), self._signature(signed).encode())
             payload = _unbase64(signed.partition(".")[2])
             claims = msgspec.json.decode(payload, type=Claims) if genuine else None
-        except (ValueError, msgspec.MsgspecError):
+        except UNREADABLE:
             claims = None
         if claims is None or claims.aud != audience:
             raise UnauthenticatedError("the access token is not one of this server's")

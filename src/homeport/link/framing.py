@@ -13,6 +13,7 @@ from typing import Generic, TypeVar, cast
 
 import msgspec
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.link.messages import FRAME_BYTES_MAX, Message
 
 M = TypeVar("M")
@@ -117,7 +118,7 @@ class FrameProtocol(asyncio.Protocol, Generic[M]):
             position = end
             try:
                 message = self._decoder.decode(frame)
-            except msgspec.MsgspecError as error:
+            except UNREADABLE as error:
                 self.close(f"undecodable link message: {error}")
                 return
             self._on_message(message)

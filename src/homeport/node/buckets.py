@@ -26,6 +26,7 @@ import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import InvalidError, UnavailableError
 from homeport.link.messages import BucketRef
 from homeport.node.layers import remove_tree
@@ -250,7 +251,7 @@ def unseal(data: bytes, key: str) -> BucketRef | None:
     try:
         plain = _cipher(key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], None)
         return msgspec.msgpack.decode(plain, type=BucketRef)
-    except (InvalidTag, ValueError, msgspec.MsgspecError):
+    except (InvalidTag, *UNREADABLE):
         return None
 
 
@@ -516,7 +517,7 @@ def _tail(folder: Path) -> str:
 def _is_unsaved(folder: Path) -> bool:
     """Whether rclone's records of cached files name one that is not uploaded."""
     for record in (folder / "cache" / "vfsMeta").rglob("*"):
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, *UNREADABLE):
             if record.is_file() and msgspec.json.decode(record.read_bytes()).get("Dirty"):
                 return True
     return False

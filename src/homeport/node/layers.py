@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from homeport.kernel import ids
+from homeport.kernel.decoding import UNREADABLE
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ class LayerStore:
         """What is known of layer ``key``; ``None`` if it is not there."""
         try:
             return msgspec.json.decode(self._record(key).read_bytes(), type=LayerMetadata)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
 
     def keys(self) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.resources import Limits
 from homeport.node.cgroups import CgroupError
 from homeport.node.runtime.create import create_runtime
@@ -115,7 +116,7 @@ def _subject(name: str) -> str:
 def _read(place: Path) -> dict[str, Trial]:
     try:
         return msgspec.json.decode(place.read_bytes(), type=dict[str, Trial])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE):
         return {}
 
 

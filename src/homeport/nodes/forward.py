@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol
 
-import msgspec
 import structlog
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import HomeportError
 from homeport.link.messages import (
     RELAY_HOST,
@@ -119,7 +119,7 @@ async def _answered(own: Own, request: RpcRequest) -> bytes:
         return await own(request.task_id, request.body)
     except HomeportError as error:
         raise StatusError(STATUS_OF_CODE[error.code], error.message) from None
-    except (ValueError, msgspec.MsgspecError) as error:
+    except UNREADABLE as error:
         raise StatusError(UNAVAILABLE, f"{request.path}: {error}") from None
     except Exception as error:
         log.exception("a node's question was not answered", path=request.path)

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 import msgspec
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.node.builder.archives import untar
 from homeport.node.builder.context import BuildContext, ContextFile, Selection, select
 from homeport.node.builder.errors import BuildError
@@ -247,7 +248,7 @@ def _owned(entry: ContextFile, path: Path, owner: tuple[int, int] | None) -> Con
 def _read(record: Path) -> _Remembered | None:
     try:
         return msgspec.json.decode(record.read_bytes(), type=_Remembered)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return None
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.link.messages import ImageConfig
 from homeport.node.builder.archives import tar_layer, untar
 from homeport.node.builder.errors import BuildError
@@ -124,7 +125,7 @@ class Layout:
     def _manifest(self, name: str) -> _Manifest:
         try:
             index = msgspec.json.decode((self._root / "index.json").read_bytes(), type=_Manifest)
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise BuildError(f"{self._root} is not an OCI image layout: {error}") from None
         for descriptor in index.manifests:
             if name and descriptor.annotation(_REF_NAME) != name:
@@ -143,7 +144,7 @@ class Layout:
             raise BuildError(f"{path.name} is too large for a description of an image")
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise BuildError(f"{path.name} does not describe an image: {error}") from None
 
     def _blob(self, descriptor: _Descriptor) -> Path:

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from homeport.kernel import ids
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.resources import Limits
 from homeport.link.messages import LogEntry
 from homeport.node.builder.merged import MergedView
@@ -42,7 +43,7 @@ async def probe_image(
     record = tools.cache_dir / "probes" / layer_key(layers[-1], path)
     try:
         return msgspec.json.decode(record.read_bytes(), type=ImageProbe)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         pass
     trees = tuple(tools.layers.path(key) for key in layers)
     if await asyncio.to_thread(MergedView(trees).find, "/bin/sh") is None:

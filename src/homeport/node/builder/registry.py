@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 
 from homeport.kernel.clock import Clock
+from homeport.kernel.decoding import UNREADABLE
 from homeport.link.messages import ImageConfig
 from homeport.node.builder.errors import BuildError
 from homeport.node.builder.flights import Emit
@@ -140,7 +141,7 @@ class Registry:
     def _known(self, record: Path) -> PulledImage | None:
         try:
             found = msgspec.json.decode(record.read_bytes(), type=PulledImage)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
         return found if all(self._layers.has(key) for key in found.layers) else None
 

@@ -13,6 +13,7 @@ import msgspec
 from uv import find_uv_bin
 
 from homeport.kernel.clock import Clock
+from homeport.kernel.decoding import UNREADABLE
 from homeport.node.builder.errors import BuildError
 from homeport.node.layers import layer_key
 
@@ -52,7 +53,7 @@ class UvWheels:
     def _known(self, wanted: str) -> UvPrograms | None:
         try:
             found = msgspec.json.decode(self._record(wanted).read_bytes(), type=_Resolved)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
         programs = UvPrograms(found.version, self._directory / found.version)
         is_exact = wanted == found.version
@@ -114,7 +115,7 @@ class UvWheels:
         """What the version meant before, if the index cannot be reached now."""
         try:
             found = msgspec.json.decode(self._record(wanted).read_bytes(), type=_Resolved)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             raise BuildError(
                 f"uv {wanted} cannot be had from the package index of this node: {error}"
             ) from None

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from homeport.kernel.decoding import UNREADABLE
+
 INIT_PREFIX: Final = "homeport-init:"
 OUTER_PREFIX: Final = "homeport-container:"
 _FILE: Final = "container.json"
@@ -55,7 +57,7 @@ class ContainerDirectory:
         """What was written; ``None`` if the crash came before."""
         try:
             return msgspec.json.decode((self.path / _FILE).read_bytes(), type=Record)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             return None
 
     def remove(self) -> None:

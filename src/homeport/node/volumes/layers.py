@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from homeport.kernel.decoding import UNREADABLE
 from homeport.kernel.errors import UnavailableError
 from homeport.kernel.ids import new
 from homeport.link.volumes import (
@@ -151,7 +152,7 @@ class VolumeLayers:
         stack = _Stack(root)
         try:
             record = msgspec.json.decode((root / "stack.json").read_bytes(), type=_Record)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, *UNREADABLE):
             record = _Record(0, [], "")
         names = {name for name in record.layers if (root / name).is_dir()}
         if record.boot_id != self._boot_id or len(names) < len(record.layers):
