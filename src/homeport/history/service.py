@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
-from homeport.calls.model import Call, Input, InputState, Output
+from homeport.calls.model import Input, InputState, Output
 from homeport.calls.service import CallService
 from homeport.functions.model import FunctionRecord
 from homeport.functions.service import FunctionService
@@ -32,9 +34,6 @@ PACK_MAX: Final = 256
 PACK_AGE_S: Final = 600.0
 """A pack is not continued beyond that age, so that it stands for a short time."""
 _PACK: Final = "hp"
-_SKEW_S: Final = 60.0
-"""What a crash can have kept from the history ended at most that long before the last that was
-written to it: by the clocks of different machines, too."""
 _STEP: Final = 5_000
 """Inputs looked at before others get their turn."""
 
@@ -99,7 +98,7 @@ class _Open:
         if finished > self.last_finished:
             self.last_finished = finished
 
-    def row(self, flush: int) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         return {
             "pack_id": self.pack_id,
             "function_id": self.record.function_id,
@@ -113,7 +112,6 @@ class _Open:
             "last_finished": self.last_finished,
             "summary": self.pack.encode_summary(),
             "data": self.pack.encode(),
-            "flush": flush,
         }
 
 
@@ -136,7 +134,6 @@ class HistoryService:
         self._timer: asyncio.TimerHandle | None = None
         self._last_save: asyncio.Future[None] | None = None
         self._is_stopped = False
-        self._flush = 0
         calls.on_finish(self.finished)
         calls.before_deletion(self._save)
 
@@ -183,13 +180,12 @@ class HistoryService:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._flush += 1
-        rows = [each.row(self._flush) for each in self._full]
+        rows = [each.row() for each in self._full]
         self._full.clear()
         now = self._clock.monotonic()
         for function_id, each in list(self._open.items()):
             if not each.is_saved:
-                rows.append(each.row(self._flush))
+                rows.append(each.row())
                 each.is_saved = True
             elif now > each.began + PACK_AGE_S:
                 del self._open[function_id]
@@ -209,15 +205,19 @@ class HistoryService:
 
     async def recover(self) -> None:
         """After a start: note what ended before a crash and did not get here any more."""
-        self._flush, last, entries = await self._store.written_last(
-            _SKEW_S, self._clock.now(), {call.call_id for call in self._calls.all()}
-        )
-        known = {(entry.call_id, entry.idx) for entry in entries}
+        ended: dict[str, list[tuple[float, Input, Output]]] = defaultdict(list)
         for call in self._calls.all():
             for output in call.outputs:
-                is_new = output.finished_at >= last - _SKEW_S
-                if is_new and (call.call_id, output.idx) not in known:
-                    self.finished(call.inputs[output.idx], output)
+                item = call.inputs[output.idx]
+                ended[call.function_id].append((_finished_at(item, output), item, output))
+        for each in ended.values():
+            each.sort(key=itemgetter(0))
+        times = {name: [at for at, _, _ in each] for name, each in ended.items()}
+        noted = await self._store.noted(times)
+        for each in ended.values():
+            for _, item, output in each:
+                if (item.call.call_id, output.idx) not in noted:
+                    self.finished(item, output)
 
     # ── telling ─────────────────────────────────────────────────────────────────────────────
 
@@ -334,26 +334,33 @@ def root_of(record: FunctionRecord) -> str:
 def enqueued_at(each: Entry | Live) -> float:
     """When it was asked for, in Unix seconds."""
     if isinstance(each, Live):
-        return each.item.enqueued_at or each.item.call.created_at
+        return _enqueued_at(each.item)
     return each.enqueued_at
 
 
 def _entry(item: Input, output: Output) -> Entry:
-    call: Call = item.call
-    enqueued = item.enqueued_at or call.created_at
     started = output.started_at if output.task_id else 0.0
     if started == output.finished_at and item.started_at:
         started = item.started_at  # it ended without its container's word
     return Entry(
-        call_id=call.call_id,
+        call_id=item.call.call_id,
         idx=output.idx,
-        enqueued_at=enqueued,
+        enqueued_at=_enqueued_at(item),
         started_at=started,
-        finished_at=max(output.finished_at, enqueued),
+        finished_at=_finished_at(item, output),
         task_id=output.task_id,
         status=output.result.status,
         name=item.method_name,
     )
+
+
+def _enqueued_at(item: Input) -> float:
+    return item.enqueued_at or item.call.created_at
+
+
+def _finished_at(item: Input, output: Output) -> float:
+    """Nothing ends before it came, whatever clocks say."""
+    return max(output.finished_at, _enqueued_at(item))
 
 
 def _merged(entries: list[Entry], live: list[Live]) -> list[Entry | Live]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import heapq
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -28,14 +29,12 @@ packs = sa.Table(
     sa.Column("last_finished", sa.Double, nullable=False, index=True),
     sa.Column("summary", sa.LargeBinary, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
-    sa.Column("flush", sa.BigInteger, nullable=False, server_default="0", index=True),
     sa.Index("history_packs_by_function", "function_id", "last_finished"),
     sa.Index("history_packs_by_root", "root_id", "last_finished"),
     sa.Index("history_packs_by_app", "app_id", "last_finished"),
 )
 """Some hundred entries of one function each, in the order they ended. ``summary`` stands before
-``data`` as that is long: who reads the one is not to read the other. ``flush`` counts upwards, however
-the clock is set: what was written last has the highest."""
+``data`` as that is long: who reads the one is not to read the other."""
 
 Column = Literal["function_id", "root_id", "app_id"]
 """Whose entries: of a function, of it and its variants, of an app."""
@@ -203,32 +202,36 @@ class HistoryStore:
 
         return await self._database.read(read)
 
-    async def written_last(
-        self, skew: float, now: float, call_ids: Container[str]
-    ) -> tuple[int, float, list[Entry]]:
-        """The last flush, when the last entry in it ended (0 without any), and all entries of these
-        calls in packs that ended since twice ``skew`` seconds before.
+    async def noted(self, ended: Mapping[str, Sequence[float]]) -> set[tuple[str, int]]:
+        """Call and index of what is in packs of these functions that span one of these times.
 
-        If something ended more than ``skew`` after ``now``, the clock was set back, and times say nothing: then
-        it is 0, and entries of any age.
+        ``ended`` has the times in ascending order. As an entry has the time that its output has,
+        one that was written is among them, however clocks were set.
         """
 
-        def read(connection: sa.Connection) -> tuple[int, float, list[Entry]]:
-            flush = connection.execute(sa.select(sa.func.max(_columns.flush))).scalar()
-            if flush is None:
-                return 0, 0.0, []
-            of_flush = sa.select(sa.func.max(_columns.last_finished)).where(_columns.flush == flush)
-            last = connection.execute(of_flush).scalar_one()
-            latest = connection.execute(sa.select(sa.func.max(_columns.last_finished))).scalar_one()
-            if latest > now + skew:
-                last = 0.0
-            query = sa.select(_columns.data).where(_columns.last_finished >= last - 2 * skew)
-            found: list[Entry] = []
-            for data in connection.execute(query).scalars():
-                found += (entry for entry in unpack(data) if entry.call_id in call_ids)
-            return flush, last, found
+        def read(connection: sa.Connection) -> set[tuple[str, int]]:
+            query = sa.select(
+                _columns.pack_id,
+                _columns.function_id,
+                _columns.first_finished,
+                _columns.last_finished,
+            ).where(
+                _columns.last_finished >= min(times[0] for times in ended.values()),
+                _columns.first_finished <= max(times[-1] for times in ended.values()),
+            )
+            spanning = [
+                row.pack_id
+                for row in connection.execute(query)
+                if _has_between(
+                    ended.get(row.function_id, ()), row.first_finished, row.last_finished
+                )
+            ]
+            found: set[tuple[str, int]] = set()
+            for _, entries in _entries(connection, spanning):
+                found.update((entry.call_id, entry.idx) for entry in entries)
+            return found
 
-        return await self._database.read(read)
+        return await self._database.read(read) if ended else set()
 
     async def delete_of_app(self, app_id: str) -> None:
         """Forget what was called in an app."""
@@ -256,6 +259,11 @@ class HistoryStore:
             return count
 
         return await self._database.write(write)
+
+
+def _has_between(times: Sequence[float], first: float, last: float) -> bool:
+    index = bisect.bisect_left(times, first)
+    return index < len(times) and times[index] <= last
 
 
 def _summaries(column: Column, value: str, span: Range) -> sa.Executable:

@@ -197,22 +197,28 @@ def test_a_call_stays_known_when_its_rows_are_gone(
     run(tmp_path, after_a_restart)
 
 
-def test_a_crash_after_the_clock_was_set_back_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noted_since", [True, False])
+def test_a_crash_after_the_clock_was_set_back_loses_nothing(
+    tmp_path: Path, noted_since: bool
+) -> None:
+    """It is right again at the start after it."""
+
     async def crashes(home: Home) -> None:
         subject = await home.function("fu-1")
         other = await home.function("fu-2")
         await home.finish(await home.call(other))
         await home.history.saved()
         home.clock.offset -= 600
-        await home.finish(await home.call(subject))
-        await home.history.saved()
+        if noted_since:
+            await home.finish(await home.call(subject))
+            await home.history.saved()
         home.history._save = lambda: None  # pyright: ignore[reportPrivateUsage]
         await home.finish(await home.call(subject), status=STATUS_FAILURE)
 
     run(tmp_path, crashes)
 
     async def again(home: Home) -> None:
-        for function_id, count in (("fu-1", 2), ("fu-2", 1)):
+        for function_id, count in (("fu-1", 1 + noted_since), ("fu-2", 1)):
             subject = Subject(home.functions.get(function_id))
             assert len(await home.history.newest(subject, 10)) == count
 
@@ -247,6 +253,28 @@ def test_a_crash_while_the_clock_is_behind_loses_nothing(
 
     run(tmp_path, again)
     run(tmp_path, again)  # and once only
+
+
+def test_a_pack_that_was_not_written_while_later_ones_were_is_noted(tmp_path: Path) -> None:
+    """On a full disk the smaller one may fit."""
+
+    async def crashes(home: Home) -> None:
+        subject, other = await home.function("fu-1"), await home.function("fu-2")
+        await home.finish(await home.call(subject))
+        home.history._open.clear()  # pyright: ignore[reportPrivateUsage]
+        home.clock.offset += 600
+        await home.finish(await home.call(other))
+        await home.history.saved()
+
+    run(tmp_path, crashes)
+
+    async def again(home: Home) -> None:
+        for function_id in ("fu-1", "fu-2"):
+            subject = Subject(home.functions.get(function_id))
+            assert len(await home.history.newest(subject, 10)) == 1
+
+    run(tmp_path, again)
+    run(tmp_path, again)
 
 
 def test_what_a_crash_kept_from_the_history_is_noted_at_the_next_start(tmp_path: Path) -> None:
