@@ -85,8 +85,8 @@ class Execution:
         asked = self._loop.time()
         code = await self.wait()
         outputs = (self.stdout, self.stderr)
-        has_output = any(output.size or not output.ended for output in outputs)
-        if has_output and not any(output.is_read for output in outputs):
+        is_untaken = any(output.is_untaken for output in outputs)
+        if is_untaken and not any(output.is_read for output in outputs):
             await asyncio.sleep(max(0.0, asked + READER_S - self._loop.time()))
         for to_end, limit_s in ((True, READ_TO_END_S), (False, READ_UP_S)):
             with contextlib.suppress(TimeoutError):

@@ -57,6 +57,8 @@ class Output:
         self._closed = False
         self._readers: dict[object, int] = {}
         """Where each of those who read now is."""
+        self._taken = -1
+        """How far anybody has come; -1: nobody ever read."""
         self._grown = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -78,6 +80,11 @@ class Output:
     def is_read(self) -> bool:
         """Somebody reads now."""
         return bool(self._readers)
+
+    @property
+    def is_untaken(self) -> bool:
+        """There is, or may be, something that nobody has read."""
+        return self._taken < self._size and not (self._ended and not self._size)
 
     async def read_up(self, *, to_end: bool) -> None:
         """Until those who read now have all there is, or have come to the end of it."""
@@ -120,6 +127,7 @@ class Output:
         try:
             while True:
                 self._readers[reader] = offset
+                self._taken = max(self._taken, offset)
                 self._moved.set()
                 if offset < self._start:
                     raise GoneError(self._start)

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from homeport.node.router.execution import Execution
 
 
@@ -58,6 +60,18 @@ def test_the_end_is_told_after_output_that_is_asked_for_second(tmp_path: Path) -
 
 def test_the_end_is_told_though_nobody_reads(tmp_path: Path) -> None:
     async def check(execution: Execution) -> None:
+        assert await execution.wait_read() == 3
+
+    run(tmp_path, check)
+
+
+def test_nobody_is_waited_for_once_all_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(execution: Execution) -> None:
+        monkeypatch.setattr("homeport.node.router.execution.READER_S", 1e9)
+        end(execution)
+        assert [data async for data in execution.stdout.read(0)] == [b"hello"]
         assert await execution.wait_read() == 3
 
     run(tmp_path, check)
