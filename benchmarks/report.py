@@ -190,15 +190,16 @@ def sandbox_bars(figures: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """(what, bar, found, reached) of one runtime."""
     first = figures["first_p50_ms"]
     added = figures["exec_p50_ms"] - figures["floor"]["exec_p50_ms"]
-    most = OUTPUT_MS
+    most, exec_most = OUTPUT_MS, EXEC_MS
     what = "from create to the first output of a program, p50"
     if "alone_ms" in figures:
         most = figures["alone_ms"] + OVER_GVISOR_MS
+        exec_most = OVER_GVISOR_MS  # what gVisor itself needs for it is not even added
         what += f" (gVisor alone: {figures['alone_ms']:.0f} ms)"
     rows = [
         (what, f"≤ {most:.0f} ms", f"{first:.1f} ms", first <= most),
         ("a program in it (start, output, end) takes longer than the floor's by",
-         f"≤ {EXEC_MS:g} ms", f"{added:.1f} ms", added <= EXEC_MS),
+         f"≤ {exec_most:g} ms", f"{added:.1f} ms", added <= exec_most),
     ]  # fmt: skip
     if "many" in figures:
         live = figures["many"]["live"]
