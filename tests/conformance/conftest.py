@@ -1,12 +1,13 @@
 """The conformance suite: unmodified clients, a real server, real containers.
 
 ``pytest tests/conformance`` runs the oldest and the newest client; ``--all-clients`` each
-generation; ``--client 1.2.6`` (repeatable) just that one. ``--record`` keeps which RPCs the clients
-really made in ``proven.json``.
+generation; ``--client 1.2.6`` (repeatable) just that one. ``--postgresql`` has the server that the
+suites share work on one. ``--record`` keeps which RPCs the clients really made in ``proven.json``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.conformance.harness.clients import VERSIONS, Client, install, release
+from tests.conformance.harness.postgres import PostgreSQL
 from tests.conformance.harness.programs import Checks, Runner
 from tests.conformance.harness.server import Server, server_with
 
@@ -26,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--client", action="append", default=[], help="client version to run with")
     group.addoption("--all-clients", action="store_true", help="run with each client generation")
+    group.addoption("--postgresql", action="store_true", help="on PostgreSQL instead of SQLite")
     group.addoption("--record", action="store_true", help="write proven.json")
 
 
@@ -87,8 +90,12 @@ def server(
         "HOMEPORT_ABANDONED_CALL_S": "1",
         "HOMEPORT_WEB_WAIT_S": "4",
     }
-    with server_with(home, environ) as server:
-        yield server
+    on_postgresql = request.config.getoption("--postgresql", default=False)
+    with PostgreSQL() if on_postgresql else contextlib.nullcontext() as database:
+        if database is not None:
+            environ["HOMEPORT_DATABASE_URL"] = database.create()
+        with server_with(home, environ) as server:
+            yield server
     if request.config.getoption("--record", default=False):
         _merge(recorded)
 
