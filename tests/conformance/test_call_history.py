@@ -244,12 +244,13 @@ def test_metrics_of_a_function(asked: Asked, called: Checks) -> None:
     )
     assert 0 < cores < 100
     assert 0.001 < memory < 10  # GiB
+    hour = "--since", moment(began), "--until", moment(began + 3600)  # both are rounded down
     some = asked.json(
         "function",
         "metrics",
         f"{asked.name}/Greeter.*",
         "--all-variants",
-        *span,
+        *hour,
         "--group",
         "calls",
         "--bucket-size",

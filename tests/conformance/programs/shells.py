@@ -19,6 +19,9 @@ if modal.is_local():
     from reporting import Report
 
 RELEASE = tuple(int(part) for part in modal.__version__.split(".")[:3])
+NO_PTY = (
+    ["--no-pty"] if RELEASE >= (1, 4) else []
+)  # before there is none where there is no terminal
 NAME = f"conformance-shells-{modal.__version__}".replace(".", "-")
 app = modal.App(NAME)
 image = modal.Image.debian_slim().env({"SPECIAL": "of the function"})
@@ -150,13 +153,13 @@ def of_a_sandbox():
     own = modal.App.lookup(NAME + "-sandbox", create_if_missing=True)
     box = modal.Sandbox.create("sleep", "600", app=own, image=image)
     box.exec("sh", "-c", "echo here > /mark").wait()
-    found = printed("shell", "--no-pty", box.object_id, "-c", 'sh -c \'echo "<"$(cat /mark)">"\'')
-    other = ["shell", "--no-pty", box.object_id, "--cpu", "1"]
+    found = printed("shell", *NO_PTY, box.object_id, "-c", 'sh -c \'echo "<"$(cat /mark)">"\'')
+    other = ["shell", *NO_PTY, box.object_id, "--cpu", "1"]
     refused = cli(*other)
     box.terminate()
     box.wait(raise_on_termination=False)
-    gone = cli("shell", "--no-pty", box.object_id, "-c", "true")
-    unknown = cli("shell", "--no-pty", box.object_id[:-4] + "0000", "-c", "true")
+    gone = cli("shell", *NO_PTY, box.object_id, "-c", "true")
+    unknown = cli("shell", *NO_PTY, box.object_id[:-4] + "0000", "-c", "true")
     ends = [refused[0], gone[0], unknown[0]]
     return [found, ends, [each[1] + each[2] for each in (refused, gone, unknown)]]
 
@@ -166,9 +169,9 @@ def of_a_sidecar():
     box = modal.Sandbox.create("sleep", "600", app=own, image=image)
     box._experimental_sidecars.create("sleep", "600", name="beside", image=image)
     found = printed(
-        "shell", "--no-pty", f"{box.object_id}:beside", "-c", 'sh -c \'echo "<"$SPECIAL">"\''
+        "shell", *NO_PTY, f"{box.object_id}:beside", "-c", 'sh -c \'echo "<"$SPECIAL">"\''
     )
-    none = cli("shell", "--no-pty", f"{box.object_id}:none", "-c", "true")
+    none = cli("shell", *NO_PTY, f"{box.object_id}:none", "-c", "true")
     box.terminate()
     return [found, none[0], none[1] + none[2]]
 
@@ -176,7 +179,7 @@ def of_a_sidecar():
 def of_a_container(queue):
     call = hold.spawn(queue)
     task_id = queue.get(timeout=60)
-    words = ["shell", "--no-pty", task_id, "-c", 'sh -c \'echo "<"$MODAL_TASK_ID">"\'']
+    words = ["shell", *NO_PTY, task_id, "-c", 'sh -c \'echo "<"$MODAL_TASK_ID">"\'']
     found = printed(*words)
     call.cancel()
     return found == [task_id]
