@@ -92,6 +92,7 @@ class Load:
         self.done = dict.fromkeys(KINDS, 0)
         self.ended = 0
         self.spawned = []
+        self.under_way = {}
         self.lines = Counter()
         self.line_came = asyncio.Event()
         self.lines_lost = 0
@@ -113,6 +114,7 @@ class Load:
         number = 0
         while not self.is_over:
             number += 1
+            self.under_way[what] = number
             try:
                 await step(choice, number)
             except modal.exception.ResourceExhaustedError as error:
@@ -123,6 +125,14 @@ class Load:
             except Exception:
                 self.wrong.append([what, number, traceback.format_exc()[-600:]])
                 await asyncio.sleep(1)
+        del self.under_way[what]
+
+    def tell(self):
+        """What is not over, and where it waits."""
+        print("under way:", self.under_way, flush=True)
+        for task in asyncio.all_tasks():
+            task.print_stack(file=sys.stdout)
+        sys.stdout.flush()
 
     async def maps(self, choice, number):
         values = [choice.randrange(10**6) for _ in range(choice.choice((1, 5, 40)))]
@@ -299,6 +309,7 @@ class Load:
         following = asyncio.Event()
         follower = asyncio.create_task(self.follow(following))
         await following.wait()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.tell)
         (self.folder / "begun").touch()
         steps = {"map": self.maps, "map 2": self.maps, "spawn": self.spawns}
         steps |= {"queue": self.queues, "dict": self.dicts, "volume": self.volumes}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,8 @@ SAMPLES_MIN = 60
 SETTINGS = {"HOMEPORT_HOUSEKEEPING_INTERVAL_S": "20"}
 """What nothing refers to any more is deleted in the midst of it."""
 SANDBOXES_AT_ONCE = 2
+TRACES_S = 60.0
+"""What is late is given that much more, to see whether it hangs."""
 AHEAD_S = 400.0
 """More than the clock was ever set to: what is scheduled is due then."""
 
@@ -86,7 +90,11 @@ def _run(tmp_path: Path, disk: Disk, database: PostgreSQL | None, again: str) ->
                     _take_memory(server, memory)
                 clock.jump(AHEAD_S)
                 (tmp_path / "stop").touch()
-                code = load.wait(END_S)
+                try:
+                    code = load.wait(END_S)
+                except subprocess.TimeoutExpired:
+                    _keep_traces(load, server, tmp_path)
+                    raise
             finally:
                 load.kill()
                 load.wait()
@@ -105,6 +113,14 @@ def _run(tmp_path: Path, disk: Disk, database: PostgreSQL | None, again: str) ->
     assert seen["lines_lost"] <= disturbances.deadly, again
     assert max(memory["server"]) < MEMORY_BYTES_MAX / 2**20
     assert max(growth.values()) <= GROWTH_MIB_MAX, f"{memory}\nto repeat it: {again}"
+
+
+def _keep_traces(load: subprocess.Popen[bytes], server: Server, folder: Path) -> None:
+    """Of something that has not come to its end: what it waits for, and all that was logged."""
+    load.send_signal(signal.SIGUSR1)
+    (folder / "status.json").write_text(server.homeport("status", "--json").stdout)
+    shutil.copytree(server.home, folder / "home", ignore=shutil.ignore_patterns("node", "run"))
+    load.wait(TRACES_S)
 
 
 def _wait_for(file: Path, load: subprocess.Popen[bytes]) -> None:
