@@ -19,7 +19,10 @@ from homeport.transport.grpc_server import GrpcServer
 SERVICE = "/modal.client.ModalClient/"
 GIVE_BACK_S = 45.0
 """Clients wait that long and a little more for an answer."""
-STREAMS = {method.path for method in methods_of(client_services()).values() if method.is_stream}
+ANSWER_S = 5.0
+"""What waits for something is asked to answer so long before that, if with nothing."""
+METHODS = {method.path: method for method in methods_of(client_services()).values()}
+STREAMS = {path for path, method in METHODS.items() if method.is_stream}
 
 
 class RawCodec(CodecBase):
@@ -127,7 +130,8 @@ class PatientProxy(Proxy):
     """Repeats a unary call, idempotency key and all, until the server answers it.
 
     As a client does that does not give up within a second; ``repeated`` counts. A call that waits
-    anew with each repeat is given back to the client before its deadline is over.
+    anew with each repeat is to wait for what is left of the client's deadline only; if the server
+    is not there by then, it is given back to the client.
     """
 
     repeated = 0
@@ -145,6 +149,17 @@ class PatientProxy(Proxy):
                 if error.status != UNAVAILABLE:
                     raise
             self.repeated += 1
+            body = _waiting_at_most(call.path, body, give_back_at - ANSWER_S - self._loop.time())
             # If it is not there for so long it is waited for all the same.
             timeout_at = max(give_back_at, self._loop.time() + 1.0)
             await asyncio.sleep(0.05)
+
+
+def _waiting_at_most(path: str, body: bytes, seconds: float) -> bytes:
+    """The request, with its ``timeout`` cut to that, if it has one and there is any time left."""
+    method = METHODS.get(path)
+    if method is None or "timeout" not in method.request.DESCRIPTOR.fields_by_name or seconds <= 0:
+        return body
+    request: Any = method.request.FromString(body)
+    request.timeout = min(request.timeout, type(request.timeout)(seconds))
+    return request.SerializeToString()
