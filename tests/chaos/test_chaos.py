@@ -71,6 +71,7 @@ def _run(tmp_path: Path, disk: Disk, database: PostgreSQL | None, again: str) ->
     server.start()
     disturbances = Disturbances(server, SEED, clock, disk, database)
     memory: dict[str, list[float]] = defaultdict(list)
+    code = -1
     try:
         with PatientProxy(int(server.url.rpartition(":")[2])) as proxy:
             environ = {**os.environ, **server.environment(), "MODAL_SERVER_URL": proxy.url}
@@ -89,11 +90,13 @@ def _run(tmp_path: Path, disk: Disk, database: PostgreSQL | None, again: str) ->
                     disturbances.next()
                     _take_memory(server, memory)
                 clock.jump(AHEAD_S)
+                server.kill("server")  # a kernel tells timers that its clock was set, not this one
                 (tmp_path / "stop").touch()
                 try:
                     code = load.wait(END_S)
                 except subprocess.TimeoutExpired:
-                    _keep_traces(load, server, tmp_path)
+                    load.send_signal(signal.SIGUSR1)  # it tells what it waits for
+                    load.wait(TRACES_S)
                     raise
             finally:
                 load.kill()
@@ -101,6 +104,8 @@ def _run(tmp_path: Path, disk: Disk, database: PostgreSQL | None, again: str) ->
     finally:
         print("\n".join(disturbances.happened))
         print(dict(Counter(disturbances.happened)))
+        if code != 0:
+            _keep_traces(server, tmp_path)
         server.stop()
     assert code == 0, (tmp_path / "load.log").read_text()[-4000:]
     seen = json.loads((tmp_path / "seen.json").read_text())
@@ -115,12 +120,10 @@ def _run(tmp_path: Path, disk: Disk, database: PostgreSQL | None, again: str) ->
     assert max(growth.values()) <= GROWTH_MIB_MAX, f"{memory}\nto repeat it: {again}"
 
 
-def _keep_traces(load: subprocess.Popen[bytes], server: Server, folder: Path) -> None:
-    """Of something that has not come to its end: what it waits for, and all that was logged."""
-    load.send_signal(signal.SIGUSR1)
+def _keep_traces(server: Server, folder: Path) -> None:
+    """What was logged and recorded until something was wrong."""
     (folder / "status.json").write_text(server.homeport("status", "--json").stdout)
     shutil.copytree(server.home, folder / "home", ignore=shutil.ignore_patterns("node", "run"))
-    load.wait(TRACES_S)
 
 
 def _wait_for(file: Path, load: subprocess.Popen[bytes]) -> None:
