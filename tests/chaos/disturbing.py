@@ -141,6 +141,16 @@ class Disturbances:
         self.happened.append(kind)
         self._kinds[kind]()
 
+    def set_clock(self, seconds: float) -> None:
+        """The last one: the server is to live by that clock from now on.
+
+        It begins anew: a kernel tells its timers that the clock was set, a faked clock does not.
+        """
+        self._clock.jump(seconds)
+        self.happened.append("kill the server")
+        with self._part("server") as pid:
+            os.kill(pid, signal.SIGKILL)
+
     def _kill(self, part: str) -> None:
         if self._may_kill():
             with self._part(part) as pid:
@@ -216,13 +226,18 @@ class Disturbances:
 
     @contextlib.contextmanager
     def _part(self, part: str) -> Iterator[int]:
-        """Its process; nothing happens if it is just starting."""
+        """Its process, waited for while it is just starting; nothing happens if it ends by itself."""
+        while not (pid := self._pid(part)):
+            time.sleep(0.1)
+        try:
+            yield pid
+        except ProcessLookupError:
+            self.happened[-1] += " (was not there)"
+
+    def _pid(self, part: str) -> int:
+        """0 while there is none."""
         status = json.loads(self._server.homeport("status", "--json").stdout)
-        with contextlib.suppress(ProcessLookupError):
-            if pid := status.get(f"{part}_pid"):
-                yield int(pid)
-                return
-        self.happened[-1] += " (was not there)"
+        return int(status.get(f"{part}_pid") or 0)
 
 
 def _ports(pid: int, server_port: int) -> list[str]:

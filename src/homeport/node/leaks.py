@@ -17,12 +17,17 @@ from typing import Final
 from homeport.node import netlink
 from homeport.node.cgroups import DEFAULT_ROOT, all_groups
 from homeport.node.network import INTERFACE_PREFIX, TABLE_PREFIX, interface_names
-from homeport.node.runtime.records import INIT_PREFIX, OUTER_PREFIX, find_processes, run_token
+from homeport.node.runtime.records import (
+    INIT_PREFIX,
+    NETWORK_TAG,
+    OUTER_PREFIX,
+    find_processes,
+    run_token,
+)
 
 _INTERFACE: Final = re.compile(rf"^{INTERFACE_PREFIX}[0-9a-f]{{6}}\d+$")
 _TABLE: Final = re.compile(rf"^{TABLE_PREFIX}[0-9a-f]{{6}}$")
 _STAGE: Final = re.compile(r"/stage/\d+/(root|sys)$")
-_NOTE: Final = "network-tag"
 _MODULES: Final = (b"homeport.main", b"homeport.node.main", b"homeport.cli.main")
 
 
@@ -50,7 +55,7 @@ def run_directories(home: Path) -> list[Path]:
 
     What is there may go meanwhile: unlike a glob, a walk does not mind.
     """
-    return [Path(folder) for folder, _, files in os.walk(home.absolute()) if _NOTE in files]
+    return [Path(folder) for folder, _, files in os.walk(home.absolute()) if NETWORK_TAG in files]
 
 
 def _tags(folders: list[Path]) -> set[str]:
@@ -58,7 +63,7 @@ def _tags(folders: list[Path]) -> set[str]:
     found: set[str] = set()
     for folder in folders:
         with contextlib.suppress(FileNotFoundError):
-            found.add((folder / _NOTE).read_text().strip())
+            found.add((folder / NETWORK_TAG).read_text().strip())
     return found
 
 

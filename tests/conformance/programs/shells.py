@@ -19,9 +19,8 @@ if modal.is_local():
     from reporting import Report
 
 RELEASE = tuple(int(part) for part in modal.__version__.split(".")[:3])
-NO_PTY = (
-    ["--no-pty"] if RELEASE >= (1, 4) else []
-)  # before there is none where there is no terminal
+# Before there was that word, there was no pseudo-terminal where there was no terminal.
+NO_PTY = ["--no-pty"] if RELEASE >= (1, 4) else []
 NAME = f"conformance-shells-{modal.__version__}".replace(".", "-")
 app = modal.App(NAME)
 image = modal.Image.debian_slim().env({"SPECIAL": "of the function"})

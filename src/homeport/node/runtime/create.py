@@ -12,6 +12,7 @@ from homeport.node.runtime.base import StagedRuntime
 from homeport.node.runtime.bubblewrap import BubblewrapRuntime
 from homeport.node.runtime.oci import OciRuntime
 from homeport.node.runtime.port import RuntimeUnavailableError
+from homeport.node.runtime.records import NETWORK_TAG
 from homeport.node.runtime.runsc import RunscRuntime
 
 DEFAULT = "bubblewrap"
@@ -56,7 +57,7 @@ async def create_runtime(
     )
     cgroups = CgroupProvider(tag)
     runtime = _make(name, run_dir, network, cgroups, root=root, prepared_max=prepared_max)
-    (run_dir / "network-tag").write_text(tag)  # how the leak check knows what is this node's
+    (run_dir / NETWORK_TAG).write_text(tag)  # how the leak check knows what is this node's
     try:
         await network.start()
     except BaseException:

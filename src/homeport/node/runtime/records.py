@@ -17,6 +17,8 @@ from homeport.kernel.decoding import UNREADABLE
 
 INIT_PREFIX: Final = "homeport-init:"
 OUTER_PREFIX: Final = "homeport-container:"
+NETWORK_TAG: Final = "network-tag"
+"""A file in a run directory, with the name that its node gives to what is on the machine."""
 _FILE: Final = "container.json"
 
 
