@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from homeport.calls.exchange import Exchange
 from homeport.calls.lease import Lease
@@ -55,6 +56,17 @@ class Output:
     finished_at: float
 
 
+class Cursor(NamedTuple):
+    """How much of a map's outputs its caller has: the first ``position``, in the order of ``run``.
+
+    Outputs are given out before they are on disk, so the order in which one run of the server had
+    them is not known to the next: a cursor of another run stands for the beginning.
+    """
+
+    position: int = 0
+    run: str = "0"
+
+
 @dataclass(slots=True, eq=False)
 class Input:
     """One input of a call: at most one attempt of it is alive at a time."""
@@ -95,7 +107,7 @@ class Call:
     created_at: float
     inputs: dict[int, Input] = field(default_factory=dict[int, "Input"])
     outputs: list[Output] = field(default_factory=list["Output"])
-    """In order of completion: a map's cursor is an index into it."""
+    """In order of completion: a map's ``Cursor`` is an index into it."""
     is_closed: bool = False
     """No more inputs will come."""
     cancelled: bool = False

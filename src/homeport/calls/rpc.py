@@ -9,7 +9,7 @@ from modal_proto import api_pb2
 
 from homeport.apps.service import AppService
 from homeport.blobs.service import BlobService
-from homeport.calls.model import Call, CallType, Invocation
+from homeport.calls.model import Call, CallType, Cursor, Invocation
 from homeport.calls.service import CallService, InputSpec, unknown_call
 from homeport.calls.streams import Chunk, DataStreams
 from homeport.calls.wire import cursor_of, data_chunk, entry_id, input_specs, output_item
@@ -115,7 +115,7 @@ class CallsRpc:
             outputs, unfinished = await self._calls.outputs_between(
                 call.call_id, request.start_idx, request.end_idx, timeout_s
             )
-            cursor = 0
+            cursor = Cursor()
         elif request.clear_on_success and timeout_s == 0:  # a map says that it has everything
             self._clear(call)
             return api_pb2.FunctionGetOutputsResponse()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from homeport.calls.exchange import Exchange
 from homeport.calls.lease import Lease
-from homeport.calls.model import Call, CallType, Input, InputState, Invocation, Output
+from homeport.calls.model import Call, CallType, Cursor, Input, InputState, Invocation, Output
 from homeport.calls.store import CallStore
 from homeport.kernel import ids
 from homeport.kernel.clock import Clock
@@ -90,6 +91,7 @@ class CallService:
         self._function_inputs_max = function_inputs_max
         self._result_retention_s = result_retention_s
         self._abandoned_call_s = abandoned_call_s
+        self._run = secrets.token_hex(4)
         self._call_ids = ids.Series(ids.CALL)
         self._input_ids = ids.Series(ids.INPUT)
         self._calls: dict[str, Call] = {}
@@ -428,20 +430,22 @@ class CallService:
         return durable
 
     async def outputs_after(
-        self, call_id: str, cursor: int, timeout_s: float
-    ) -> tuple[list[Output], int, int]:
+        self, call_id: str, cursor: Cursor, timeout_s: float
+    ) -> tuple[list[Output], Cursor, int]:
         """A map's poll: outputs from ``cursor`` on, the new cursor, the unfinished count.
 
-        Waits up to ``timeout_s`` for the first, then briefly for more.
+        Waits up to ``timeout_s`` for the first, then briefly for more. After a restart of the
+        server the first poll has all outputs anew: callers pass over those they know.
         """
         call = self.get(call_id)
+        first = cursor.position if cursor.run == self._run else 0
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        if await call.changed(deadline, lambda: len(call.outputs) > cursor) and call.unfinished:
+        if await call.changed(deadline, lambda: len(call.outputs) > first) and call.unfinished:
             linger = min(deadline, loop.time() + MAP_LINGER_S)
             await call.changed(linger, lambda: call.unfinished == 0)
-        taken = _within_budget(call.outputs[cursor:])
-        return taken, cursor + len(taken), call.unfinished
+        taken = _within_budget(call.outputs[first:])
+        return taken, Cursor(first + len(taken), self._run), call.unfinished
 
     async def outputs_between(
         self, call_id: str, first: int, last: int, timeout_s: float

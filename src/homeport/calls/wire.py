@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from modal_proto import api_pb2
 
-from homeport.calls.model import Output
+from homeport.calls.model import Cursor, Output
 from homeport.calls.service import InputSpec
 from homeport.calls.streams import Chunk
 from homeport.kernel.errors import InvalidError
@@ -68,15 +68,15 @@ def data_chunk(chunk: Chunk) -> api_pb2.DataChunk:
     return message
 
 
-def cursor_of(entry_id: str) -> int:
-    """The position in a map's outputs that ``last_entry_id`` stands for."""
-    head, _, _ = entry_id.partition("-")
-    if not head:
-        return 0
-    if not head.isdigit():
+def cursor_of(entry_id: str) -> Cursor:
+    """The position in a map's outputs that ``last_entry_id`` stands for: clients begin at ``0-0``."""
+    position, _, run = entry_id.partition("-")
+    if not position:
+        return Cursor()
+    if not position.isdigit():
         raise InvalidError(f"last_entry_id {entry_id!r} is not one of this server's")
-    return int(head)
+    return Cursor(int(position), run)
 
 
-def entry_id(cursor: int) -> str:
-    return f"{cursor}-0"
+def entry_id(cursor: Cursor) -> str:
+    return f"{cursor.position}-{cursor.run}"

@@ -15,7 +15,7 @@ from homeport.apps.model import App, AppState, Deployment
 from homeport.apps.retention import EndedApps
 from homeport.apps.service import AppService
 from homeport.apps.store import AppStore
-from homeport.calls.model import CallType, Input, Invocation, Output
+from homeport.calls.model import CallType, Cursor, Input, Invocation, Output
 from homeport.calls.service import CallService, InputSpec
 from homeport.calls.store import CallStore
 from homeport.environments.model import Environment
@@ -196,7 +196,7 @@ def test_results_outlive_the_end_of_a_detached_app(tmp_path: Path) -> None:
         call_id = await here.call(app)
         here.clock.offset = RETENTION_S + 1.0
         assert await here.ended.prune() == 0
-        outputs, _, unfinished = await here.calls.outputs_after(call_id, 0, 0.0)
+        outputs, _, unfinished = await here.calls.outputs_after(call_id, Cursor(), 0.0)
         assert (len(outputs), unfinished) == (1, 0)
         assert here.functions.of_app(app.app_id)
         here.clock.offset = RETENTION_S + DAY_S + 1.0

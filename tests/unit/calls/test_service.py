@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from homeport.calls.model import CallType, Input, Invocation, Output
+from homeport.calls.model import CallType, Cursor, Input, Invocation, Output
 from homeport.calls.service import CallService, InputSpec, terminated
 from homeport.calls.store import CallStore
 from homeport.kernel.clock import SystemClock
@@ -36,8 +37,9 @@ class Recorder:
         self.finished_apps.append(app_id)
 
 
-def result_of(item: Input, data: bytes = b"x") -> Output:
-    return Output(item.input_id, item.idx, Result(STATUS_SUCCESS, data=data), 1, "ta-1", 1.0, 2.0)
+def result_of(item: Input, data: bytes = b"x", finished_at: float = 2.0) -> Output:
+    result = Result(STATUS_SUCCESS, data=data)
+    return Output(item.input_id, item.idx, result, 1, "ta-1", 1.0, finished_at)
 
 
 def spec(idx: int) -> InputSpec:
@@ -123,7 +125,7 @@ def test_a_maps_cursor_gives_each_output_once_in_order_of_completion(tmp_path: P
         await service.put_inputs(call.call_id, [spec(n) for n in range(3)])
         items = [call.inputs[n] for n in (2, 0)]
         service.finish([(item, result_of(item)) for item in items])
-        outputs, cursor, unfinished = await service.outputs_after(call.call_id, 0, 1.0)
+        outputs, cursor, unfinished = await service.outputs_after(call.call_id, Cursor(), 1.0)
         assert [output.idx for output in outputs] == [2, 0]
         assert unfinished == 1
         last = call.inputs[1]
@@ -143,7 +145,7 @@ def test_a_second_result_of_an_input_is_ignored(tmp_path: Path) -> None:
         item = call.inputs[0]
         service.finish([(item, result_of(item, b"first"))])
         service.finish([(item, result_of(item, b"second"))])
-        outputs, _, _ = await service.outputs_after(call.call_id, 0, 1.0)
+        outputs, _, _ = await service.outputs_after(call.call_id, Cursor(), 1.0)
         assert [output.result.data for output in outputs] == [b"first"]
 
     run(tmp_path, scenario)
@@ -159,12 +161,66 @@ def test_unfinished_inputs_and_results_are_there_after_a_restart(tmp_path: Path)
     async def after(service: CallService, executor: Recorder) -> None:
         assert sorted(item.idx for item in executor.queued) == [0, 2, 3]
         call = executor.queued[0].call
-        outputs, _, unfinished = await service.outputs_after(call.call_id, 0, 0.1)
+        outputs, _, unfinished = await service.outputs_after(call.call_id, Cursor(), 0.1)
         assert [output.idx for output in outputs] == [1]
         assert unfinished == 3
 
     run(tmp_path, before)
     run(tmp_path, after)
+
+
+def test_a_poll_after_a_restart_misses_nothing_though_the_clock_was_set_back(
+    tmp_path: Path,
+) -> None:
+    seen: list[int] = []
+    last: list[Cursor] = [Cursor()]
+
+    async def before(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(3)])
+        await asyncio.gather(*service.finish([(call.inputs[0], result_of(call.inputs[0]))]))
+        outputs, last[0], _ = await service.outputs_after(call.call_id, last[0], 1.0)
+        seen.extend(output.idx for output in outputs)
+        earlier = result_of(call.inputs[1], finished_at=1.5)
+        await asyncio.gather(*service.finish([(call.inputs[1], earlier)]))
+
+    async def after(service: CallService, executor: Recorder) -> None:
+        call = executor.queued[0].call
+        outputs, cursor, _ = await service.outputs_after(call.call_id, last[0], 1.0)
+        assert {*seen, *(output.idx for output in outputs)} == {0, 1}
+        service.finish([(call.inputs[2], result_of(call.inputs[2]))])
+        outputs, _, _ = await service.outputs_after(call.call_id, cursor, 1.0)
+        assert [output.idx for output in outputs] == [2]
+
+    run(tmp_path, before)
+    run(tmp_path, after)
+
+
+def test_a_poll_misses_nothing_though_outputs_it_had_were_lost_in_a_crash(tmp_path: Path) -> None:
+    copy = tmp_path / "after the crash"
+    copy.mkdir()
+    last: list[Cursor] = [Cursor()]
+
+    async def before(service: CallService, _executor: Recorder) -> None:
+        call = await open_map(service)
+        await service.put_inputs(call.call_id, [spec(n) for n in range(3)])
+
+    async def crash(service: CallService, executor: Recorder) -> None:
+        service.finish([(item, result_of(item)) for item in executor.queued[:2]])
+        call_id = executor.queued[0].call.call_id
+        outputs, last[0], _ = await service.outputs_after(call_id, last[0], 1.0)
+        assert [output.idx for output in outputs] == [0, 1]
+
+    async def after(service: CallService, executor: Recorder) -> None:
+        third = executor.queued[2]
+        service.finish([(third, result_of(third))])
+        outputs, _, _ = await service.outputs_after(third.call.call_id, last[0], 1.0)
+        assert [output.idx for output in outputs] == [2]
+
+    run(tmp_path, before)
+    shutil.copytree(tmp_path, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns(copy.name))
+    run(tmp_path, crash)
+    run(copy, after)
 
 
 def test_too_many_waiting_inputs_are_refused_with_the_limit(tmp_path: Path) -> None:
