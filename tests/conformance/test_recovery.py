@@ -49,6 +49,19 @@ def test_killed_altogether_under_a_map(runner: Runner, client: Client, server: S
     nothing_is_lost(started)
 
 
+def test_each_line_is_told_once_though_the_server_is_killed(
+    runner: Runner, client: Client, server: Server
+) -> None:
+    started = runner.start(client, "talkative.py", "--lines", "1000")
+    for number in (100, 400, 700):
+        started.wait_for(lambda output, line=f"line {number}\n": line in output)
+        server.kill("server")
+    told = started.ended(240.0).succeeded().stdout
+    assert [line for line in told.splitlines() if line.startswith("line ")] == [
+        f"line {number}" for number in range(1000)
+    ]
+
+
 def test_restart_keeps_deployed_apps(runner: Runner, client: Client, server: Server) -> None:
     name = "kept-over-a-restart"
     file = str(PROGRAMS / "deployed.py")

@@ -21,7 +21,7 @@ import msgspec
 from homeport.kernel.gpus import Gpu
 from homeport.kernel.resources import Limits, Resources
 
-PROTOCOL = 4
+PROTOCOL = 5
 RELAY_HOST = "127.77.77.77"
 """Where a container finds its node's relay to the server's HTTP side: a loopback address of its own
 network namespace, so that client-side checks of blob hosts accept it."""
@@ -391,10 +391,15 @@ class TaskExited(Message):
 
 
 class Logs(Message):
-    """Output of a task, in order."""
+    """Output of a task, in order. Acknowledged by ``LogsTaken(seq)``, else sent again.
+
+    ``seq`` grows within ``origin``, one life of the node: by both the server knows what it has.
+    """
 
     task_id: str
     entries: list[LogEntry]
+    origin: str
+    seq: int
 
 
 class RpcRequest(Message):
@@ -508,6 +513,12 @@ class Welcome(Message):
 
 class Ack(Message):
     """All node messages with a ``seq`` up to this one are durable in the server."""
+
+    seq: int
+
+
+class LogsTaken(Message):
+    """All ``Logs`` of the node up to this ``seq`` are durable in the server."""
 
     seq: int
 
@@ -853,6 +864,7 @@ NodeMessage = (
 ServerMessage = (
     Welcome
     | Ack
+    | LogsTaken
     | StartTask
     | StartSandbox
     | StartSidecar

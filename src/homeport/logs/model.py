@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,15 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     fd: int
     time_ns: int
     data: str
+
+
+class Source(NamedTuple):
+    """Which message of a node some entries came with: it is sent again until it is recorded."""
+
+    origin: str
+    """One life of a node."""
+    seq: int
+    """Grows from message to message."""
 
 
 class Filter(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ from homeport.logs.model import (
     Event,
     Filter,
     QueueProgress,
+    Source,
     TaskState,
 )
 from homeport.logs.store import LogStore
@@ -42,6 +43,8 @@ HISTORY_ENTRIES: Final = 1_000
 """Entries from before the app's present run that a new reader is shown."""
 UNCOMMITTED_BYTES_MAX: Final = 32 * 1024 * 1024
 """Text waiting for the database, beyond which ``drain`` holds its caller back."""
+COMMIT_S: Final = 2.0
+"""What came in a reader's time is waited for that long beyond it, until it is committed."""
 _STREAMS_MAX: Final = 256
 _NS: Final = 1_000_000_000
 _PRUNE_ROWS: Final = 5_000
@@ -73,6 +76,10 @@ class LogService:
         self._room = asyncio.Event()
         self._room.set()
         self._stored_bytes: int | None = None
+        self._positions: dict[str, Source] = {}
+        self._heard_ns: dict[str, int] = {}
+        """By origin: what came last of it, and when."""
+        self._last_write: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Continue the ids of earlier runs.
@@ -81,6 +88,9 @@ class LogService:
         and clients that resume with an id of an earlier run miss nothing.
         """
         self._last_id = max(await self._store.last_id(), time.time_ns() // 1_000)
+        for source, time_ns in await self._store.positions():
+            self._positions[source.origin] = source
+            self._heard_ns[source.origin] = time_ns
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
@@ -92,13 +102,22 @@ class LogService:
         entries: Sequence[LogEntry],
         image_id: str = "",
         root_function_id: str = "",
-    ) -> None:
-        """Take a task's output; readers get it at once, the database within its next commit.
+        source: Source | None = None,
+    ) -> asyncio.Future[None] | None:
+        """Take a task's output: the database has it with its next commit, then readers do.
 
-        A caller that produces without end awaits ``drain`` in between.
+        Returns what is done when it is committed, if that is to come. What is of a ``source`` that
+        was taken before is not taken again. A caller that produces without end awaits ``drain`` in
+        between.
         """
         if not entries:
-            return
+            return None
+        if source is not None:
+            known = self._positions.get(source.origin)
+            if known is not None and source.seq <= known.seq:
+                return self._last_write  # the writer keeps the order: it had the earlier one first
+            self._positions[source.origin] = source
+            self._heard_ns[source.origin] = self._now_ns()
         first = self._last_id + 1
         self._last_id += len(entries)
         records = [
@@ -117,12 +136,12 @@ class LogService:
             )
             for id, entry in enumerate(entries, first)
         ]
-        self._add(self._stream(app_id, first - 1), records)
+        return self._add(self._stream(app_id, first - 1), records, source)
 
     def system(self, app_id: str, text: str, *, task_id: str = "", function_id: str = "") -> None:
         """Say something to the app's user in the platform's own voice (one line)."""
         line = text if text.endswith("\n") else text + "\n"
-        entry = LogEntry(SYSTEM, int(self._clock.now() * _NS), line)
+        entry = LogEntry(SYSTEM, self._now_ns(), line)
         self.append(app_id, task_id, function_id, [entry])
 
     def task_state(self, app_id: str, task_id: str, state: int, function_id: str = "") -> None:
@@ -166,14 +185,21 @@ class LogService:
         """Wait until the database has caught up to a bounded distance."""
         await self._room.wait()
 
-    def _add(self, stream: AppStream, records: list[Entry]) -> None:
+    def _now_ns(self) -> int:
+        return int(self._clock.now() * _NS)
+
+    def _add(
+        self, stream: AppStream, records: list[Entry], source: Source | None
+    ) -> asyncio.Future[None]:
         size = sum(len(record.data) for record in records)
         stream.append(records)
         self._uncommitted_bytes += size
         if self._uncommitted_bytes > UNCOMMITTED_BYTES_MAX:
             self._room.clear()
-        stream.last_write = self._store.append(records)
-        stream.last_write.add_done_callback(partial(self._committed, stream, records[-1].id, size))
+        written = self._store.append(records, source, self._now_ns())
+        written.add_done_callback(partial(self._committed, stream, records[-1].id, size))
+        stream.last_write = self._last_write = written
+        return written
 
     def _committed(
         self, stream: AppStream, id: int, size: int, future: asyncio.Future[None]
@@ -294,6 +320,9 @@ class LogService:
         if self._stored_bytes is None:
             self._stored_bytes = await self._store.total_bytes()
         before_ns = round((self._clock.now() - self._retention_s) * _NS)
+        for origin in [origin for origin, at in self._heard_ns.items() if at < before_ns]:
+            del self._positions[origin], self._heard_ns[origin]
+        await self._store.delete_positions(before_ns)
         total = 0
         while True:
             over = max(0, self._stored_bytes - self._bytes_max)
@@ -336,7 +365,7 @@ class _Follower:
         end: int | None = None  # once time is up: the id after which we stop
         while True:
             self._reader.wake.clear()
-            done = self._is_done()
+            done, behind = self._is_done(), self._stream.is_behind
             before = self._cursor
             entries, self._cursor = await self._service.next_entries(
                 self._app_id, self._stream, self._filter, before
@@ -345,16 +374,20 @@ class _Follower:
                 yield event
             if entries:
                 yield entries
-            if end is None and loop.time() >= deadline:
+            now = loop.time()
+            if end is None and now >= deadline:
                 end = self._stream.last_id
-            if self._cursor != before and (end is None or self._cursor < end):
+                deadline = now + COMMIT_S
+            if self._cursor != before:
+                if end is not None and self._cursor >= end:
+                    return
                 continue
-            if self._cursor == before and done:
+            if done and not behind:
                 yield Done()
                 return
-            if end is not None:
+            if end is not None and (not behind or now >= deadline):
                 return
-            await self._wait(deadline - loop.time())
+            await self._wait(deadline - now)
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -9,8 +9,9 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from homeport.logs.model import FETCH_BYTES_MAX, Entry, Filter
+from homeport.logs.model import FETCH_BYTES_MAX, Entry, Filter, Source
 from homeport.storage.database import Database, metadata
+from homeport.storage.dialects import insert
 
 log_entries = sa.Table(
     "log_entries",
@@ -31,7 +32,20 @@ log_entries = sa.Table(
     sa.Index("log_entries_by_time", "app_id", "time_ns"),
 )
 
+log_positions = sa.Table(
+    "log_positions",
+    metadata,
+    sa.Column("origin", sa.String(40), primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("time_ns", sa.BigInteger, nullable=False),
+)
+
 _INSERT: Final = sa.insert(log_entries)
+_insert_position = insert(log_positions)
+_MOVE: Final[sa.Executable] = _insert_position.on_conflict_do_update(
+    index_elements=["origin"],
+    set_={"seq": _insert_position.excluded.seq, "time_ns": _insert_position.excluded.time_ns},
+)
 _COLUMNS: Final = log_entries.c
 
 
@@ -41,9 +55,29 @@ class LogStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        """Record entries; done when durable."""
-        return self._database.append(_INSERT, [_row(entry) for entry in entries])
+    def append(
+        self, entries: Sequence[Entry], source: Source | None, time_ns: int
+    ) -> asyncio.Future[None]:
+        """Record entries, and that they are those of ``source``; done when durable."""
+        moves = [{"origin": source.origin, "seq": source.seq, "time_ns": time_ns}] if source else []
+        return self._database.append_all(
+            [(_INSERT, [_row(entry) for entry in entries]), (_MOVE, moves)]
+        )
+
+    async def positions(self) -> list[tuple[Source, int]]:
+        """The newest recorded source of each origin, and when that was (Unix ns)."""
+        query = sa.select(log_positions)
+
+        def read(connection: Connection) -> list[tuple[Source, int]]:
+            rows = connection.execute(query)
+            return [(Source(row.origin, row.seq), row.time_ns) for row in rows]
+
+        return await self._database.read(read)
+
+    async def delete_positions(self, before_ns: int) -> None:
+        """Forget the origins of which nothing came since ``before_ns``."""
+        old = sa.delete(log_positions).where(log_positions.c.time_ns < before_ns)
+        await self._database.write(lambda c: c.execute(old))
 
     async def last_id(self) -> int:
         query = sa.select(sa.func.max(_COLUMNS.id))

@@ -33,6 +33,9 @@ class Reader:
 class AppStream:
     """The ring of one app.
 
+    Readers are given what is committed: what is not is sent again by its node if the server dies,
+    and would be read twice.
+
     Invariant: every entry with an id above ``floor`` is in the ring, every entry up to ``floor``
     is committed. So a reader whose cursor is at or above ``floor`` needs no database.
     """
@@ -53,26 +56,32 @@ class AppStream:
         """Whether it can be dropped from memory without loss."""
         return not self.readers and not self.task_states and self.committed_id == self.last_id
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are entries that readers are not given yet."""
+        return self.committed_id < self.last_id
+
     def append(self, entries: Sequence[Entry]) -> None:
-        """Add entries (ids ascending) and wake the readers."""
+        """Add entries (ids ascending)."""
         self._ring.extend(entries)
         self._bytes += sum(len(entry.data) for entry in entries)
         self.last_id = entries[-1].id
         self._trim()
-        self.wake()
 
     def committed(self, id: int) -> None:
-        """Entries up to ``id`` are in the database."""
+        """Entries up to ``id`` are in the database: the readers are woken."""
         self.committed_id = max(self.committed_id, id)
         self._trim()
+        self.wake()
 
     def after(self, id: int, limit: int) -> list[Entry]:
-        """The first ``limit`` entries after ``id``, which must not be below ``floor``."""
+        """The first ``limit`` committed entries after ``id``, which must not be below ``floor``."""
         found: list[Entry] = []
         for entry in reversed(self._ring):
             if entry.id <= id:
                 break
-            found.append(entry)
+            if entry.id <= self.committed_id:
+                found.append(entry)
         found.reverse()
         return found[:limit]
 

@@ -1,7 +1,8 @@
 """The node's end of the link: connects, introduces itself, and loses nothing that must arrive.
 
-What is numbered (``Sequenced``) is kept until the server acknowledged it and is sent again, in
-order, on each new connection; logs are kept for a while; everything else is said anew by ``Hello`` and may be lost with a connection.
+What is numbered (``Sequenced``, and logs by numbers of their own) is kept until the server
+acknowledged it and is sent again, in order, on each new connection; of logs a bounded amount.
+Everything else is said anew by ``Hello`` and may be lost with a connection.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from homeport.link.messages import (
     BuildFinished,
     Hello,
     LogEntry,
-    Logs,
+    LogsTaken,
     Message,
     OutputItem,
     Outputs,
@@ -40,7 +41,7 @@ from homeport.link.messages import (
     TaskExited,
     Welcome,
 )
-from homeport.node.logs import OutageBuffer
+from homeport.node.logs import LogOutbox
 from homeport.transport.dispatch import (
     OK,
     RESOURCE_EXHAUSTED,
@@ -55,6 +56,8 @@ BACKOFF_S = (0.1, 2.0)
 WELCOME_TIMEOUT_S = 30.0
 OUTBOX_BYTES_MAX = 256 * 1024 * 1024
 """Unacknowledged outputs above which containers are asked to keep theirs for now."""
+LOGS_AHEAD_BYTES_MAX = 4 * 1024 * 1024
+"""Unacknowledged output above which containers' output is left in their pipes for now."""
 RPC_HOLD_S = 60.0
 """How long a container's RPC waits for a lost link to come back."""
 STREAM_BYTES_MAX = 256 * 1024 * 1024
@@ -112,7 +115,7 @@ class NodeLink:
         self._empty = asyncio.Event()
         self._empty.set()
         self._acked = asyncio.Event()
-        self._outage = OutageBuffer()
+        self._logs = LogOutbox()
         self._pending: dict[int, _Pending] = {}
         self._rpc_id = 0
         self.http_url = ""
@@ -190,7 +193,7 @@ class NodeLink:
         self._wire = wire
         self.http_url = welcome.http_url.rstrip("/")
         self.blob_root = welcome.blob_root
-        for message in self._outage.take():
+        for message in self._logs.messages():
             wire.send(message)
         for _, _, message in self._outbox:
             wire.send(message)
@@ -210,6 +213,7 @@ class NodeLink:
             return
         self._wire = None
         self._up.clear()
+        self._news()
         pending, self._pending = self._pending, {}
         for call in pending.values():
             call.replies.put_nowait(
@@ -224,12 +228,19 @@ class NodeLink:
         elif isinstance(message, Ack):
             while self._outbox and self._outbox[0][0] <= message.seq:
                 self._outbox_bytes -= self._outbox.popleft()[1]
-            if not self._outbox:
-                self._empty.set()
-            acked, self._acked = self._acked, asyncio.Event()
-            acked.set()
+            self._news()
+        elif isinstance(message, LogsTaken):
+            self._logs.taken(message.seq)
+            self._news()
         else:
             handler.handle(message)
+
+    def _news(self) -> None:
+        """Wake who waits for acknowledgements."""
+        if not self._outbox and self._logs.is_empty:
+            self._empty.set()
+        acked, self._acked = self._acked, asyncio.Event()
+        acked.set()
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────
 
@@ -268,7 +279,7 @@ class NodeLink:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
-        return not self._outbox
+        return not self._outbox and self._logs.is_empty
 
     async def taken(self, seq: int, timeout_s: float | None = None) -> bool:
         """Wait until what was sent with that number is acknowledged; whether it was in time.
@@ -300,19 +311,25 @@ class NodeLink:
         return found
 
     def logs(self, task_id: str, entries: list[LogEntry]) -> None:
-        """Send log entries, or keep a bounded amount of them for the next connection."""
-        if not self.send(Logs(task_id, entries)):
-            self._outage.add(task_id, entries)
+        """Send log entries; without a connection a bounded amount of them is kept for the next."""
+        self._empty.clear()
+        if not self.send(self._logs.add(task_id, entries)):
+            self._logs.bound(task_id)
 
     @property
     def is_congested(self) -> bool:
-        """Whether the connection takes no more bulk data for now."""
-        return self._wire is not None and self._wire.is_congested
+        """Whether the connection, or the server's disk, takes no more bulk data for now."""
+        return self._wire is not None and (
+            self._wire.is_congested or self._logs.size > LOGS_AHEAD_BYTES_MAX
+        )
 
     async def uncongested(self) -> None:
-        """Until the connection takes more, or is gone."""
-        if self._wire is not None:
-            await self._wire.drain()
+        """Until the server takes more, or the connection is gone."""
+        while self._wire is not None and self.is_congested:
+            if self._wire.is_congested:
+                await self._wire.drain()
+            else:
+                await self._acked.wait()
 
     # ── forwarded RPCs ────────────────────────────────────────────────────────────────────────
 

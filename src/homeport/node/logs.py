@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import errno
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,8 @@ FLUSH_S = 0.003
 TAIL_BYTES = 4096
 OUTAGE_BYTES_MAX = 8 * 1024 * 1024
 """Output of one task kept while the server is out of reach; then the oldest goes."""
+_ENTRY_COST = 400
+"""Bytes that an entry takes besides its text."""
 
 
 class LogSink(Protocol):
@@ -193,43 +196,90 @@ class LogPump:
         self._schedule()
 
 
-class OutageBuffer:
-    """Log entries of all tasks while there is no connection, bounded per task."""
+class LogOutbox:
+    """Log messages of all tasks, numbered, until the server has recorded them."""
 
     def __init__(self, bytes_max: int = OUTAGE_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
+        self._origin = secrets.token_hex(8)
+        self._seq = 0
         self._tasks: dict[str, _Held] = {}
 
-    def add(self, task_id: str, entries: list[LogEntry]) -> None:
-        """Keep ``entries``; drops the task's oldest ones over the bound and counts them."""
-        self._tasks.setdefault(task_id, _Held()).add(entries, self._bytes_max)
+    def add(self, task_id: str, entries: list[LogEntry]) -> Logs:
+        """The message with these entries, which is kept."""
+        self._seq += 1
+        kept = _Kept(self._seq, entries)
+        self._tasks.setdefault(task_id, _Held()).add(kept)
+        return self._message(task_id, kept)
 
-    def take(self) -> list[Logs]:
-        """Everything kept, as messages in order; the buffer is empty afterwards."""
-        tasks, self._tasks = self._tasks, {}
-        return [message for task_id, held in tasks.items() for message in held.messages(task_id)]
+    def bound(self, task_id: str) -> None:
+        """Drop the oldest messages of a task over the bound, but for the newest; they are counted."""
+        if (held := self._tasks.get(task_id)) is not None:
+            held.bound(self._bytes_max)
+
+    def taken(self, seq: int) -> None:
+        """The server has recorded the messages up to that number."""
+        for task_id, held in list(self._tasks.items()):
+            held.taken(seq)
+            if not held.kept:
+                del self._tasks[task_id]
+
+    @property
+    def size(self) -> int:
+        """Bytes kept."""
+        return sum(held.size for held in self._tasks.values())
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._tasks
+
+    def messages(self) -> list[Logs]:
+        """What is kept, in order, to be sent (again)."""
+        kept = [(one, task_id) for task_id, held in self._tasks.items() for one in held.kept]
+        kept.sort(key=lambda pair: pair[0].seq)
+        return [self._message(task_id, one) for one, task_id in kept]
+
+    def _message(self, task_id: str, kept: _Kept) -> Logs:
+        return Logs(task_id, kept.told(), self._origin, kept.seq)
 
 
 class _Held:
+    """What is kept of one task."""
+
     def __init__(self) -> None:
-        self.entries: deque[LogEntry] = deque()
+        self.kept: deque[_Kept] = deque()
         self.size = 0
-        self.dropped = 0
 
-    def add(self, entries: list[LogEntry], bytes_max: int) -> None:
-        for entry in entries:
-            self.entries.append(entry)
-            self.size += len(entry.data)
-        while self.size > bytes_max:
-            length = len(self.entries.popleft().data)
-            self.size -= length
-            self.dropped += length
+    def add(self, kept: _Kept) -> None:
+        self.kept.append(kept)
+        self.size += kept.size
 
-    def messages(self, task_id: str) -> list[Logs]:
-        entries = list(self.entries)
-        if self.dropped:
-            text = f"[{self.dropped} characters of output were lost while the server was away]\n"
-            at = entries[0].time_ns if entries else time.time_ns()
-            entries.insert(0, LogEntry(SYSTEM, at, text))
-        size = 64  # entries a message: at most 4 MiB
-        return [Logs(task_id, entries[i : i + size]) for i in range(0, len(entries), size)]
+    def taken(self, seq: int) -> None:
+        while self.kept and self.kept[0].seq <= seq:
+            self.size -= self.kept.popleft().size
+
+    def bound(self, bytes_max: int) -> None:
+        while self.size > bytes_max and len(self.kept) > 1:
+            dropped = self.kept.popleft()
+            self.size -= dropped.size
+            self.kept[0].lost += dropped.lost + dropped.characters
+
+
+class _Kept:
+    """One message. Before it, ``lost`` characters of the task were dropped."""
+
+    def __init__(self, seq: int, entries: list[LogEntry]) -> None:
+        self.seq = seq
+        self.lost = 0
+        self.characters = sum(len(entry.data) for entry in entries)
+        self._entries = entries
+
+    @property
+    def size(self) -> int:
+        return self.characters + _ENTRY_COST * len(self._entries)
+
+    def told(self) -> list[LogEntry]:
+        if not self.lost:
+            return self._entries
+        text = f"[{self.lost} characters of output were lost while the server was away]\n"
+        return [LogEntry(SYSTEM, self._entries[0].time_ns, text), *self._entries]

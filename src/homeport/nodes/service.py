@@ -29,6 +29,7 @@ from homeport.link.messages import (
     LayersDropped,
     LogEntry,
     Logs,
+    LogsTaken,
     Message,
     NodeMessage,
     Ping,
@@ -133,6 +134,31 @@ class _Build:
     finished: asyncio.Future[BuildFinished]
 
 
+class _Acks:
+    """Says of numbered messages, in their order, which are durable: ``send`` gets the newest."""
+
+    def __init__(self, send: Callable[[int], None]) -> None:
+        self._send = send
+        self._waiting: deque[tuple[int, Durable]] = deque()
+
+    def add(self, seq: int, durable: Durable) -> None:
+        """``seq`` is, once ``durable`` is done and everything before it is."""
+        self._waiting.append((seq, durable))
+        for future in durable:
+            future.add_done_callback(lambda _f: self._flush())
+        self._flush()
+
+    def _flush(self) -> None:
+        acked = 0
+        while self._waiting and all(future.done() for future in self._waiting[0][1]):
+            acked, durable = self._waiting.popleft()
+            for future in durable:
+                if not future.cancelled() and future.exception() is not None:
+                    log.error("a node's report could not be recorded", error=future.exception())
+        if acked:
+            self._send(acked)
+
+
 class Session:
     """One node's connection."""
 
@@ -147,7 +173,8 @@ class Session:
         """The image layers it has, as far as it said."""
         self._service = service
         self._rpcs: dict[int, tuple[asyncio.Task[None], Window]] = {}
-        self._acks: deque[tuple[int, Durable]] = deque()
+        self._acks = _Acks(lambda seq: self._send_quietly(Ack(seq)))
+        self._log_acks = _Acks(lambda seq: self._send_quietly(LogsTaken(seq)))
         self.protocol: FrameProtocol[NodeMessage] = FrameProtocol(
             NodeMessage, self._received, self._closed
         )
@@ -184,28 +211,12 @@ class Session:
                 running[0].cancel()
         elif not isinstance(message, Ping):
             durable = self._service.said(self, message)
-            if isinstance(message, Logs) and (room := self._service.room()) is not None:
-                self.protocol.hold_until(room)
-            seq = getattr(message, "seq", None)
-            if seq is not None:
-                self._acknowledge(seq, durable)
-
-    def _acknowledge(self, seq: int, durable: Durable) -> None:
-        """Say ``Ack`` for ``seq`` once it and everything before it is durable."""
-        self._acks.append((seq, durable))
-        for future in durable:
-            future.add_done_callback(lambda _f: self._flush_acks())
-        self._flush_acks()
-
-    def _flush_acks(self) -> None:
-        acked = 0
-        while self._acks and all(future.done() for future in self._acks[0][1]):
-            acked, durable = self._acks.popleft()
-            for future in durable:
-                if not future.cancelled() and future.exception() is not None:
-                    log.error("a node's report could not be recorded", error=future.exception())
-        if acked:
-            self._send_quietly(Ack(acked))
+            if isinstance(message, Logs):
+                self._log_acks.add(message.seq, durable)
+                if (room := self._service.room()) is not None:
+                    self.protocol.hold_until(room)
+            elif (seq := getattr(message, "seq", None)) is not None:
+                self._acks.add(seq, durable)
 
     def _closed(self, error: Exception | None) -> None:
         for task, _ in list(self._rpcs.values()):

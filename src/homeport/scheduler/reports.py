@@ -21,7 +21,7 @@ from homeport.link.messages import (
     TaskReady,
     TaskStopping,
 )
-from homeport.logs.model import TASK_ACTIVE, TASK_COMPLETED
+from homeport.logs.model import TASK_ACTIVE, TASK_COMPLETED, Source
 from homeport.logs.service import LogService
 from homeport.nodes.service import Durable
 from homeport.sandboxes.service import SandboxService
@@ -69,8 +69,7 @@ class Reports:
         if (durable := self._sandboxes.said(message)) is not None:
             return durable
         if isinstance(message, Logs):
-            self._log(message)
-            return []
+            return self._log(message)
         if isinstance(message, Outputs):
             return self._outputs(message)
         task = self._board.tasks.get(getattr(message, "task_id", ""))
@@ -91,22 +90,24 @@ class Reports:
             return self._exited(task, message)
         return []
 
-    def _log(self, message: Logs) -> None:
+    def _log(self, message: Logs) -> Durable:
         """A container's output; its last lines may come after its end."""
         record = self._task_records.recent(message.task_id)
         if record is None:
-            return
+            return []
         if self._build_functions.take_logs(record.function_id, message.entries):
-            return
+            return []
         function = self._functions.find(record.function_id)
         base = function.spec.base_function_id if function and function.spec else ""
-        self._logs.append(
+        written = self._logs.append(
             record.app_id,
             message.task_id,
             record.function_id,
             message.entries,
             root_function_id=base or record.function_id,
+            source=Source(message.origin, message.seq),
         )
+        return [written] if written is not None else []
 
     def room(self) -> Awaitable[None] | None:
         """What to wait for while too many log lines are not stored yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.unit.feature_home import Home, open_home, run
 
 from homeport.kernel.errors import InvalidError, NotFoundError
 from homeport.link.messages import LogEntry
-from homeport.logs.model import TASK_COMPLETED, TaskRef
+from homeport.logs.model import TASK_COMPLETED, Source, TaskRef
 from homeport.logs.rpc import LogRpc
 from homeport.logs.stream import RING_ENTRIES_MAX
 
@@ -122,6 +123,60 @@ def test_a_stream_without_news_ends_after_its_timeout(tmp_path: Path) -> None:
         assert await reader.rest() == (["one\n"], False)
         assert await follow(home, timeout=0).rest() == (["one\n"], False)
         assert await follow(home, timeout=0, last_entry_id=reader.entry_id).rest() == ([], False)
+
+    run(tmp_path, scenario)
+
+
+def test_what_a_node_says_again_is_taken_once_also_after_a_restart(tmp_path: Path) -> None:
+    async def said(home: Home, text: str, origin: str, seq: int) -> None:
+        source = Source(origin, seq)
+        written = home.logs.append(APP, "ta-1", "fu-1", lines([text]), source=source)
+        assert written is not None
+        await written
+
+    async def before(home: Home) -> None:
+        await said(home, "one\n", "a life", 1)
+        await said(home, "two\n", "a life", 2)
+        await said(home, "two\n", "a life", 2)
+        await said(home, "of another\n", "another", 1)
+        found, _ = await follow(home, timeout=0).rest()
+        assert found == ["one\n", "two\n", "of another\n"]
+
+    async def after(home: Home) -> None:
+        home.logs.append(APP, "ta-1", "fu-1", lines(["two\n"]), source=Source("a life", 2))
+        await said(home, "three\n", "a life", 3)
+        found, _ = await follow(home, timeout=0).rest()
+        assert found == ["one\n", "two\n", "of another\n", "three\n"]
+
+    async def much_later(home: Home) -> None:
+        home.clock.offset = 8 * 86400.0
+        await said(home, "late\n", "another", 2)
+        await home.logs.prune()
+        await said(home, "again\n", "a life", 1)
+        home.logs.append(APP, "ta-1", "fu-1", lines(["late\n"]), source=Source("another", 2))
+        found, _ = await follow(home, timeout=0).rest()
+        assert found[-1] == "again\n"
+
+    run(tmp_path, before)
+    run(tmp_path, after)
+    run(tmp_path, much_later)
+
+
+def test_readers_are_given_what_would_survive_a_crash(tmp_path: Path) -> None:
+    async def scenario(home: Home) -> None:
+        home.logs.reopen(APP)
+        reader = follow(home)
+        held = threading.Event()
+        holding = asyncio.create_task(home.database.write(lambda _connection: held.wait()))
+        await asyncio.sleep(0.05)
+        home.logs.append(APP, "ta-1", "fu-1", lines(["one\n"]))
+        home.logs.finish(APP)
+        first = asyncio.create_task(reader.batch())
+        assert await waiting(first)
+        held.set()
+        assert [item.data for item in (await first).items] == ["one\n"]
+        assert await reader.rest() == ([], True)
+        await holding
 
     run(tmp_path, scenario)
 

@@ -24,6 +24,7 @@ from homeport.link.messages import (
     InputItem,
     LogEntry,
     Logs,
+    LogsTaken,
     Message,
     NodeMessage,
     OutputItem,
@@ -235,7 +236,7 @@ class FakeServer:
                 self._rpc(end, message)
             seq = getattr(message, "seq", 0)
             if seq and self.acknowledges:
-                end.send(Ack(seq))
+                end.send(LogsTaken(seq) if isinstance(message, Logs) else Ack(seq))
         self._changed.set()
 
     def _rpc(self, end: FrameProtocol[NodeMessage], request: RpcRequest) -> None:

@@ -15,6 +15,7 @@ from homeport.link.messages import (
     InputsReturned,
     LogEntry,
     Logs,
+    LogsTaken,
     Outputs,
     Result,
     RpcCancel,
@@ -24,6 +25,7 @@ from homeport.link.messages import (
     TaskExited,
     TaskInitFailed,
 )
+from homeport.node.link import LOGS_AHEAD_BYTES_MAX
 from homeport.transport.dispatch import NOT_FOUND, UNAVAILABLE, StatusError
 
 from .harness import Node, item
@@ -49,10 +51,10 @@ def exited(task_id: str) -> TaskExited:
     return TaskExited(0, task_id, 1, False, True, [("in-1", 0)], [("in-2", 1)], "", "")
 
 
-async def restart(node: Node) -> None:
+async def restart(node: Node, hellos: int = 2) -> None:
     await node.server.stop()
     await node.server.start()
-    await node.server.until(lambda: len(node.server.hellos) == 2)
+    await node.server.until(lambda: len(node.server.hellos) == hellos)
 
 
 def test_reports_are_repeated_in_order_until_acknowledged(run) -> None:
@@ -96,6 +98,52 @@ def test_logs_of_an_outage_arrive_afterwards(run) -> None:
         await node.server.start()
         message = await node.server.first(Logs)
         assert message.entries[0].data == "while away"
+
+    run(scenario)
+
+
+def test_logs_are_repeated_before_the_reports_after_them_until_the_server_has_them(run) -> None:
+    async def scenario(node: Node) -> None:
+        node.server.acknowledges = False
+        node.link.logs("ta-1", [LogEntry(1, 1, "one")])
+        node.link.logs("ta-2", [LogEntry(1, 2, "two")])
+        node.link.send_sure(exited("ta-1"))
+        await node.server.first(TaskExited)
+        assert not await node.link.acknowledged(0.01)
+        said = node.server.all(Logs)
+        node.server.messages.clear()
+        node.server.acknowledges = True
+        await restart(node)
+        await node.server.first(TaskExited)
+        assert [type(message) for message in node.server.messages] == [Logs, Logs, TaskExited]
+        assert node.server.all(Logs) == said
+        assert await node.link.acknowledged(5.0)
+        await restart(node, hellos=3)
+        assert node.server.all(Logs) == said
+
+    run(scenario)
+
+
+def test_output_that_the_server_does_not_record_holds_its_writers_back(run) -> None:
+    async def scenario(node: Node) -> None:
+        node.server.acknowledges = False
+        while not node.link.is_congested:
+            node.link.logs("ta-1", [LogEntry(1, 1, "x" * 60_000)])
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(node.link.uncongested())
+        last = 1 + LOGS_AHEAD_BYTES_MAX // 61_000
+        await node.server.until(lambda: len(node.server.all(Logs)) >= last)
+        assert not waiting.done()
+        node.server.send(LogsTaken(last))
+        async with asyncio.timeout(5):
+            await waiting
+        # Without a connection nobody is held back: what is too much then is dropped and counted.
+        while not node.link.is_congested:
+            node.link.logs("ta-1", [LogEntry(1, 1, "x" * 60_000)])
+        waiting = asyncio.create_task(node.link.uncongested())
+        await node.server.stop()
+        async with asyncio.timeout(5):
+            await waiting
 
     run(scenario)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from homeport.link.messages import LogEntry
-from homeport.node.logs import STDERR, STDOUT, LogPump, OutageBuffer
+from homeport.node.logs import STDERR, STDOUT, LogOutbox, LogPump
 
 
 class Sink:
@@ -135,14 +135,33 @@ def test_tail_keeps_the_last_four_kibibytes() -> None:
     run(scenario)
 
 
-def test_outage_buffer_keeps_order_and_says_what_it_dropped() -> None:
-    buffer = OutageBuffer(bytes_max=10)
-    buffer.add("ta-1", [LogEntry(1, 1, "aaaa"), LogEntry(2, 2, "bbbb")])
-    buffer.add("ta-1", [LogEntry(1, 3, "cccc")])
-    buffer.add("ta-2", [LogEntry(1, 4, "d")])
-    one, two = buffer.take()
-    assert [entry.data for entry in one.entries[1:]] == ["bbbb", "cccc"]
-    assert one.entries[0].fd == 3
-    assert "4 characters" in one.entries[0].data
-    assert [entry.data for entry in two.entries] == ["d"]
-    assert buffer.take() == []
+def test_what_is_kept_for_the_server_is_numbered_in_order_until_it_has_it() -> None:
+    outbox = LogOutbox()
+    sent = [outbox.add(task_id, [LogEntry(1, 1, task_id)]) for task_id in ("ta-1", "ta-2", "ta-1")]
+    assert [message.seq for message in sent] == [1, 2, 3]
+    assert len({message.origin for message in sent}) == 1
+    assert outbox.messages() == sent
+    outbox.taken(2)
+    assert outbox.messages() == sent[2:]
+    assert not outbox.is_empty
+    outbox.taken(3)
+    assert outbox.is_empty
+    assert (outbox.messages(), outbox.size) == ([], 0)
+
+
+def test_what_an_outage_is_too_long_for_is_counted_where_it_is_missing() -> None:
+    outbox = LogOutbox(bytes_max=1000)
+    for text in ("aaaa", "bbb", "cc", "d"):
+        outbox.add("ta-1", [LogEntry(2, 7, text)])
+        outbox.add("ta-2", [LogEntry(1, 8, text)])
+        outbox.bound("ta-1")
+    told = [
+        [(entry.fd, entry.data) for entry in message.entries]
+        for message in outbox.messages()
+        if message.task_id == "ta-1"
+    ]
+    note = "[7 characters of output were lost while the server was away]\n"
+    assert told == [[(3, note), (2, "cc")], [(2, "d")]]
+    assert [message.seq for message in outbox.messages()] == [2, 4, 5, 6, 7, 8]
+    outbox.taken(8)
+    assert outbox.size == 0
