@@ -106,18 +106,11 @@ class LogService:
     ) -> asyncio.Future[None] | None:
         """Take a task's output: the database has it with its next commit, then readers do.
 
-        Returns what is done when it is committed, if that is to come. What is of a ``source`` that
-        was taken before is not taken again. A caller that produces without end awaits ``drain`` in
-        between.
+        Returns what is done when it is committed, if there is anything; that ``source`` was taken is
+        committed with it. A caller that produces without end awaits ``drain`` in between.
         """
         if not entries:
             return None
-        if source is not None:
-            known = self._positions.get(source.origin)
-            if known is not None and source.seq <= known.seq:
-                return self._last_write  # the writer keeps the order: it had the earlier one first
-            self._positions[source.origin] = source
-            self._heard_ns[source.origin] = self._now_ns()
         first = self._last_id + 1
         self._last_id += len(entries)
         records = [
@@ -137,6 +130,20 @@ class LogService:
             for id, entry in enumerate(entries, first)
         ]
         return self._add(self._stream(app_id, first - 1), records, source)
+
+    def is_new(self, source: Source) -> bool:
+        """Whether a node's message was not taken before; from now on it was."""
+        known = self._positions.get(source.origin)
+        if known is not None and source.seq <= known.seq:
+            return False
+        self._positions[source.origin] = source
+        self._heard_ns[source.origin] = self._now_ns()
+        return True
+
+    @property
+    def last_write(self) -> asyncio.Future[None] | None:
+        """Done when all that was taken until now is committed, if anything was."""
+        return self._last_write
 
     def system(self, app_id: str, text: str, *, task_id: str = "", function_id: str = "") -> None:
         """Say something to the app's user in the platform's own voice (one line)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Awaitable
 
@@ -92,6 +93,9 @@ class Reports:
 
     def _log(self, message: Logs) -> Durable:
         """A container's output; its last lines may come after its end."""
+        source = Source(message.origin, message.seq)
+        if not self._logs.is_new(source):
+            return _durable(self._logs.last_write)
         record = self._task_records.recent(message.task_id)
         if record is None:
             return []
@@ -105,9 +109,9 @@ class Reports:
             record.function_id,
             message.entries,
             root_function_id=base or record.function_id,
-            source=Source(message.origin, message.seq),
+            source=source,
         )
-        return [written] if written is not None else []
+        return _durable(written)
 
     def room(self) -> Awaitable[None] | None:
         """What to wait for while too many log lines are not stored yet."""
@@ -278,3 +282,7 @@ def _kill_reason(message: TaskExited) -> str:
     """Why the node itself killed the container (a timeout, say); empty if it ended by itself."""
     was_killed = message.returncode == -signal.SIGKILL and not message.oom_killed
     return message.reason if was_killed else ""
+
+
+def _durable(written: asyncio.Future[None] | None) -> Durable:
+    return [written] if written is not None else []
