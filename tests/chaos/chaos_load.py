@@ -207,6 +207,8 @@ class Load:
                     await sandbox.wait.aio(raise_on_termination=False)
             except TimeoutError:
                 raise error from None
+            if not sandbox.returncode:  # it lived on to its own end
+                raise error from None
             self.ended += 1
             print("ended", sandbox.object_id, sandbox.returncode, repr(error), flush=True)
         else:
