@@ -24,6 +24,8 @@ FLUSH_S = 0.003
 TAIL_BYTES = 4096
 OUTAGE_BYTES_MAX = 8 * 1024 * 1024
 """Output of one task kept while the server is out of reach; then the oldest goes."""
+OUTAGE_TOTAL_BYTES_MAX = 256 * 1024 * 1024
+"""Of all tasks together: with many, each has its share."""
 _ENTRY_COST = 400
 """Bytes that an entry takes besides its text."""
 
@@ -199,8 +201,11 @@ class LogPump:
 class LogOutbox:
     """Log messages of all tasks, numbered, until the server has recorded them."""
 
-    def __init__(self, bytes_max: int = OUTAGE_BYTES_MAX) -> None:
+    def __init__(
+        self, bytes_max: int = OUTAGE_BYTES_MAX, total_bytes_max: int = OUTAGE_TOTAL_BYTES_MAX
+    ) -> None:
         self._bytes_max = bytes_max
+        self._total_bytes_max = total_bytes_max
         self._origin = secrets.token_hex(8)
         self._seq = 0
         self._tasks: dict[str, _Held] = {}
@@ -215,7 +220,7 @@ class LogOutbox:
     def bound(self, task_id: str) -> None:
         """Drop the oldest messages of a task over the bound, but for the newest; they are counted."""
         if (held := self._tasks.get(task_id)) is not None:
-            held.bound(self._bytes_max)
+            held.bound(min(self._bytes_max, self._total_bytes_max // len(self._tasks)))
 
     def taken(self, seq: int) -> None:
         """The server has recorded the messages up to that number."""

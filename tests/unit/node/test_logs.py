@@ -165,3 +165,15 @@ def test_what_an_outage_is_too_long_for_is_counted_where_it_is_missing() -> None
     assert [message.seq for message in outbox.messages()] == [2, 4, 5, 6, 7, 8]
     outbox.taken(8)
     assert outbox.size == 0
+
+
+def test_many_tasks_share_what_is_kept_in_an_outage() -> None:
+    outbox = LogOutbox(bytes_max=5_000, total_bytes_max=10_000)
+    for number in range(100):
+        for task_id in ("ta-1", "ta-2", "ta-3", "ta-4"):
+            outbox.add(task_id, [LogEntry(1, 1, f"{number:03}" * 50)])
+            outbox.bound(task_id)
+    assert outbox.size <= 10_000
+    newest = {message.task_id: message.entries[-1].data for message in outbox.messages()}
+    assert newest == dict.fromkeys(newest, "099" * 50)
+    assert len(newest) == 4
