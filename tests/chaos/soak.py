@@ -1,7 +1,6 @@
 """A long use after which everything is as it was: memory, descriptors, threads, disk.
 
-    python tests/chaos/soak.py [--calls 100000] [--sandboxes 2000] [--resolves 500] [--rounds 5]
-                               [--rest 0]
+    make soak SOAK="[--calls 100000] [--sandboxes 2000] [--resolves 500] [--rounds 5] [--rest 0]"
 
 The work is done in equal rounds. What is kept on purpose (results, logs, ended sandboxes, caches) is
 bounded and is there after the first; after the others there may be no more. Prints what there was
