@@ -30,6 +30,7 @@ from homeport.cli.supervisor import (
 )
 from homeport.kernel.errors import HomeportError, InvalidError, UnavailableError
 from homeport.settings import Settings
+from homeport.storage.standing import FREE, LEFT, NEWS
 
 LOG_BYTES_MAX = 32 * 1024 * 1024
 """A log larger than this is set aside as ``.1`` (one is kept) when ``up --detach`` starts."""
@@ -37,10 +38,6 @@ _START_S = 240.0
 """How long another ``up`` may be starting before we stop waiting for it."""
 _FORMER_SERVER_S = 15.0
 _TAIL_LINES = 8
-_FREE, _LEFT = 0, 10
-"""How ``homeport.storage.standby`` ends: no server had the database; one had it, and left."""
-_NEWS = "homeport: "
-"""How its lines begin that say what it waits for."""
 _BACKLOG = 1024
 """Connections that wait while the server is started (again)."""
 
@@ -110,17 +107,17 @@ def _stand_by(settings: Settings, lock: instance.UpLock, outcome: _Outcome) -> b
         stands_by = False
         for raw in process.stderr:
             line = raw.decode(errors="replace").rstrip()
-            if not line.startswith(_NEWS):
-                continue  # it is the error with which it ends
+            if not line.startswith(NEWS):
+                continue
             if not stands_by:  # no node will start here for now, to undo what a killed one left
                 subprocess.run(sweeping(settings.home), stdin=subprocess.DEVNULL, check=False)
                 lock.record(instance.UpRecord(pid=os.getpid(), url="", standby=True))
             stands_by = True
-            _log(line.removeprefix(_NEWS))
+            _log(line.removeprefix(NEWS))
             outcome.stands_by(line)
-    if process.returncode not in (_FREE, _LEFT):
+    if process.returncode not in (FREE, LEFT):
         raise UnavailableError(line or f"standing by ended with {process.returncode}")
-    return process.returncode == _LEFT
+    return process.returncode == LEFT
 
 
 class _Outcome:

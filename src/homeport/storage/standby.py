@@ -16,9 +16,8 @@ import click
 from homeport.kernel.errors import HomeportError, InvalidError, UnavailableError
 from homeport.settings import Settings, load
 from homeport.storage.dialects import await_unlocked, create_engine, lock_holder
+from homeport.storage.standing import FREE, LEFT, NEWS
 
-FREE: Final = 0
-LEFT: Final = 10
 GRACE_S: Final = 5.0
 """A server that crashed is started again where it ran: it has that long to be the first."""
 _RETRY_S: Final = 5.0
@@ -58,7 +57,7 @@ def stand_by(settings: Settings, *, grace_s: float = GRACE_S) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"homeport: {line}", file=sys.stderr, flush=True)
+    print(f"{NEWS}{line}", file=sys.stderr, flush=True)
 
 
 @click.command()
