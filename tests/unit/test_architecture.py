@@ -17,6 +17,7 @@ CLI_MAY_IMPORT = (
     "homeport.cli",
     "homeport.kernel",
     "homeport.settings",
+    "homeport.storage.standing",
     "homeport.workspace.credentials",
     # `homeport image export` and `import` work on the layers of this machine.
     "homeport.images.upkeep",

@@ -362,8 +362,7 @@ def test_interrupted_container_gives_its_input_back(run, name: str) -> None:
     async def scenario(node: Node) -> None:
         task_id = node.start(start_task(function(name)))
         node.server.deliver(task_id, one := item(60))
-        await node.server.first(InputsStarted)
-        await asyncio.sleep(0.3)  # the input is in the function's code by now
+        await node.server.until(lambda: "begun" in node.server.text(1))
         node.server.send(StopTask(task_id, False, 10.0))
         exited = await node.server.first(TaskExited)
         returned = [key for message in node.server.all(InputsReturned) for key in message.inputs]

@@ -46,11 +46,13 @@ def crash(code):
 
 
 def sleep(seconds):
+    print("begun", flush=True)
     time.sleep(seconds)
     return seconds
 
 
 async def asleep(seconds):
+    print("begun", flush=True)
     await asyncio.sleep(seconds)
     return seconds
 
