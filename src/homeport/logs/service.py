@@ -76,9 +76,8 @@ class LogService:
         self._room = asyncio.Event()
         self._room.set()
         self._stored_bytes: int | None = None
-        self._positions: dict[str, Source] = {}
-        self._heard_ns: dict[str, int] = {}
-        """By origin: what came last of it, and when."""
+        self._positions: dict[str, tuple[int, int]] = {}
+        """By origin: the number of what came last of it, and when (Unix ns)."""
         self._last_write: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -88,9 +87,7 @@ class LogService:
         and clients that resume with an id of an earlier run miss nothing.
         """
         self._last_id = max(await self._store.last_id(), time.time_ns() // 1_000)
-        for source, time_ns in await self._store.positions():
-            self._positions[source.origin] = source
-            self._heard_ns[source.origin] = time_ns
+        self._positions = await self._store.positions()
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
@@ -134,10 +131,9 @@ class LogService:
     def is_new(self, source: Source) -> bool:
         """Whether a node's message was not taken before; from now on it was."""
         known = self._positions.get(source.origin)
-        if known is not None and source.seq <= known.seq:
+        if known is not None and source.seq <= known[0]:
             return False
-        self._positions[source.origin] = source
-        self._heard_ns[source.origin] = self._now_ns()
+        self._positions[source.origin] = (source.seq, self._now_ns())
         return True
 
     @property
@@ -327,8 +323,8 @@ class LogService:
         if self._stored_bytes is None:
             self._stored_bytes = await self._store.total_bytes()
         before_ns = round((self._clock.now() - self._retention_s) * _NS)
-        for origin in [origin for origin, at in self._heard_ns.items() if at < before_ns]:
-            del self._positions[origin], self._heard_ns[origin]
+        for origin in [o for o, (_, heard_ns) in self._positions.items() if heard_ns < before_ns]:
+            del self._positions[origin]
         await self._store.delete_positions(before_ns)
         total = 0
         while True:

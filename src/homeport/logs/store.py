@@ -64,13 +64,12 @@ class LogStore:
             [(_INSERT, [_row(entry) for entry in entries]), (_MOVE, moves)]
         )
 
-    async def positions(self) -> list[tuple[Source, int]]:
-        """The newest recorded source of each origin, and when that was (Unix ns)."""
+    async def positions(self) -> dict[str, tuple[int, int]]:
+        """By origin: the newest recorded ``Source.seq``, and when that was (Unix ns)."""
         query = sa.select(log_positions)
 
-        def read(connection: Connection) -> list[tuple[Source, int]]:
-            rows = connection.execute(query)
-            return [(Source(row.origin, row.seq), row.time_ns) for row in rows]
+        def read(connection: Connection) -> dict[str, tuple[int, int]]:
+            return {row.origin: (row.seq, row.time_ns) for row in connection.execute(query)}
 
         return await self._database.read(read)
 
