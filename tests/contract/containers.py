@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ from homeport.node.runtime.runsc import RunscRuntime
 
 NODE_ID = "no-contract"
 PREPARED = "runsc prepared"
-"""The runtime's name for a box in which a container waits before each start."""
+PREPARED_ROOT = "bubblewrap prepared"
+"""Names for boxes in which a root file system waits before each start, and if it can a container."""
 
 
 def make_layer(directory: Path) -> Path:
@@ -103,20 +105,37 @@ class Box:
         return await self.run("sh", "-c", script, **changes)
 
 
+@dataclass
 class PreparedBox(Box):
-    """One whose containers are started in some that wait."""
+    """One whose containers are started with what waits for them."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def spec(self, *command: str, **changes: Any) -> ContainerSpec:
+        return super().spec(*command, **{"is_repeated": True, **changes})
 
     def waiting(self) -> frozenset[str]:
-        assert isinstance(self.runtime, RunscRuntime)
-        return self.runtime.waiting
+        return self.runtime.waiting if isinstance(self.runtime, RunscRuntime) else frozenset()
 
     async def begin(self, spec: ContainerSpec) -> Container:
-        assert isinstance(self.runtime, RunscRuntime)
-        if spec.network != "host":
-            await self.runtime.prepare(spec.network)
-        before = self.runtime.adopted
-        container = await self.runtime.start(spec)
-        assert self.runtime.adopted - before == (spec.network != "host")
+        async with self.lock:  # each finds what waits for it
+            return await self._begin(spec)
+
+    async def _begin(self, spec: ContainerSpec) -> Container:
+        runtime = self.runtime
+        with contextlib.suppress(FileNotFoundError):  # said by the start
+            await runtime.prepare_root(spec)
+        rooted = runtime.roots.used
+        if not isinstance(runtime, RunscRuntime):
+            container = await runtime.start(spec)
+        else:
+            is_foreseen = spec.network != "host"
+            if is_foreseen:
+                await runtime.prepare(spec.network)
+            adopted = runtime.adopted
+            container = await runtime.start(spec)
+            assert runtime.adopted - adopted == is_foreseen
+        assert runtime.roots.used == rooted + 1
         return container
 
 
@@ -127,10 +146,8 @@ def _read_all(fd: int) -> str:
 
 @asynccontextmanager
 async def open_box(name: str, home: Path, layer: Path) -> AsyncIterator[Box]:
-    prepared = name == PREPARED
-    runtime = await create_runtime(
-        "runsc" if prepared else name, home / "run", NODE_ID, prepared_max=int(prepared)
-    )
+    tool, _, prepared = name.partition(" ")
+    runtime = await create_runtime(tool, home / "run", NODE_ID, prepared_max=int(bool(prepared)))
     try:
         yield (PreparedBox if prepared else Box)(runtime, home, layer)
     finally:

@@ -38,7 +38,15 @@ from homeport.node.runtime.records import OUTER_PREFIX, find_processes
 from homeport.node.runtime.runsc import RunscRuntime
 from homeport.node.trial import works
 
-from .containers import NODE_ID, PREPARED, Box, eventually, make_layer, open_box
+from .containers import (
+    NODE_ID,
+    PREPARED,
+    PREPARED_ROOT,
+    Box,
+    eventually,
+    make_layer,
+    open_box,
+)
 
 pytestmark = [
     pytest.mark.root,
@@ -66,7 +74,7 @@ def gvisor_failure(tmp_path_factory: pytest.TempPathFactory) -> str:
     return asyncio.run(works(tmp_path_factory.mktemp("trial"), "runsc")).failure
 
 
-@pytest.fixture(params=["bubblewrap", "runc", "crun", "runsc", PREPARED])
+@pytest.fixture(params=["bubblewrap", "runc", "crun", "runsc", PREPARED, PREPARED_ROOT])
 def tool(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name in ("runsc", PREPARED):
@@ -76,7 +84,7 @@ def tool(request: pytest.FixtureRequest) -> str:
         case = request.node.name.partition("[")[0]
         if case in GVISOR_CANNOT:
             pytest.skip(f"not under gVisor: {GVISOR_CANNOT[case]}")
-    elif name != "bubblewrap" and shutil.which(name) is None:
+    elif "bubblewrap" not in name and shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
     return name
 
@@ -1051,6 +1059,91 @@ async def refusal(container: Container) -> str:
             await container.exec(ExecSpec(("true",)))
         except ExecError as error:
             return str(error)
+
+
+# --- root file systems that wait (roots.py) ----------------------------------------------------------
+
+
+def waiting_roots(box: Box) -> list[Path]:
+    return [*(box.home / "run/roots").iterdir()]
+
+
+def test_root_file_systems_wait_for_containers_of_the_same_layers(in_box: InBox) -> None:
+    async def check(box: Box) -> None:
+        script = "cat /etc/hostname; ls /mine /data; touch /mine"
+        data = box.home / "data"
+        data.mkdir()
+        (data / "file").touch()
+        binds = (Bind(data, "/data"),)
+        used = box.runtime.roots.used
+        for number in range(3):
+            result = await box.sh(f"{script} 2>&1", hostname=f"h{number}", is_repeated=True)
+            assert f"h{number}\n" in result.output
+            assert result.output.count("No such file") == 2
+            assert (result.upper / "mine").exists()
+            await eventually(lambda: len(waiting_roots(box)) > 0)
+        assert box.runtime.roots.used >= used + 2
+        # what is mounted elsewhere is something else
+        used = box.runtime.roots.used
+        result = await box.sh(script, binds=binds, is_repeated=True, hostname="data")
+        assert "file" in result.output
+
+    in_box(check)
+
+
+def test_a_root_file_system_whose_layers_were_replaced_is_not_used(
+    tmp_path: Path, layer: Path
+) -> None:
+    async def main() -> None:
+        async with open_box("bubblewrap", tmp_path, layer) as box:
+            image = box.home / "image"
+            layers = (box.layer, image)
+            for text in ("first", "second"):
+                image.mkdir()
+                (image / "file").write_text(text)
+                found = await box.sh("cat /file", layers=layers, is_repeated=True)
+                assert found.output == text
+                await box.runtime.prepare_root(box.spec("true", layers=layers))
+                assert waiting_roots(box)
+                shutil.rmtree(image)
+            assert box.runtime.roots.used == 0
+
+    asyncio.run(main())
+    assert find_leaks(tmp_path) == []
+
+
+def test_a_burst_has_as_many_root_file_systems_ready_the_next_time(
+    tmp_path: Path, layer: Path
+) -> None:
+    async def main() -> None:
+        async with open_box("bubblewrap", tmp_path, layer) as box:
+            for wanted in (2, 4, 8):
+                starts = [box.sh("true", is_repeated=True) for _ in range(8)]
+                await asyncio.gather(*starts)
+                await eventually(lambda wanted=wanted: len(waiting_roots(box)) >= wanted)
+            used = box.runtime.roots.used
+            await asyncio.gather(*(box.sh("true", is_repeated=True) for _ in range(8)))
+            assert box.runtime.roots.used == used + 8
+
+    asyncio.run(main())
+    assert find_leaks(tmp_path) == []
+
+
+def test_root_file_systems_that_a_killed_node_left_are_removed(tmp_path: Path, layer: Path) -> None:
+    async def main() -> None:
+        async with open_box("bubblewrap", tmp_path, layer) as box:
+            await box.runtime.prepare_root(box.spec("true"))
+            (own,) = waiting_roots(box)
+            left = own.with_name("0123456789abcdef-0")
+            (left / "upper").mkdir(parents=True)
+            (left / "work/work").mkdir(parents=True, mode=0)
+            await box.runtime.sweep()
+            assert waiting_roots(box) == [own]
+            assert (await box.sh("true", is_repeated=True)).exit.returncode == 0
+            assert box.runtime.roots.used == 1
+
+    asyncio.run(main())
+    assert not (tmp_path / "run/roots").exists()
 
 
 # --- containers that wait (prepared.py) --------------------------------------------------------------

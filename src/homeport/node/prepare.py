@@ -117,6 +117,7 @@ class Prepared:
             network="none" if start.block_network else "nat",
             stdout_fd=stdout_fd,
             stderr_fd=stderr_fd,
+            is_repeated=True,
         )
 
 

@@ -423,6 +423,7 @@ class Sandbox:
             stdin_fd=stdin,
             stdout_fd=stdout,
             stderr_fd=stderr,
+            is_repeated=True,
             can_checkpoint=start.memory_snapshots,
             checkpoint=prepared.memory,
         )

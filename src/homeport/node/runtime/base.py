@@ -18,7 +18,7 @@ from homeport.node.runtime.container import NO_CHECKPOINTS, RunningContainer
 from homeport.node.runtime.enter import Entered, Place, enter, enter_program
 from homeport.node.runtime.files import FileTemplate
 from homeport.node.runtime.handshake import Started, write_init
-from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared
+from homeport.node.runtime.launch import Invocation, Keep, Launch, Shared, root_layers
 from homeport.node.runtime.port import (
     Container,
     ContainerSpec,
@@ -34,6 +34,7 @@ from homeport.node.runtime.records import (
     remove_tree,
     run_token,
 )
+from homeport.node.runtime.roots import Roots
 from homeport.node.runtime.seccomp import compiled_filter
 from homeport.node.runtime.stage import Stage
 
@@ -65,7 +66,7 @@ class StagedRuntime:
         self._containers: dict[str, RunningContainer] = {}
         self._starting: set[str] = set()
         self._abandoned: set[asyncio.Future[None]] = set()
-        for name in ("containers", "skeletons"):
+        for name in ("containers", "roots", "skeletons"):
             (self._run_dir / name).mkdir(parents=True, exist_ok=True)
         os.chmod(self._run_dir, 0o700)
         self._filter = linux.sealed_memory_file("homeport-seccomp", compiled_filter())
@@ -77,15 +78,16 @@ class StagedRuntime:
         # its thread begins here: one that a stage's thread began would share that one's directory
         self._hastener.submit(int)
         self._stage = Stage(self._run_dir / "stage", private=private_mounts)
+        self._roots = Roots(self._run_dir / "roots", self._stage)
         self._shared = Shared(
             self._run_dir,
             self._token,
             self._init_fd,
             self._make_cgroup,
             self._hasten,
+            self._stage,
+            self._roots,
             network.resolver,
-            self._stage.mount_inside,
-            self._stage.place_inside,
         )
 
     @property
@@ -106,6 +108,15 @@ class StagedRuntime:
     def network(self) -> NetworkProvider:
         """Where its containers get their networks from."""
         return self._network
+
+    @property
+    def roots(self) -> Roots:
+        """Its root file systems that wait."""
+        return self._roots
+
+    async def prepare_root(self, spec: ContainerSpec) -> None:
+        """Have one wait for a start as ``spec``; until it does, or could not."""
+        await self._roots.prepare(await self._stage.run(lambda: root_layers(self._run_dir, spec)))
 
     async def start(self, spec: ContainerSpec) -> Container:
         if spec.id in self._containers or spec.id in self._starting:
@@ -155,6 +166,7 @@ class StagedRuntime:
             await asyncio.wait(self._abandoned)
         for container in list(self._containers.values()):
             await container.remove()
+        await self._roots.close()
         await self._network.close()
         await self._stage.run(self._cgroups.close)
         self._stage.close()
@@ -163,7 +175,7 @@ class StagedRuntime:
         for fd in (self._init_fd, self._enter_fd, self._filter):
             os.close(fd)
         self._init_fd = -1
-        for name in ("stage", "skeletons", "containers"):
+        for name in ("stage", "roots", "skeletons", "containers"):
             remove_tree(self._run_dir / name)
 
     def invocation(self, launch: Launch, keep: Keep) -> AbstractContextManager[Invocation]:
@@ -185,6 +197,8 @@ class StagedRuntime:
     def _container(
         self, launch: Launch, started: Started, outer: int, clean: Callable[[str], None]
     ) -> RunningContainer:
+        if launch.spec.is_repeated and launch.root is not None:
+            self._roots.note(launch.root.layers, was_ready=launch.had_root)
         return self.container_type(
             launch.spec,
             started=started,
@@ -250,6 +264,7 @@ class StagedRuntime:
                 remove_tree(Path(record.upper))
             self.clean(path.name)
             directory.remove()
+        self._roots.sweep()
         self._network.sweep()
         return swept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -19,16 +20,11 @@ from homeport.node.network import Lease
 from homeport.node.resolver import Resolver
 from homeport.node.runtime.arguments import hostname
 from homeport.node.runtime.handshake import CommandError, Started, control_pair, converse
-from homeport.node.runtime.port import (
-    DEFAULT_PATH,
-    ContainerSpec,
-    ContainerStartError,
-    Overlay,
-    Tree,
-)
+from homeport.node.runtime.port import DEFAULT_PATH, ContainerSpec, ContainerStartError
 from homeport.node.runtime.records import ContainerDirectory, Record, outer_name, remove_tree
 from homeport.node.runtime.rootfs import mount_points, write_generated
-from homeport.node.runtime.stage import Inside
+from homeport.node.runtime.roots import Layers, Root, Roots
+from homeport.node.runtime.stage import Inside, Stage
 from homeport.node.runtime.users import User
 
 STATUS_FD: Final = 3
@@ -82,9 +78,9 @@ class Shared:
     make_cgroup: Callable[[ContainerSpec], Cgroup | None]
     hasten: Callable[[], None]
     """Says that a process will be moved into its groups soon."""
+    stage: Stage
+    roots: Roots
     resolver: Callable[[], Resolver]
-    mount_inside: Callable[[Inside, Overlay], None]
-    place_inside: Callable[[Inside, Tree], None]
 
 
 class Tool(Protocol):
@@ -127,6 +123,12 @@ def init_arguments(
     return [*fds, *who, ",".join(map(str, groups)), *command]
 
 
+def root_layers(run_dir: Path, spec: ContainerSpec) -> Layers:
+    """The read-only layers of its root file system, but for the generated one. Blocks."""
+    skeleton = mount_points(run_dir / "skeletons", spec.binds, spec.tmpfs)
+    return (*reversed(spec.layers), skeleton)
+
+
 class Launch:
     """The steps of one start; ``run`` blocks, in a thread of the stage."""
 
@@ -146,7 +148,9 @@ class Launch:
         """A pidfd of that process, the caller's, if it is not init itself."""
         self.control: socket.socket | None = None
         """Our end of the conversation with init, the caller's, if the tool keeps it."""
-        self._made_upper = False
+        self.root: Root | None = None
+        self.had_root = False
+        """Whether its root file system was there before."""
 
     def run(self) -> tuple[Started, int]:
         """Start it: what init said, and the pid of the tool's process (our child)."""
@@ -174,12 +178,15 @@ class Launch:
             if isinstance(error, (OSError, CgroupError, ValueError)):
                 raise ContainerStartError(f"container {self.spec.id}: {error}") from error
             raise
+        finally:
+            if self.root is not None:
+                self.root.close()
 
-    def lowers(self) -> list[Path]:
-        """The read-only layers, topmost first."""
-        spec = self.spec
-        skeleton = mount_points(self.shared.run_dir / "skeletons", spec.binds, spec.tmpfs)
-        return [self.directory.generated, *reversed(spec.layers), skeleton]
+    @property
+    def tree(self) -> int:
+        """Its root file system, mounted nowhere: a descriptor."""
+        assert self.root is not None
+        return self.root.tree
 
     def group_fds(self, first: int, keep: Keep) -> dict[int, int]:
         """By what init joins its control groups: numbers from ``first`` on, and descriptors."""
@@ -204,17 +211,35 @@ class Launch:
 
     def _prepare_files(self) -> None:
         spec = self.spec
-        if not spec.upper.is_dir():
-            spec.upper.mkdir(parents=True)
-            os.chmod(spec.upper, 0o755)
-            self._made_upper = True
+        layers = root_layers(self.shared.run_dir, spec)
         remove_tree(self.work)
-        self.work.mkdir(mode=0o700)
+        self.root = self._waiting_root(layers)
+        self.had_root = self.root is not None
+        if self.root is None:
+            spec.upper.parent.mkdir(parents=True, exist_ok=True)
+            self.root = Root(self.shared.stage, layers, self.work, spec.upper)
         resolver = self.shared.resolver()
         servers = resolver.nameservers if spec.network != "none" else ()
         write_generated(
-            self.directory.generated, hostname(spec), self.lease.address, servers, resolver.search
+            self.root.generated, hostname(spec), self.lease.address, servers, resolver.search
         )
+
+    def _waiting_root(self, layers: Layers) -> Root | None:
+        upper = self.spec.upper
+        if not self.spec.is_repeated or upper.exists():
+            return None
+        root = self.shared.roots.take(layers)
+        if root is None:
+            return None
+        try:
+            upper.parent.mkdir(parents=True, exist_ok=True)
+            root.move(self.work, upper)
+        except OSError as error:
+            root.discard()
+            if error.errno != errno.EXDEV:
+                raise
+            return None
+        return root
 
     def _spawn(self, invocation: Invocation, keep: Keep) -> tuple[Started, int]:
         ours, theirs = control_pair()
@@ -297,9 +322,9 @@ class Launch:
     def mount_data(self) -> None:
         """Mount what of its data comes late, when the rest is there."""
         for overlay in self.spec.overlays:
-            self.shared.mount_inside(self.inside, overlay)
+            self.shared.stage.mount_inside(self.inside, overlay)
         for tree in self.spec.trees:
-            self.shared.place_inside(self.inside, tree)
+            self.shared.stage.place_inside(self.inside, tree)
 
     def _undo(self) -> None:
         if self.files_fd >= 0:
@@ -310,7 +335,7 @@ class Launch:
                 self.cgroup.remove()
         self._tool.clean(self.spec.id)
         remove_tree(self.work)
-        if self._made_upper:
+        if self.root is not None and self.root.made_upper:
             remove_tree(self.spec.upper)
         self.directory.remove()
 

@@ -130,7 +130,7 @@ def clone_mount(directory: int, *, recursive: bool = False) -> int:
 
 
 def place_mount(mount: int, target: str) -> None:
-    """Mount what ``clone_mount`` gave at ``target`` in the calling thread's mount namespace."""
+    """Mount what is mounted nowhere yet at ``target`` in the calling thread's mount namespace."""
     _syscall(
         "move_mount",
         _SYS_MOVE_MOUNT,
@@ -156,23 +156,11 @@ class NewMount:
         """Set an option without a value."""
         self._config(_FSCONFIG_SET_FLAG, key.encode(), None)
 
-    def attach(self, target: str) -> None:
-        """Create the file system and mount it at ``target``, without devices and set-uid."""
+    def create(self) -> int:
+        """Make the file system, without devices and set-uid; a descriptor, as of ``clone_mount``."""
         self._config(_FSCONFIG_CMD_CREATE, None, None)
         attributes = _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOSUID
-        mounted = _syscall("fsmount", _SYS_FSMOUNT, self._fd, _FSMOUNT_CLOEXEC, attributes)
-        try:
-            _syscall(
-                "move_mount",
-                _SYS_MOVE_MOUNT,
-                mounted,
-                b"",
-                _AT_FDCWD,
-                os.fsencode(target),
-                _MOVE_MOUNT_F_EMPTY_PATH,
-            )
-        finally:
-            os.close(mounted)
+        return _syscall("fsmount", _SYS_FSMOUNT, self._fd, _FSMOUNT_CLOEXEC, attributes)
 
     def close(self) -> None:
         """Release the descriptor."""

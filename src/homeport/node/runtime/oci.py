@@ -81,7 +81,7 @@ class OciRuntime(StagedRuntime):
     def invocation(self, launch: Launch, keep: Keep) -> Generator[Invocation]:
         spec = launch.spec
         with (
-            self._stage.root(launch.lowers(), spec.upper, launch.work) as root,
+            self._stage.root(launch.tree) as root,
             self._stage.network(launch.lease.netns_fd),
         ):
             user = launch.user = resolve_user(root, spec.user).within(spec.groups)

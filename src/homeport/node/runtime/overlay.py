@@ -1,11 +1,13 @@
-"""Mount a container's overlay root file system, for many layers, on new and older kernels."""
+"""Overlays: of a container's root file system, with many layers, and of data; on older kernels too."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from homeport.node.runtime import linux
 from homeport.node.runtime.port import ContainerStartError
@@ -14,27 +16,34 @@ LAYERS_MAX = 490
 """The kernel takes 500; the rest is ours."""
 
 _OPTIONS_MAX = 4000  # mount(2) takes one page of options
+_TOO_OLD: Final = (errno.ENOSYS, errno.EINVAL)
+"""What a kernel says that does not know the newer way to mount."""
 
 
-def mount_overlay(
-    target: Path, lowers: Sequence[Path], upper: Path, work: Path, links: Path
-) -> None:
-    """Mount ``lowers`` (topmost first) under ``upper`` at ``target`` in this mount namespace.
+def root_tree(lowers: Sequence[Path], upper: Path, work: Path, target: Path, links: Path) -> int:
+    """An overlay of ``lowers`` (topmost first) under ``upper``, mounted nowhere; a descriptor.
 
     ``userxattr`` makes layers read the same for root and for normal users; ``volatile`` leaves
-    the writing-back to who keeps ``upper``. ``links`` is a directory for short names, used where
-    the kernel is older than 6.8. Raises ``ContainerStartError`` with the kernel's words.
+    the writing-back to who keeps ``upper``. ``target`` is a directory to mount it on for a moment,
+    ``links`` one for short names, used where the kernel is older than 6.8. Raises
+    ``ContainerStartError`` with the kernel's words.
     """
     if len(lowers) > LAYERS_MAX:
         raise ContainerStartError(
             f"the image has {len(lowers)} layers; a container can have {LAYERS_MAX}"
         )
     try:
-        _mount_new(target, lowers, upper, work)
+        return _new(_ROOT, lowers, upper, work)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EINVAL):
-            raise ContainerStartError(f"the root file system: {error}") from error
-        _mount_classic(target, lowers, upper, work, links)
+        if error.errno not in _TOO_OLD:
+            raise ContainerStartError(f"{_ROOT.name}: {error}") from error
+    _mount_by_links(_ROOT, target, lowers, upper, work, links)
+    top = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return linux.clone_mount(top)
+    finally:
+        os.close(top)
+        linux.unmount(str(target))
 
 
 def mount_data(
@@ -46,60 +55,62 @@ def mount_data(
     ``lowers`` (topmost first) must be two at least. Raises ``ContainerStartError``.
     """
     try:
-        new = linux.NewMount("overlay")
-        try:
-            new.text("source", "volume")
-            for lower in lowers:
-                new.text("lowerdir+", str(lower))
-            if upper is not None:
-                new.text("upperdir", str(upper))
-                new.text("workdir", str(work))
-                new.flag("volatile")
-            for key, value in _DATA_OPTIONS.items():
-                new.text(key, value)
-            new.attach(str(target))
-        finally:
-            new.close()
+        tree = _new(_DATA, lowers, upper, work)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EINVAL):
-            raise ContainerStartError(f"a volume: {error}") from error
-        options = [f"{key}={value}" for key, value in _DATA_OPTIONS.items()]
-        if upper is not None:
-            options.append("volatile")
-        _mount_by_links(target, lowers, upper, work, links, options)
+        if error.errno not in _TOO_OLD:
+            raise ContainerStartError(f"{_DATA.name}: {error}") from error
+        _mount_by_links(_DATA, target, lowers, upper, work, links)
+        return
+    try:
+        linux.place_mount(tree, str(target))
+    finally:
+        os.close(tree)
 
 
-_DATA_OPTIONS = {"redirect_dir": "on", "metacopy": "off", "index": "off", "xino": "off"}
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """``name`` for messages, ``source`` as in tables of mounts; options without a value are flags."""
+
+    name: str
+    source: str
+    options: dict[str, str]
 
 
-def _mount_new(target: Path, lowers: Sequence[Path], upper: Path, work: Path) -> None:
+_ROOT: Final = _Kind("the root file system", "overlay", {"userxattr": ""})
+_DATA: Final = _Kind(
+    "a volume",
+    "volume",
+    {"redirect_dir": "on", "metacopy": "off", "index": "off", "xino": "off"},
+)
+
+
+def _new(kind: _Kind, lowers: Sequence[Path], upper: Path | None, work: Path) -> int:
     new = linux.NewMount("overlay")
     try:
-        new.text("source", "overlay")
+        new.text("source", kind.source)
         for lower in lowers:
             new.text("lowerdir+", str(lower))
-        new.text("upperdir", str(upper))
-        new.text("workdir", str(work))
-        new.flag("userxattr")
-        new.flag("volatile")
-        new.attach(str(target))
+        if upper is not None:
+            new.text("upperdir", str(upper))
+            new.text("workdir", str(work))
+            new.flag("volatile")
+        for key, value in kind.options.items():
+            if value:
+                new.text(key, value)
+            else:
+                new.flag(key)
+        return new.create()
     finally:
         new.close()
 
 
-def _mount_classic(
-    target: Path, lowers: Sequence[Path], upper: Path, work: Path, links: Path
-) -> None:
-    _mount_by_links(target, lowers, upper, work, links, ["userxattr", "volatile"])
-
-
 def _mount_by_links(
+    kind: _Kind,
     target: Path,
     lowers: Sequence[Path],
     upper: Path | None,
     work: Path,
     links: Path,
-    more: Sequence[str],
 ) -> None:
     """``mount(2)``: layers by short symbolic links, relative to a directory of theirs.
 
@@ -117,8 +128,9 @@ def _mount_by_links(
         names.append(name)
     parts = [f"lowerdir={':'.join(names[: len(lowers)])}"]
     if upper is not None:
-        parts.append(f"upperdir={names[-2]},workdir={names[-1]}")
-    options = ",".join([*parts, *more])
+        parts.append(f"upperdir={names[-2]},workdir={names[-1]},volatile")
+    parts += [f"{key}={value}" if value else key for key, value in kind.options.items()]
+    options = ",".join(parts)
     if len(options) > _OPTIONS_MAX:
         raise ContainerStartError(
             f"{len(lowers)} layers are too many for this kernel (6.8 or newer takes {LAYERS_MAX})"
@@ -126,9 +138,9 @@ def _mount_by_links(
     before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.chdir(links)
-        linux.mount("overlay", str(target), "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
+        linux.mount(kind.source, str(target), "overlay", linux.MS_NODEV | linux.MS_NOSUID, options)
     except OSError as error:
-        raise ContainerStartError(f"the root file system: {error}") from error
+        raise ContainerStartError(f"{kind.name}: {error}") from error
     finally:
         os.fchdir(before)
         os.close(before)

@@ -167,6 +167,8 @@ class ContainerSpec:
     """Numbers of further groups that its command is in."""
     can_checkpoint: bool = False
     """``Container.checkpoint`` will be possible: its streams are pipes, and nothing is mounted late."""
+    is_repeated: bool = False
+    """More containers of these layers are likely: the runtime has root file systems for them ready."""
     checkpoint: Path | None = None
     """It goes on where that checkpoint was taken, of one with the same files and the same spec."""
 

@@ -275,7 +275,7 @@ class Adoption(Launch):
     def _mount(self) -> bytes:
         """Mount the files where the gofer sees them; the message for the keeper."""
         spec = self.spec
-        with self._stage.root(self.lowers(), spec.upper, self.work) as root:
+        with self._stage.root(self.tree) as root:
             user = self.user = resolve_user(root, spec.user).within(spec.groups)
             workdir = working_directory(spec, root)
             mount_data(spec, root)
@@ -285,7 +285,7 @@ class Adoption(Launch):
             finally:
                 os.close(top)
         try:
-            self.shared.place_inside(Inside(self._prepared.files_pid), Tree(tree, FILES))
+            self._stage.place_inside(Inside(self._prepared.files_pid), Tree(tree, FILES))
         finally:
             os.close(tree)
         self.mount_data()

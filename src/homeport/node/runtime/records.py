@@ -33,15 +33,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContainerDirectory:
-    """``<run_dir>/containers/<id>``: the record, generated files, the status file."""
+    """``<run_dir>/containers/<id>``: the record and the status file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def generated(self) -> Path:
-        """The topmost read-only layer."""
-        return self.path / "generated"
 
     @property
     def status_file(self) -> Path:
@@ -80,9 +75,9 @@ def remove_tree(path: Path) -> None:
             function(name)
 
     for _ in range(3):
-        shutil.rmtree(path, onerror=unlock)
         if not os.path.lexists(path):
             return
+        shutil.rmtree(path, onerror=unlock)
 
 
 def run_token(run_dir: Path) -> str:

@@ -16,26 +16,41 @@ from homeport.node.runtime.port import Bind
 
 _DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "var/tmp")
 _STICKY = ("tmp", "var/tmp")
+_GENERATED = ("hostname", "hosts", "resolv.conf")
+"""In ``/etc``."""
+
+
+def lay_out_generated(directory: Path) -> None:
+    """Make the generated files under ``directory``, still empty."""
+    etc = directory / "etc"
+    etc.mkdir(parents=True)
+    os.chmod(directory, 0o755)
+    os.chmod(etc, 0o755)
+    for name in _GENERATED:
+        fd = os.open(etc / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        os.fchmod(fd, 0o644)
+        os.close(fd)
 
 
 def write_generated(
     directory: Path, hostname: str, address: str, nameservers: Sequence[str], search: str
 ) -> None:
-    """Lay out ``/etc/hostname``, ``/etc/hosts`` and ``/etc/resolv.conf`` under ``directory``."""
-    etc = directory / "etc"
-    etc.mkdir(parents=True)
-    os.chmod(directory, 0o755)
-    os.chmod(etc, 0o755)
+    """Say in the files under ``directory`` what is known when the container starts.
+
+    They may be a layer of a file system that is mounted, as long as nobody has looked into it:
+    names and directories stay as they are.
+    """
     hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
     hosts += f"{address or '127.0.0.1'}\t{hostname}\n"
     resolver = "".join(f"nameserver {server}\n" for server in nameservers)
     if search:
         resolver = f"search {search}\n{resolver}"
-    for name, text in (("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolver)):
-        fd = os.open(etc / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
+    for name, text in zip(_GENERATED, (f"{hostname}\n", hosts, resolver), strict=True):
+        fd = os.open(f"{directory}/etc/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
 
 
 def mount_points(store: Path, binds: Iterable[Bind], tmpfs: Iterable[str]) -> Path:

@@ -90,6 +90,8 @@ _OWN_PIDS: Final = 512
 _PASSED: Final = (CONTROL_FD, IN_FD, OUT_FD, ERR_FD)
 _LOG_FD: Final = FIRST_FREE_FD + 1
 _WAKE_S: Final = 60.0
+_PAUSE_S: Final = 0.05
+"""So much later than a start the next container is prepared, which takes the processor."""
 _WORDS_MAX: Final = 20_000
 _TEXT_MAX: Final = 512 * 1024
 """Of what a prepared container can be told; longer commands are started with a container of theirs."""
@@ -221,7 +223,13 @@ class RunscRuntime(StagedRuntime):
             )
         super().__init__(run_dir, network, cgroups)
         state.mkdir(mode=0o700, exist_ok=True)
-        self._ahead = Ahead(prepared_max, self._prepare, self._discard)
+        self._ahead = Ahead[str, Prepared](
+            prepared_max,
+            self._prepare,
+            self._discard,
+            pause_s=_PAUSE_S,
+            ends=lambda prepared: prepared.outer_fd,
+        )
         self._ahead_stage = Stage(self._run_dir / "stage" / "ahead", private=True, threads=1)
         self._ahead_tool = PreparedTool(self._runsc, self._ahead_stage, self._init_fd)
         self.adopted = 0
@@ -264,7 +272,7 @@ class RunscRuntime(StagedRuntime):
     @contextlib.contextmanager
     def invocation(self, launch: Launch, keep: Keep) -> Generator[Invocation]:
         spec = launch.spec
-        with self._stage.root(launch.lowers(), spec.upper, launch.work) as root:
+        with self._stage.root(launch.tree) as root:
             user = launch.user = resolve_user(root, spec.user)
             workdir = working_directory(spec, root)
             if not uses_tmp(spec) and spec.checkpoint is None:
@@ -466,7 +474,8 @@ def _can_be_told(spec: ContainerSpec) -> bool:
     """Whether all that is asked for can still be given to a container that waits."""
     words = [*spec.command, *spec.env, *spec.env.values()]
     return (
-        not (spec.can_checkpoint or spec.checkpoint or spec.devices or spec.hooks)
+        spec.network in ("nat", "none")
+        and not (spec.can_checkpoint or spec.checkpoint or spec.devices or spec.hooks)
         and len(words) < _WORDS_MAX
         and sum(map(len, words)) < _TEXT_MAX
         and not any("\0" in word for word in words)

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 from homeport.node.runtime import linux
 from homeport.node.runtime.inside import link_to, mount_at, mount_image_at, unmount_image_at
-from homeport.node.runtime.overlay import mount_data, mount_overlay
+from homeport.node.runtime.overlay import mount_data, root_tree
 from homeport.node.runtime.port import (
     ContainerStartError,
     ImageTree,
@@ -89,11 +89,15 @@ class Stage:
         """The calling thread's directory with ``root`` and ``sys``."""
         return self._local.place
 
+    def root_tree(self, lowers: Sequence[Path], upper: Path, work: Path) -> int:
+        """An overlay, mounted nowhere. See ``overlay.root_tree``."""
+        return root_tree(lowers, upper, work, self.place / "data", self.place / "links")
+
     @contextlib.contextmanager
-    def root(self, lowers: Sequence[Path], upper: Path, work: Path) -> Generator[Path]:
-        """The overlay mounted for the time of the block (what was started keeps it)."""
+    def root(self, tree: int) -> Generator[Path]:
+        """``tree`` mounted for the time of the block (what was started keeps it)."""
         target = self.place / "root"
-        mount_overlay(target, lowers, upper, work, self.place / "links")
+        linux.place_mount(tree, str(target))
         try:
             yield target
         finally:
@@ -215,13 +219,7 @@ class Stage:
         """
         if not self._private:
             raise RuntimeUnavailableError("images in containers need root on this machine")
-        target = self.place / "data"
-        lowers = [*reversed(tree.layers)]
-        mount_overlay(target, lowers, tree.upper, tree.work, self.place / "links")
-        try:
-            descriptor = _cloned(target, "")
-        finally:
-            linux.unmount(str(target))
+        descriptor = self.root_tree([*reversed(tree.layers)], tree.upper, tree.work)
         try:
             device = os.fstat(descriptor).st_dev
             with self._inside(inside):
