@@ -287,7 +287,7 @@ def main() -> None:
         "at_once": AT_ONCE,
         "runtimes": {},
     }
-    results["root_files"] = {"layers": LAYERS, "ms": root_files_ms(LAYERS)}
+    results["root_files"] = {"layers": LAYERS, **root_files_ms(LAYERS)}
     results["settings"].update(numpy=options.numpy, live=options.live, creates=options.creates)
     file = HERE / "sandboxes.json"
     if file.exists():  # those that are not measured now stay, with the date of their own
