@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from homeport.node.runtime.port import (
     ExecSpec,
     ImageTree,
     MountedImage,
+    Overlay,
     RuntimeUnavailableError,
 )
 from homeport.node.runtime.records import OUTER_PREFIX, find_processes
@@ -1124,6 +1126,58 @@ def test_a_burst_has_as_many_root_file_systems_ready_the_next_time(
             used = box.runtime.roots.used
             await asyncio.gather(*(box.sh("true", is_repeated=True) for _ in range(8)))
             assert box.runtime.roots.used == used + 8
+
+    asyncio.run(main())
+    assert find_leaks(tmp_path) == []
+
+
+def test_writes_may_be_on_another_disk_than_what_waits(tmp_path: Path, layer: Path) -> None:
+    async def main() -> None:
+        async with open_box("bubblewrap", tmp_path, layer) as box:
+            await box.runtime.prepare_root(box.spec("true"))
+            result = await box.sh("touch /mine; cat /etc/hostname", is_repeated=True, hostname="a")
+            assert result.output == "a\n"
+            assert (result.upper / "mine").exists()
+            assert box.runtime.roots.used == 0
+
+    uppers = tmp_path / "uppers"
+    uppers.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "uppers", str(uppers)], check=True)
+    try:
+        asyncio.run(main())
+    finally:
+        subprocess.run(["umount", str(uppers)], check=True)
+    assert find_leaks(tmp_path) == []
+
+
+def test_on_older_kernels_overlays_are_mounted_the_older_way(
+    tmp_path: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> int:
+        raise OSError(errno.EINVAL, "fsconfig: lowerdir+")
+
+    monkeypatch.setattr("homeport.node.runtime.overlay._new", unknown)
+
+    async def main() -> None:
+        async with open_box(PREPARED_ROOT, tmp_path, layer) as box:
+            below = [box.home / "first", box.home / "second"]
+            for place in below:
+                place.mkdir()
+                (place / place.name).touch()
+            data = Bind(box.home / "first", "/data")
+            upper, work = box.home / "written", box.home / "work"
+            for place in (upper, work):
+                place.mkdir()
+            volume = Overlay("/data", "", tuple(below), upper, work)
+            result = await box.sh(
+                "ls / /data | grep -E 'first|second'; touch /mine /data/mine",
+                layers=(box.layer, *below),
+                binds=(data,),
+                overlays=(volume,),
+            )
+            assert result.output.split() == ["first", "second"] * 2
+            assert (result.upper / "mine").exists()
+            assert (upper / "mine").exists()
 
     asyncio.run(main())
     assert find_leaks(tmp_path) == []
