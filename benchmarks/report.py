@@ -298,6 +298,10 @@ _SANDBOX_ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         "the same, where no container waits (setting `sandboxes_prepared_max` 0)",
         _pair("unprepared"),
     ),
+    (
+        "the same, the first one of a node that has just been started, p50 / most of {cold}",
+        _pair("cold"),
+    ),
     ("the same, {burst} at once (more than are prepared)", _pair("burst")),
     ("a program in a sandbox: start, output, end, p50 / p99", _pair("exec")),
     ("{numpy} at once that each import numpy: all done after", _of("", "numpy_all_s", "{:.1f} s")),

@@ -35,6 +35,7 @@ from homeport.node.leaks import find_leaks
 HERE = Path(__file__).parent
 RUNTIMES = ("bubblewrap", "runc", "runsc")
 ALONE = 10
+COLD = 20
 PAUSE_S = 0.1
 BURST = 32
 AT_ONCE = 8
@@ -244,6 +245,17 @@ def unprepared(homeport: Homeport, options: argparse.Namespace) -> Figures:
     return figures
 
 
+def cold(home: Path, runtime: str, count: int) -> Figures:
+    """The first sandbox after each of so many starts of server and node."""
+    taken: list[float] = []
+    for _ in range(count):
+        with Homeport(home, runtime) as homeport:
+            taken.append(client(homeport.environ, "cold")["cold_p50_ms"])
+    figures = {"cold_p50_ms": statistics.median(taken), "cold_p99_ms": max(taken)}
+    print(runtime, _short(figures), flush=True)
+    return figures
+
+
 def memory() -> dict[str, int]:
     """``/proc/meminfo`` in KiB."""
     found: dict[str, int] = {}
@@ -284,6 +296,7 @@ def main() -> None:
         "machine": machine(),
         "settings": {"runs": options.runs, "firsts": options.firsts, "execs": options.execs},
         "burst": BURST,
+        "cold": COLD,
         "at_once": AT_ONCE,
         "runtimes": {},
     }
@@ -304,6 +317,7 @@ def main() -> None:
             home = (options.home or Path(folder)).absolute() / runtime
             with Homeport(home, runtime) as homeport:
                 results["runtimes"][runtime] = measure(homeport, least, options)
+            results["runtimes"][runtime].update(cold(home, runtime, COLD))
             if runtime == "runsc":
                 with Homeport(home, runtime, sandboxes_prepared_max=0) as homeport:
                     results["runtimes"][runtime].update(unprepared(homeport, options))
