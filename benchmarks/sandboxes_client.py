@@ -164,7 +164,7 @@ class Client:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["first", "exec", "churn", "numpy", "live"])
+    parser.add_argument("what", choices=["first", "cold", "exec", "churn", "numpy", "live"])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two, for pools")
