@@ -30,7 +30,7 @@ for names, which are looked up in memory."""
 
 _INSERT: Final = sa.insert(operations)
 _DELETE: Final = sa.delete(operations).where(operations.c.id == sa.bindparam("forgotten"))
-_PRUNE: Final = sa.delete(operations).where(operations.c.id < sa.bindparam("before"))
+_PRUNE: Final = sa.delete(operations).where(operations.c.id <= sa.bindparam("last"))
 
 
 class OperationLog:
@@ -44,17 +44,14 @@ class OperationLog:
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Read what earlier runs recorded."""
-        before = self._before()
+        """Read what earlier runs recorded, whenever that was: the clock may have been set since."""
         query = sa.select(operations.c.name, operations.c.id)
 
         def read(connection: sa.Connection) -> dict[str, int]:
-            connection_rows = connection.execute(query)
-            return {name: number for name, number in connection_rows if number >= before}
+            return {row.name: row.id for row in connection.execute(query)}
 
         self._earlier = await self._database.read(read)
         self._last_id = max(self._earlier.values(), default=0)
-        await self._database.append(_PRUNE, [{"before": before}])
         if self._earlier:
             self._watch()
 
@@ -100,17 +97,14 @@ class OperationLog:
         query = sa.select(operations.c.answer).where(operations.c.id == number)
         return await self._database.read(lambda connection: connection.execute(query).scalar())
 
-    def _before(self) -> int:
-        return int((self._clock.now() - RETENTION_S) * 1e6)
-
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(RETENTION_S, self._prune)
+        self._timer = loop.call_later(RETENTION_S, self._prune, self._last_id)
 
-    def _prune(self) -> None:
-        before = self._before()
+    def _prune(self, last_id: int) -> None:
+        """Forget what was recorded until then. By the order of records, not by the clock's time."""
         self._timer = None
-        self._earlier = {name: id for name, id in self._earlier.items() if id >= before}
-        self._database.append(_PRUNE, [{"before": before}])
-        if self._last_id >= before:
+        self._earlier = {name: id for name, id in self._earlier.items() if id > last_id}
+        self._database.append(_PRUNE, [{"last": last_id}])
+        if self._last_id > last_id:
             self._watch()

@@ -43,7 +43,7 @@ from homeport.queues.model import (
 from homeport.queues.service import QueueService
 from homeport.queues.store import QueueStore
 from homeport.queues.taken import TakenItems
-from homeport.storage.operations import OperationLog
+from homeport.storage.operations import OperationLog, operations
 
 MIB = 1024 * 1024
 
@@ -78,21 +78,21 @@ class Here:
 
 
 async def opened(home: Home, *, value_bytes_max: int = MIB, items_max: int = 100_000) -> Here:
-    operations = OperationLog(home.database, home.clock)
-    await operations.start()
+    log = OperationLog(home.database, home.clock)
+    await log.start()
     objects = Objects(
         QUEUE,
         ObjectStore(home.database),
         home.clock,
         erase=queue_store.erase,
-        operations=operations,
+        operations=log,
         ephemeral_timeout_s=900,
     )
     await objects.start()
     queues = QueueService(
         QueueStore(home.database),
         objects,
-        operations,
+        log,
         home.clock,
         items_max=items_max,
         value_bytes_max=value_bytes_max,
@@ -261,25 +261,37 @@ def test_what_was_cleared_is_not_given_back(tmp_path: Path) -> None:
     run(tmp_path, life)
 
 
-def test_a_call_repeated_after_a_restart_has_been_carried_out(tmp_path: Path) -> None:
+def test_a_call_repeated_after_a_restart_has_been_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def first(home: Home) -> None:
         here = await opened(home)
         await here.put(b"1", b"2", b"3", op="put")
         assert await here.get(2, op="get") == [b"1", b"2"]
 
     async def second(home: Home) -> None:
+        home.clock.offset = 3600  # which says nothing: a clock can be set
         here = await opened(home)
         await here.put(b"1", b"2", b"3", op="put")
         assert await here.get(2, op="get") == [b"1", b"2"]
+        home.clock.offset = -3600
         assert await here.get(9, op="another get") == [b"3"]
         assert here.len() == 0
 
-    async def much_later(home: Home) -> None:
-        home.clock.offset = 3600
+    async def third(home: Home) -> None:
         here = await opened(home)
-        assert await here.get(2, op="get") == []
+        assert await here.get(9, op="another get") == [b"3"]
 
-    run(tmp_path, first, second, much_later)
+    async def much_later(home: Home) -> None:
+        monkeypatch.setattr("homeport.storage.operations.RETENTION_S", 0.01)
+        here = await opened(home)
+        async with asyncio.timeout(30):
+            while await here.get(2, op="get"):
+                await asyncio.sleep(0.01)
+        query = sa.select(sa.func.count()).select_from(operations)
+        assert await home.database.read(lambda c: c.execute(query).scalar_one()) == 0
+
+    run(tmp_path, first, second, third, much_later)
 
 
 def test_a_cancelled_get_is_not_remembered(tmp_path: Path) -> None:
